@@ -1,0 +1,55 @@
+"""The frozen autoencoder: diffusers' AutoencoderKL, read from a folder that names its own configuration."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from maskdit.config import UserError, Vae
+from maskdit.files import read_json, sha256
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def build(config: Vae) -> AutoencoderKL:
+    """A new autoencoder with random weights, without attention."""
+    levels = len(config.channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.channels,
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,  # shift and scale per channel are kept with the latents
+    )
+
+
+def load(folder: Path, device: torch.device) -> AutoencoderKL:
+    """The autoencoder of a folder in diffusers' layout, frozen."""
+    read_json(folder / "config.json")  # a clear error if the folder is not there
+    vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def identity(folder: Path) -> str:
+    """sha256 of the weights."""
+    return sha256(folder / WEIGHTS)
+
+
+def demand(folder: Path, wanted: str) -> None:
+    """Raise UserError unless the folder's weights have this sha256."""
+    if identity(folder) != wanted:
+        raise UserError(f"{folder}: not the autoencoder that made the latents of this run; name the one with sha256 {wanted[:12]}…")
+
+
+def to_unit(pixels_BHWC: Tensor) -> Tensor:
+    """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1]."""
+    return pixels_BHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pixels(images_BCHW: Tensor) -> Tensor:
+    """Float (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3), rounded to the nearest level and clipped."""
+    return (images_BCHW.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

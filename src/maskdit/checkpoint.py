@@ -1,0 +1,31 @@
+"""Self-describing weights: safetensors whose header says what they are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from maskdit.config import UserError
+from maskdit.files import replacing
+
+
+def save(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+    """Write tensors and a JSON-able description atomically."""
+    ready = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(ready, temporary, {"maskdit": json.dumps(facts)})
+
+
+def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors on the CPU and their description; raises UserError if the file is missing, damaged or not ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["maskdit"])
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118, not a dict
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; rerun the training that makes it") from None
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"{path}: not a checkpoint of maskdit ({error}); delete it and rerun the training that makes it") from None

@@ -1,0 +1,127 @@
+"""The command line: `maskdit VERB KEY --input PATH … --out PATH`, made from the signatures of the steps.
+
+Signatures are read from the source, not imported, so that no help text and no refusal waits for torch.
+"""
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+STEPS = {  # verb -> module
+    "fetch": "fetch",
+    "vae": "vae",
+    "encode": "encode",
+    "reference": "reference",
+    "pretrain": "train",
+    "finetune": "train",
+    "sample": "sample",
+    "features": "features",
+    "evaluate": "evaluate",
+    "grid": "grid",
+    "table": "table",
+    "curves": "curves",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"maskdit: {message}; see {self.prog} --help\n")
+
+
+def signature(verb: str) -> tuple[list[str], str]:
+    """Names of a step's paths, and its docstring, from the source."""
+    source = (Path(__file__).parent / f"{STEPS[verb]}.py").read_text()
+    step = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == verb)
+    return [argument.arg for argument in step.args.kwonlyargs], ast.get_docstring(step) or ""
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    top = Parser("maskdit", description="Masked diffusion transformers, from images to tables: one verb a step.")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
+    for verb in STEPS:
+        paths, text = signature(verb)
+        line = text.splitlines()[0]
+        entry = verbs.add_parser(verb, help=line, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        entry.add_argument("key", metavar="KEY", help=f"an entry of {verb}: in params.yaml")
+        for path in paths:
+            entry.add_argument(f"--{path}", type=Path, required=True, metavar="PATH")
+    handoff = verbs.add_parser("handoff", help="Let the other engine take over what one engine has made.")
+    handoff.add_argument("--to", choices=("dvc", "snakemake"), required=True)
+    handoff.add_argument("bench", metavar="BENCH", nargs="?", default="demo", help="a benchmark, an entry of table:")
+    show = verbs.add_parser("show", help="Print a benchmark's table and where its results lie.")
+    show.add_argument("bench", metavar="BENCH", nargs="?", default="demo")
+    return top
+
+
+def step(verb: str, key: str, paths: dict[str, Path]) -> None:
+    """Run one step: check its inputs against today's params.yaml, run it on its own entry, publish what it made.
+
+    Raises UserError if an input is missing, damaged, stale, or not the one that params.yaml names.
+    """
+    from maskdit.config import UserError, load
+
+    params = load()
+    entry = params.entry(verb, key)
+    from maskdit.files import inputs_of, lineage, publishing
+
+    inputs = {name: path for name, path in paths.items() if name != "out"}
+    found = [item for path in inputs.values() for item in inputs_of(path, getattr(entry, "evals", None))]
+    upstream = params.upstream(verb, key)
+    for path, manifest in found:
+        if manifest.node not in upstream:
+            raise UserError(f"{path}: holds {manifest.node}, {verb}.{key} wants {' and '.join(sorted(upstream))}")
+    ancestors = lineage(found, params)
+    run = getattr(import_module(f"maskdit.{STEPS[verb]}"), verb)
+    with publishing(paths["out"], f"{verb}/{key}", entry.model_dump(mode="json"), ancestors) as place:
+        run(entry, **inputs, out=place)
+
+
+def show(bench: str) -> None:
+    """Print a benchmark's table and the paths of its results."""
+    from maskdit.config import UserError
+
+    table = Path("results") / f"table_{bench}.md"
+    if not table.exists():
+        raise UserError(f"{table}: no such file; run snakemake results/table_{bench}.csv")
+    print(table.read_text())
+    for path in sorted(Path("results").glob(f"*_{bench}*")):
+        print(path)
+
+
+def dispatch(argv: Sequence[str] | None) -> None:
+    """Parse and run one command line."""
+    arguments = vars(parser().parse_args(argv))
+    verb = arguments.pop("verb")
+    if verb == "handoff":
+        from maskdit.handoff import handoff
+
+        handoff(**arguments)
+    elif verb == "show":
+        show(**arguments)
+    else:
+        step(verb, arguments.pop("key"), arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 after a one-line message for what the user can mend."""
+    from maskdit.config import UserError
+
+    try:
+        dispatch(argv)
+    except UserError as error:
+        print(f"maskdit: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"maskdit: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("maskdit: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,231 @@
+"""Artifacts on disk: written atomically, hashed, and described by a manifest that says how they were made."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskdit.config import Params, UserError
+
+MANIFEST = "manifest.json"
+
+
+def digest(tree: Any) -> str:
+    """sha256 of a JSON-able value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """sha256 of a file's contents, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file to write, in the same folder, that takes the name of `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@cache
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write a JSON file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(tree, indent=2) + "\n")
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a .npy file atomically."""
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, array)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises UserError if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; run the step that makes it") from None
+    except ValueError:
+        raise UserError(f"{path}: not JSON, so damaged; delete it and rerun the step that makes it") from None
+
+
+def git(*arguments: str) -> str:
+    """What git says, stripped; '' where there is no repository."""
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How one ancestor of an artifact was made: its entry of params.yaml and the digest of what came out."""
+
+    config: dict[str, Any]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """How an artifact was made.
+
+    node: VERB/KEY. files: name -> bytes and sha256. lineage: node -> origin, for itself and each ancestor.
+    made: commit and hardware.
+    """
+
+    node: str
+    files: dict[str, dict[str, Any]]
+    lineage: dict[str, Origin]
+    made: dict[str, str]
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any]) -> "Manifest":
+        """A manifest from its JSON form."""
+        lineage = {node: Origin(**origin) for node, origin in tree["lineage"].items()}
+        return cls(tree["node"], tree["files"], lineage, tree["made"])
+
+
+def made_by() -> dict[str, str]:
+    """Commit and hardware, for a manifest: nothing that identifies a person or a machine."""
+    commit = git("rev-parse", "HEAD")
+    changed = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+    return {"commit": commit + changed if commit else "unknown", "machine": platform.machine(), "cpus": str(os.cpu_count())}
+
+
+def inputs_of(path: Path, only: tuple[str, ...] | None = None) -> list[tuple[Path, Manifest]]:
+    """The manifests at an input: of the folder, of the JSON file, or of those JSON files of a folder that `only` names.
+
+    Raises UserError if there is none, or if a file that it lists has another size or, for files up to 256 MiB, another hash.
+    """
+    if path.suffix == ".json":
+        tree = read_json(path)
+        manifest = Manifest.parse(tree.pop("manifest"))
+        if digest(tree) != manifest.files[path.name]["sha256"]:
+            raise UserError(f"{path}: changed since it was written; rerun the step that makes it")
+        return [(path, manifest)]
+    if only is not None:
+        return [found for name in only if (path / f"{name}.json").exists() for found in inputs_of(path / f"{name}.json")]
+    manifest = Manifest.parse(read_json(path / MANIFEST))
+    for name, facts in manifest.files.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != facts["bytes"]:
+            raise UserError(f"{file}: missing or truncated; delete {path} and rerun the step that makes it")
+        if facts["bytes"] <= 2**28 and sha256(file) != facts["sha256"]:
+            raise UserError(f"{file}: damaged (sha256 differs); delete {path} and rerun the step that makes it")
+    return [(path, manifest)]
+
+
+def lineage(found: list[tuple[Path, Manifest]], params: Params) -> dict[str, Origin]:
+    """The joint lineage of several inputs.
+
+    Raises UserError if an ancestor was made with other numbers than today's params.yaml, or if two inputs descend from
+    different makings of one ancestor.
+    """
+    joint: dict[str, Origin] = {}
+    for path, manifest in found:
+        for node, origin in manifest.lineage.items():
+            verb, key = node.split("/")
+            today = params.entry(verb, key).model_dump(mode="json")
+            if origin.config != today:
+                raise UserError(f"{path}: {node} was made with {_difference(origin.config, today)}: rerun it, or restore the number")
+            other = joint.setdefault(node, origin)
+            if other.digest != origin.digest:
+                raise UserError(f"{path}: made from another {node} than the other inputs: rerun it")
+    return joint
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    name = next(key for key in [*old, *new] if old.get(key) != new.get(key))
+    return f"{name} {json.dumps(old.get(name))}, params.yaml says {json.dumps(new.get(name))}"
+
+
+@contextmanager
+def publishing(out: Path, node: str, config: dict[str, Any], ancestors: dict[str, Origin]) -> Iterator[Path]:
+    """A temporary place for a step to write, published under `out` with its manifest when the block ends without an error.
+
+    A folder gets a manifest.json. A name with a suffix is a file: what the step wrote beside it under the same stem is published
+    too, and a JSON file holds its manifest inside.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
+        workshop = Path(name)
+        place = workshop / out.name
+        if not out.suffix:
+            place.mkdir()
+        yield place
+        if out.suffix:
+            _publish_files(workshop, place, out, node, config, ancestors)
+        else:
+            _publish_folder(workshop, place, out, node, config, ancestors)
+
+
+def _manifest(files: dict[str, dict[str, Any]], node: str, config: dict[str, Any], ancestors: dict[str, Origin]) -> Manifest:
+    return Manifest(node, files, {**ancestors, node: Origin(config, digest(files))}, made_by())
+
+
+def _publish_files(
+    workshop: Path, place: Path, out: Path, node: str, config: dict[str, Any], ancestors: dict[str, Origin]
+) -> None:
+    if out.suffix == ".json":
+        tree = read_json(place)
+        files = {out.name: {"bytes": place.stat().st_size, "sha256": digest(tree)}}
+        write_json(place, {**tree, "manifest": asdict(_manifest(files, node, config, ancestors))})
+    for file in sorted(workshop.iterdir(), key=lambda file: file == place):  # the declared one last
+        _sync(file)
+        file.replace(out.parent / file.name)
+    _sync(out.parent)
+
+
+def _publish_folder(
+    workshop: Path, place: Path, out: Path, node: str, config: dict[str, Any], ancestors: dict[str, Origin]
+) -> None:
+    files = {}
+    for file in sorted(file for file in place.rglob("*") if file.is_file()):
+        _sync(file)
+        files[str(file.relative_to(place))] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    write_json(place / MANIFEST, asdict(_manifest(files, node, config, ancestors)))
+    if out.is_symlink() or out.is_file():
+        raise UserError(f"{out}: not a folder; move it away")
+    if out.exists():
+        out.rename(workshop / "old")
+    place.rename(out)
+    _sync(out.parent)
+    shutil.rmtree(workshop / "old", ignore_errors=True)

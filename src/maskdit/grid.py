@@ -1,0 +1,49 @@
+"""A picture of samples by class beside real images."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+
+from maskdit.config import Grid
+from maskdit.data import Array, Images
+from maskdit.files import read_json, replacing
+
+
+def rows_of(pixels: Array, labels: Array, classes: int, columns: int) -> Array:
+    """The first `columns` images of each class, white where there are fewer, as (classes, columns, H, W, 3)."""
+    picture = np.full((classes, columns, *pixels.shape[1:]), 255, np.uint8)
+    for label in range(classes):
+        found = pixels[np.flatnonzero(labels == label)[:columns]]
+        picture[label, : len(found)] = found
+    return picture
+
+
+def tiled(rows: Array) -> Array:
+    """(rows, columns, H, W, 3) to one picture."""
+    return np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
+
+
+def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
+    """A row a class: held-out real images on the left, samples of that class on the right, the first of each."""
+    real = Images.load(images)
+    index = read_json(samples / "index.json")
+    drawn = np.concatenate([np.load(samples / shard) for shard in index["shards"]])
+    sides = {
+        "real, held out": real.part(heldout=True),
+        f"{index['checkpoint']['model']}, guidance {index['protocol']['guidance']:g}": (drawn, np.load(samples / "labels.npy")),
+    }
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(1.2 * config.columns, 5.4), layout="constrained")
+    for panel, (title, (pixels, labels)) in zip(panels, sides.items(), strict=True):
+        picture = tiled(rows_of(pixels, labels, len(real.classes), config.columns))
+        panel.imshow(picture, interpolation="nearest")
+        panel.set_title(title)
+        panel.set_xticks([])
+        panel.set_yticks([pixels.shape[1] * (row + 0.5) for row in range(len(real.classes))], real.classes)
+        panel.tick_params(length=0)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)

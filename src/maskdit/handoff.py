@@ -1,0 +1,56 @@
+"""Crossing between the engines: each learns what the other has made, but only of what is finished and current."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from maskdit.config import Params, UserError, load
+from maskdit.files import inputs_of, lineage
+
+
+def engine(*words: str) -> str:
+    """What an engine prints; raises UserError with its last line if it fails."""
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    if done.returncode:
+        last = next((line for line in reversed(said.splitlines()) if line.strip()), "no message")
+        raise UserError(f"handoff: {' '.join(words[:2])} failed: {last.strip()}")
+    return said
+
+
+def targets(params: Params, bench: str) -> tuple[list[str], list[str]]:
+    """The last nodes of a benchmark as Snakemake's files and as DVC's stages."""
+    params.entry("table", bench)
+    grids = [key for key, entry in params.grid.items() if params.evaluate[entry.sample].bench == bench]
+    files = [f"results/table_{bench}.csv", *(f"results/curves_{key}.csv" for key in params.curves if key == bench)]
+    stages = [f"table@{bench}", *(f"curves@{key}" for key in params.curves if key == bench)]
+    return [*files, *(f"results/grid_{key}.png" for key in grids)], [*stages, *(f"grid@{key}" for key in grids)]
+
+
+def handoff(to: str, bench: str) -> None:
+    """Tell one engine what the other has made of a benchmark, so that it runs nothing again.
+
+    To dvc: commits the files to DVC's lock and cache. To snakemake: writes Snakemake's provenance, so that a later change of a number
+    is seen. Raises UserError, and changes nothing, unless the engine that ran has nothing left to do and each artifact was made
+    with today's params.yaml.
+    """
+    params = load()
+    files, stages = targets(params, bench)
+    if to == "dvc":
+        said = engine("snakemake", "--dry-run", *files)
+        if "missing provenance" in said:
+            raise UserError(f"handoff: Snakemake did not make these files (no provenance): run snakemake {files[0]} first")
+        if "Nothing to be done" not in said:
+            raise UserError(f"handoff: Snakemake has jobs left: run snakemake {' '.join(files)} first")
+    else:
+        said = engine("dvc", "repro", "--dry", "--allow-missing", *stages)
+        if "Running stage" in said:
+            raise UserError(f"handoff: DVC has stages left: run dvc repro {' '.join(stages)} first")
+    folder = Path("results") / "metrics" / bench
+    evals = tuple(key for key, entry in params.evaluate.items() if entry.bench == bench)
+    lineage([found for name in evals for found in inputs_of(folder / f"{name}.json")], params)
+    if to == "dvc":
+        engine("dvc", "commit", "--force", "--no-relink", "--with-deps", *stages)
+    else:
+        engine("snakemake", "--touch", "--forceall", *files)
+    print(f"handoff: {to} now knows {bench}")

@@ -1,0 +1,203 @@
+"""The encoder-decoder transformer of MaskDiT; without a decoder it is DiT (Peebles and Xie 2023).
+
+Shapes: B batch, C channels, H height, W width, L patches, K kept patches, D width of a token, P numbers in a patch.
+Parameter names and shapes are those of the published checkpoints.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskdit.masking import gather, patchify, restore, unpatchify
+
+FREQUENCIES = 256  # of the noise level's sinusoid
+MLP_RATIO = 4
+
+
+def positions(side: int, width: int) -> Tensor:
+    """Fixed two-dimensional sine-cosine positions (1, side * side, width): half the width for the column, half for the row."""
+    omega = 1 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * omega
+    line = torch.cat([angle.sin(), angle.cos()], dim=1)  # side, width / 2
+    column = line[None, :, :].expand(side, side, -1)
+    row = line[:, None, :].expand(side, side, -1)
+    return torch.cat([column, row], dim=2).reshape(1, side * side, width).float()
+
+
+def modulate(x_BLD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
+    """Layer norm without parameters, then scale and shift from the condition."""
+    normed = F.layer_norm(x_BLD, x_BLD.shape[-1:], eps=1e-6)
+    return normed * (1 + scale_BD.unsqueeze(1)) + shift_BD.unsqueeze(1)
+
+
+def adaptive(condition: int, width: int, parts: int) -> nn.Sequential:
+    """SiLU and a linear layer from the condition to `parts` vectors, zero at the start (adaLN-Zero)."""
+    linear = nn.Linear(condition, parts * width)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.SiLU(), linear)
+
+
+class PatchEmbed(nn.Module):
+    """Patches to tokens; the weight is kept as that of a convolution."""
+
+    def __init__(self, channels: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, patch)
+        nn.init.xavier_uniform_(self.proj.weight.view(width, -1))
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, patches_BKP: Tensor) -> Tensor:
+        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # to the (row, column, channel) order of patches
+        return F.linear(patches_BKP, weight, self.proj.bias)
+
+
+class NoiseEmbed(nn.Module):
+    """c_noise (B,) to a vector: a sinusoid of 256 numbers, then two linear layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        for layer in (self.mlp[0], self.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, c_noise_B: Tensor) -> Tensor:
+        half = FREQUENCIES // 2
+        omega = torch.exp(-math.log(10000) * torch.arange(half, device=c_noise_B.device) / half)
+        angle = c_noise_B[:, None].float() * omega
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
+
+
+class LabelEmbed(nn.Module):
+    """Class numbers (B,) to vectors; the null label -1 gives zero."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Linear(classes, width, bias=False)
+        nn.init.normal_(self.embedding_table.weight, std=0.02)
+
+    def forward(self, labels_B: Tensor) -> Tensor:
+        rows = F.embedding(labels_B.clamp(min=0), self.embedding_table.weight.T)
+        return rows * (labels_B >= 0).unsqueeze(1)
+
+
+def attend(q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor) -> Tensor:
+    """Softmax attention by torch's kernel; in bfloat16 on a CPU, for short sequences, by products, which are faster there."""
+    if q_BHLD.device.type == "cpu" and q_BHLD.dtype == torch.bfloat16 and q_BHLD.shape[2] <= 512:
+        scores = (q_BHLD * q_BHLD.shape[-1] ** -0.5) @ k_BHLD.transpose(-2, -1)
+        return scores.softmax(-1).to(v_BHLD.dtype) @ v_BHLD
+    return F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD)
+
+
+class Attention(nn.Module):
+    """Self-attention over tokens."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        B, L, D = x_BLD.shape
+        q, k, v = self.qkv(x_BLD).reshape(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        return self.proj(attend(q, k, v).transpose(1, 2).reshape(B, L, D))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU (tanh) between."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, MLP_RATIO * width)
+        self.fc2 = nn.Linear(MLP_RATIO * width, width)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x_BLD), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """A transformer block whose norms and residuals are modulated by the condition."""
+
+    def __init__(self, width: int, heads: int, condition: int) -> None:
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.mlp = Mlp(width)
+        for layer in (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.adaLN_modulation = adaptive(condition, width, 6)
+
+    def forward(self, x_BLD: Tensor, condition_BD: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition_BD).chunk(6, dim=1)
+        x_BLD = x_BLD + gate1.unsqueeze(1) * self.attn(modulate(x_BLD, shift1, scale1))
+        return x_BLD + gate2.unsqueeze(1) * self.mlp(modulate(x_BLD, shift2, scale2))
+
+
+class Out(nn.Module):
+    """A modulated norm and a linear layer, zero at the start: the bridge to the decoder, and the last layer."""
+
+    def __init__(self, width: int, out: int, condition: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, out)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.adaLN_modulation = adaptive(condition, width, 2)
+
+    def forward(self, x_BLD: Tensor, condition_BD: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(condition_BD).chunk(2, dim=1)
+        return self.linear(modulate(x_BLD, shift, scale))
+
+
+class MaskDiT(nn.Module):
+    """F(c_in * y; c_noise, label): the raw network inside the preconditioning.
+
+    The encoder sees the kept patches only; the bridge narrows its tokens, the mask token fills the hidden places, and the
+    decoder sees them all. With decoder None it is DiT and every patch is kept.
+    `encoder` and `decoder` are the dictionaries of params.yaml; `side` is the latent's side in positions.
+    """
+
+    def __init__(
+        self, *, side: int, channels: int, classes: int, encoder: dict[str, int], decoder: dict[str, int] | None
+    ) -> None:
+        super().__init__()
+        self.patch, self.channels = encoder["patch"], channels
+        width, out = encoder["width"], self.patch**2 * channels
+        tokens = side // self.patch
+        self.x_embedder = PatchEmbed(channels, self.patch, width)
+        self.t_embedder = NoiseEmbed(width)
+        self.y_embedder = LabelEmbed(classes, width)
+        self.pos_embed = nn.Parameter(positions(tokens, width), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(width, encoder["heads"], width) for _ in range(encoder["depth"]))
+        self.decoder_layer: Out | None = None
+        if decoder is not None:
+            inner = decoder["width"]
+            self.decoder_layer = Out(width, inner, width)
+            self.mask_token = nn.Parameter(torch.empty(1, 1, inner).normal_(std=0.02))
+            self.decoder_pos_embed = nn.Parameter(positions(tokens, inner), requires_grad=False)
+            self.decoder_blocks = nn.ModuleList(Block(inner, decoder["heads"], width) for _ in range(decoder["depth"]))
+        self.final_layer = Out(width if decoder is None else decoder["width"], out, width)
+
+    def forward(
+        self, x_BCHW: Tensor, c_noise_B: Tensor, labels_B: Tensor, kept_BK: Tensor | None = None
+    ) -> Tensor:
+        """Latents (B, C, H, W), noise levels and class numbers (-1: null) to an output of the latents' shape."""
+        condition = self.t_embedder(c_noise_B) + self.y_embedder(labels_B)
+        patches, places = patchify(x_BCHW, self.patch), self.pos_embed
+        L = patches.shape[1]
+        if kept_BK is not None:
+            patches, places = gather(patches, kept_BK), gather(places.expand(len(kept_BK), -1, -1), kept_BK)
+        x = self.x_embedder(patches) + places
+        for block in self.blocks:
+            x = block(x, condition)
+        if self.decoder_layer is not None:
+            x = self.decoder_layer(x, condition)
+            if kept_BK is not None:
+                x = restore(x, kept_BK, L, self.mask_token)
+            x = x + self.decoder_pos_embed
+            for block in self.decoder_blocks:
+                x = block(x, condition)
+        return unpatchify(self.final_layer(x, condition), self.patch, self.channels)

@@ -1,0 +1,71 @@
+"""Metrics to the table that people read."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from maskdit.config import Table, UserError
+from maskdit.files import read_json, replacing
+
+COMPARABLE = ("family", "extractor_sha256", "reference_sha256", "images", "labels", "quantisation", "sampler", "nfe", "neighbours")
+
+
+def row_of(record: dict[str, Any]) -> dict[str, Any]:
+    """One evaluation as a row: what was trained and how long, how it was sampled, what it scores."""
+    checkpoint, protocol = record["checkpoint"], record["protocol"]
+    return {
+        "model": checkpoint["model"],
+        "phase": checkpoint["phase"],
+        "guidance": protocol["guidance"],
+        "step": checkpoint["step"],
+        "train_images": checkpoint["images"],
+        "train_seconds": round(checkpoint["seconds"], 1),
+        "train_tflop": round(checkpoint["flops"] / 1e12, 1),
+        "parameters": checkpoint["parameters"],
+        "nfe": protocol["nfe"],
+        "images": protocol["images"],
+        **rounded(record["metrics"]),
+    }
+
+
+def rounded(values: dict[str, float]) -> dict[str, float]:
+    """Numbers to five significant digits; counts stay as they are."""
+    return {name: value if isinstance(value, int) else float(f"{value:.5g}") for name, value in values.items()}
+
+
+def read(metrics: Path, evals: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """The records of those evaluations that have been run.
+
+    Raises UserError, naming the evaluation and the difference, if two of them were measured by different protocols.
+    """
+    records = {name: read_json(path) for name in evals if (path := metrics / f"{name}.json").exists()}
+    first = next(iter(records), None)
+    for name, record in records.items():
+        for field in COMPARABLE:
+            ours, theirs = record["protocol"][field], records[first]["protocol"][field]
+            if ours != theirs:
+                raise UserError(f"{metrics}: {name} has {field} {ours}, {first} has {theirs}: they cannot share a column")
+    return records
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A data frame as a Markdown table."""
+    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.fillna("").astype(str).values.tolist()]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def table(config: Table, *, metrics: Path, out: Path) -> None:
+    """Write the evaluations as CSV, and as Markdown beside it; an evaluation that was not run says so.
+
+    The last row is what held-out real images score. Raises UserError if rows were measured by different protocols.
+    """
+    records = read(metrics, config.evals)
+    rows = [{"eval": name, **(row_of(records[name]) if name in records else {"model": "not run"})} for name in config.evals]
+    for record in list(records.values())[:1]:
+        rows.append({"eval": "real, held out", **rounded(record["real"]["heldout"])})
+    frame = pd.DataFrame(rows, dtype=object)
+    with replacing(out) as temporary:
+        frame.to_csv(temporary, index=False)
+    with replacing(out.with_suffix(".md")) as temporary:
+        temporary.write_text(f"{config.title}\n\n{markdown(frame)}")

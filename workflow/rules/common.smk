@@ -1,0 +1,30 @@
+from pathlib import Path
+
+from snakemake.common.configfile import load_configfile
+from snakemake.exceptions import WorkflowError
+
+from maskdit.config import UserError, load, validate
+
+# The commands read params.yaml themselves: another configuration would change the graph and not the jobs.
+if config != load_configfile("params.yaml"):
+    raise WorkflowError("params.yaml is the only configuration: edit it, --config and --configfile are refused")
+try:
+    params = load()  # as the commands read it, YAML 1.2
+    validate(config)  # as Snakemake reads it, YAML 1.1
+except UserError as error:
+    raise WorkflowError(str(error))
+
+
+wildcard_constraints:
+    key=r"[a-z0-9]+(-[a-z0-9]+)*",
+    bench="|".join(params.table),
+
+
+def bench_of(key):
+    """The benchmark of a key: the one whose name it begins with."""
+    return max((bench for bench in params.table if f"{key}-".startswith(f"{bench}-")), key=len)
+
+
+def metrics_of(wildcards):
+    """All evaluations of a benchmark: the folder that a table and its curves read."""
+    return [f"results/metrics/{wildcards.key}/{key}.json" for key, entry in params.evaluate.items() if entry.bench == wildcards.key]

@@ -1,0 +1,66 @@
+rule fetch:
+    output:
+        directory("artifacts/raw/{key}"),
+    params:
+        lookup(dpath="fetch/{key}", within=config),
+    log:
+        "logs/fetch/{key}.log",
+    benchmark:
+        "logs/benchmarks/fetch/{key}.tsv"
+    message:
+        "Fetch the images of {wildcards.key}"
+    shell:
+        "maskdit fetch {wildcards.key} --out {output} 2>&1 | tee {log}"
+
+
+rule vae:
+    input:
+        images=lambda wildcards: f"artifacts/raw/{params.vae[wildcards.key].dataset}",
+    output:
+        directory("artifacts/vae/{key}"),
+    params:
+        lookup(dpath="vae/{key}", within=config),
+    log:
+        "logs/vae/{key}.log",
+    benchmark:
+        "logs/benchmarks/vae/{key}.tsv"
+    threads: 2
+    message:
+        "Train the autoencoder of {wildcards.key}"
+    shell:
+        "maskdit vae {wildcards.key} --images {input.images} --out {output} 2>&1 | tee {log}"
+
+
+rule encode:
+    input:
+        images=lambda wildcards: f"artifacts/raw/{params.encode[wildcards.key].dataset}",
+        vae=lambda wildcards: f"artifacts/vae/{params.encode[wildcards.key].vae}",
+    output:
+        directory("artifacts/latents/{key}"),
+    params:
+        lookup(dpath="encode/{key}", within=config),
+    log:
+        "logs/encode/{key}.log",
+    benchmark:
+        "logs/benchmarks/encode/{key}.tsv"
+    message:
+        "Encode the images of {wildcards.key}"
+    shell:
+        "maskdit encode {wildcards.key} --images {input.images} --vae {input.vae} --out {output} 2>&1 | tee {log}"
+
+
+rule reference:
+    input:
+        images=lambda wildcards: f"artifacts/raw/{params.reference[wildcards.key].dataset}",
+    output:
+        directory("artifacts/reference/{key}"),
+    params:
+        lookup(dpath="reference/{key}", within=config),
+    log:
+        "logs/reference/{key}.log",
+    benchmark:
+        "logs/benchmarks/reference/{key}.tsv"
+    message:
+        "Compute the reference statistics of {wildcards.key}"
+    shell:
+        "maskdit reference {wildcards.key} --images {input.images} --out {output} 2>&1 | tee {log}"

@@ -1,0 +1,50 @@
+rule table:
+    input:
+        metrics_of,
+        code="src/maskdit/table.py",
+    output:
+        csv="results/table_{key}.csv",
+        md="results/table_{key}.md",
+    params:
+        lookup(dpath="table/{key}", within=config),
+    log:
+        "logs/table/{key}.log",
+    message:
+        "Write the table of {wildcards.key}"
+    shell:
+        "maskdit table {wildcards.key} --metrics results/metrics/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
+
+
+rule curves:
+    input:
+        metrics_of,
+        code="src/maskdit/curves.py",
+    output:
+        csv="results/curves_{key}.csv",
+        png="results/curves_{key}.png",
+        svg="results/curves_{key}.svg",
+    params:
+        lookup(dpath="curves/{key}", within=config),
+    log:
+        "logs/curves/{key}.log",
+    message:
+        "Draw the curves of {wildcards.key}"
+    shell:
+        "maskdit curves {wildcards.key} --metrics results/metrics/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
+
+
+rule grid:
+    input:
+        images=lambda wildcards: f"artifacts/raw/{params.grid[wildcards.key].dataset}",
+        samples=lambda wildcards: f"artifacts/samples/{params.grid[wildcards.key].sample}",
+        code="src/maskdit/grid.py",
+    output:
+        "results/grid_{key}.png",
+    params:
+        lookup(dpath="grid/{key}", within=config),
+    log:
+        "logs/grid/{key}.log",
+    message:
+        "Draw the samples of {wildcards.key} beside real images"
+    shell:
+        "maskdit grid {wildcards.key} --images {input.images} --samples {input.samples} --out {output} 2>&1 | tee {log}"

@@ -1,0 +1,35 @@
+rule pretrain:
+    input:
+        latents=lambda wildcards: f"artifacts/latents/{params.pretrain[wildcards.key].dataset}",
+    output:
+        directory("artifacts/runs/{key}/pretrain"),
+    params:
+        lookup(dpath="pretrain/{key}", within=config),
+    log:
+        "logs/pretrain/{key}.log",
+    benchmark:
+        "logs/benchmarks/pretrain/{key}.tsv"
+    threads: 2
+    message:
+        "Pretrain {wildcards.key}"
+    shell:
+        "maskdit pretrain {wildcards.key} --latents {input.latents} --out {output} 2>&1 | tee {log}"
+
+
+rule finetune:
+    input:
+        latents=lambda wildcards: f"artifacts/latents/{params.finetune[wildcards.key].dataset}",
+        pretrained="artifacts/runs/{key}/pretrain",
+    output:
+        directory("artifacts/runs/{key}/finetune"),
+    params:
+        lookup(dpath="finetune/{key}", within=config),
+    log:
+        "logs/finetune/{key}.log",
+    benchmark:
+        "logs/benchmarks/finetune/{key}.tsv"
+    threads: 2
+    message:
+        "Finetune {wildcards.key}"
+    shell:
+        "maskdit finetune {wildcards.key} --latents {input.latents} --pretrained {input.pretrained} --out {output} 2>&1 | tee {log}"
