@@ -31,6 +31,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
         self.exit(2, f"maskdit: {message}; see {self.prog} --help\n")
 
 
@@ -65,7 +66,8 @@ def step(verb: str, key: str, paths: dict[str, Path]) -> None:
 
     Raises UserError if an input is missing, damaged, stale, or not the one that params.yaml names.
     """
-    from maskdit.config import UserError, load
+    from maskdit.config import UserError
+    from maskdit.params import load
 
     params = load()
     entry = params.entry(verb, key)

@@ -1,13 +1,8 @@
-"""Every number of every study, typed: params.yaml has one dictionary per step and one entry per node of the graph."""
+"""Every number of every study, typed: one model per step of the pipeline, for its entries in params.yaml."""
 
-import difflib
-import math
-import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Count = Annotated[int, Field(ge=1)]
@@ -49,6 +44,7 @@ class Vae(Section):
     batch: Count
     lr: Positive
     kl_weight: Annotated[float, Field(ge=0)]
+    precision: Literal["fp32", "bf16"]
     seed: int
 
     @property
@@ -84,10 +80,10 @@ class Transformer(Section):
     @field_validator("heads")
     @classmethod
     def _divides_width(cls, heads: int, info: Any) -> int:
-        width = info.data.get("width", heads)
-        if width % heads:
+        width = info.data.get("width")
+        if width is not None and width % heads:
             raise ValueError(f"heads {heads} must divide width {width}")
-        if width % 4:
+        if width is not None and width % 4:
             raise ValueError(f"width {width} must be a multiple of 4 (two-dimensional sine and cosine positions)")
         return heads
 
@@ -195,227 +191,6 @@ class Curves(Section):
     evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
 
 
-class Params(BaseModel):
-    """The whole of params.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    fetch: dict[Key, Fetch]
-    vae: dict[Key, Vae]
-    encode: dict[Key, Encode]
-    reference: dict[Key, Reference]
-    pretrain: dict[Key, Pretrain]
-    finetune: dict[Key, Finetune]
-    sample: dict[Key, Sample]
-    features: dict[Key, Features]
-    evaluate: dict[Key, Evaluate]
-    grid: dict[Key, Grid]
-    table: dict[Key, Table]
-    curves: dict[Key, Curves]
-
-    def entry(self, verb: str, key: str) -> Any:
-        """The entry that a verb sees.
-
-        Raises UserError, with the nearest known key, if there is none.
-        """
-        entries = getattr(self, verb)
-        if key not in entries:
-            raise UserError(f"params.yaml: {verb} has no entry '{key}'{_nearest(key, entries)}")
-        return entries[key]
-
-    def upstream(self, verb: str, key: str) -> set[str]:
-        """The nodes VERB/KEY whose artifacts a node reads."""
-        entry = self.entry(verb, key)
-        match verb:
-            case "vae" | "reference":
-                return {f"fetch/{entry.dataset}"}
-            case "encode":
-                return {f"fetch/{entry.dataset}", f"vae/{entry.vae}"}
-            case "pretrain":
-                return {f"encode/{entry.dataset}"}
-            case "finetune":
-                return {f"encode/{entry.dataset}", f"pretrain/{key}"}
-            case "sample":
-                return {f"{entry.phase}/{entry.run}", f"vae/{entry.vae}"}
-            case "features":
-                return {f"sample/{key}"}
-            case "evaluate":
-                return {f"features/{key}", f"reference/{entry.dataset}"}
-            case "grid":
-                return {f"fetch/{entry.dataset}", f"sample/{entry.sample}"}
-            case "table" | "curves":
-                return {f"evaluate/{name}" for name in entry.evals}
-        return set()
-
-    def problems(self) -> Iterator[str]:
-        """Impossible combinations between entries, one line each, beginning with the key at fault."""
-        benches = set(self.table)
-        for verb in VERBS:
-            for key in getattr(self, verb):
-                if not any(key == bench or key.startswith(f"{bench}-") for bench in benches):
-                    yield f"{verb}.{key}: a key begins with its benchmark, one of {', '.join(sorted(benches))}"
-        missing = list(self._missing())
-        yield from missing
-        if not missing:  # the rest follows the references
-            yield from self._sizes()
-            yield from self._phases()
-
-    def _missing(self) -> Iterator[str]:
-        for verb, field, target in REFERENCES:
-            known = getattr(self, target)
-            for key, entry in getattr(self, verb).items():
-                names = getattr(entry, field)
-                for name in names if isinstance(names, tuple) else (names,):
-                    if name not in known:
-                        yield f"{verb}.{key}.{field}: {target} has no entry '{name}'{_nearest(name, known)}"
-        for key in self.finetune:
-            if key not in self.pretrain:
-                yield f"finetune.{key}: pretrain has no entry '{key}'{_nearest(key, self.pretrain)}"
-        for other in ("features", "evaluate"):
-            for key in set(self.sample) ^ set(getattr(self, other)):
-                have, lack = ("sample", other) if key in self.sample else (other, "sample")
-                yield f"{have}.{key}: has no twin in {lack}; sample, features and evaluate have the same keys"
-
-    def _sizes(self) -> Iterator[str]:
-        for key, vae in self.vae.items():
-            data = self.fetch[vae.dataset]
-            if data.resolution % vae.factor:
-                yield f"vae.{key}.channels: {vae.factor} pixels per latent do not divide resolution {data.resolution}"
-            yield from self._batch_fits(f"vae.{key}", vae.batch, vae.dataset)
-        for verb in ("pretrain", "finetune"):
-            for key, run in getattr(self, verb).items():
-                encode = self.encode[run.dataset]
-                side = self.fetch[encode.dataset].resolution // self.vae[encode.vae].factor
-                patch = self.pretrain[key].encoder.patch
-                if side % patch:
-                    yield f"pretrain.{key}.encoder.patch: {patch} does not divide the latent's side of {side}"
-                elif not kept_tokens((side // patch) ** 2, run.mask_ratio):
-                    yield f"{verb}.{key}.mask_ratio: {run.mask_ratio} keeps none of {(side // patch) ** 2} tokens"
-                if run.mask_ratio and self.pretrain[key].decoder is None:
-                    yield f"{verb}.{key}.mask_ratio: {run.mask_ratio} needs a decoder, and pretrain.{key}.decoder is null"
-                yield from self._batch_fits(f"{verb}.{key}", run.batch, encode.dataset)
-
-    def _batch_fits(self, where: str, batch: int, dataset: str) -> Iterator[str]:
-        data = self.fetch[dataset]
-        count = math.floor(data.images * (1 - data.heldout))
-        if batch > count:
-            yield f"{where}.batch: {batch} is larger than the data ({count} training images of fetch.{dataset})"
-
-    def _phases(self) -> Iterator[str]:
-        for key, finetune in self.finetune.items():
-            if finetune.dataset != self.pretrain[key].dataset:
-                yield f"finetune.{key}.dataset: pretrain.{key} has {self.pretrain[key].dataset}"
-        for key, sample in self.sample.items():
-            phase = getattr(self, sample.phase).get(sample.run)
-            if phase is None:
-                yield f"sample.{key}.phase: {sample.phase} has no entry '{sample.run}'"
-            elif sample.step != "final" and sample.step not in phase.milestones:
-                yield f"sample.{key}.step: {sample.step} is no milestone of {sample.phase}.{sample.run} {phase.milestones}"
-            dataset = self.pretrain[sample.run].dataset
-            if sample.vae != self.encode[dataset].vae:
-                yield f"sample.{key}.vae: the run {sample.run} has {self.encode[dataset].vae}"
-            evaluate = self.evaluate[key]
-            if evaluate.dataset != dataset:
-                yield f"evaluate.{key}.dataset: the run {sample.run} has {dataset}"
-            for where, family in (("features", self.features[key].family), ("evaluate", evaluate.family)):
-                if family != self.reference[evaluate.dataset].family:
-                    yield f"{where}.{key}.family: reference.{evaluate.dataset} has {self.reference[evaluate.dataset].family}"
-            if evaluate.neighbours >= sample.images:
-                yield f"evaluate.{key}.neighbours: {evaluate.neighbours} needs more than {sample.images} images"
-            if sample.shards > sample.images:
-                yield f"sample.{key}.shards: {sample.shards} shards of {sample.images} images"
-        for verb in ("table", "curves"):
-            for key, entry in getattr(self, verb).items():
-                for name in entry.evals:
-                    if self.evaluate[name].bench != key:
-                        yield f"{verb}.{key}.evals: '{name}' belongs to bench {self.evaluate[name].bench}"
-
-
-VERBS = tuple(Params.model_fields)
-REFERENCES = (
-    ("vae", "dataset", "fetch"),
-    ("encode", "dataset", "fetch"),
-    ("encode", "vae", "vae"),
-    ("reference", "dataset", "fetch"),
-    ("pretrain", "dataset", "encode"),
-    ("finetune", "dataset", "encode"),
-    ("sample", "run", "pretrain"),
-    ("sample", "vae", "vae"),
-    ("evaluate", "dataset", "reference"),
-    ("evaluate", "bench", "table"),
-    ("grid", "dataset", "fetch"),
-    ("grid", "sample", "sample"),
-    ("table", "evals", "evaluate"),
-    ("curves", "evals", "evaluate"),
-)
-
-
 def kept_tokens(tokens: int, mask_ratio: float) -> int:
     """How many of `tokens` the encoder sees: int(tokens * (1 - mask_ratio))."""
     return int(tokens * (1 - mask_ratio))
-
-
-def load(path: Path = Path("params.yaml")) -> Params:
-    """Read and check a params.yaml (YAML 1.2).
-
-    Raises UserError, in one line that names the key, for misspelt keys, wrong types and impossible combinations.
-    """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        tree = YAML(typ="safe", pure=True).load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; run maskdit where params.yaml lies") from None
-    except YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    return validate(tree, path)
-
-
-def validate(tree: Any, path: Path = Path("params.yaml")) -> Params:
-    """Typed parameters of an already parsed file; raises UserError as `load` does."""
-    if not isinstance(tree, Mapping):
-        raise UserError(f"{path}: expected a dictionary of steps")
-    try:
-        params = Params.model_validate(dict(tree))
-    except ValidationError as error:
-        raise UserError(f"{path}: {_first(error)}") from None
-    for problem in params.problems():
-        raise UserError(f"{path}: {problem}")
-    return params
-
-
-def _first(error: ValidationError) -> str:
-    """The first complaint of pydantic as one line: the key, what is wrong, what would be right."""
-    first = error.errors()[0]
-    place = [part for part in first["loc"] if part != "[key]"]
-    where = ".".join(str(part) for part in place)
-    got = first.get("input")
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(place[:-1])
-        return f"{where}: unknown key{_nearest(str(place[-1]), known)}"
-    if first["type"] == "missing":
-        return f"{where}: missing"
-    message = re.sub(r"^Value error, ", "", first["msg"])
-    if isinstance(got, str) and re.fullmatch(r"[\d.]+e[+-]?\d+", got, re.I):
-        message += f"; YAML 1.1 reads {got} as text, write a point and a sign, as in 1.0e-4"
-    if isinstance(got, str | int | float):
-        message += f" (got {got!r})"
-    return f"{where}: {' '.join(message.split())}"
-
-
-def _fields_at(place: list[Any]) -> list[str]:
-    """Names of the fields that the models know at a place such as ['pretrain', 'demo-dit', 'encoder']."""
-    if not place:
-        return list(Params.model_fields)
-    section: Any = {name: kind for name, kind in zip(VERBS, SECTIONS, strict=True)}.get(place[0], Section)
-    if len(place) > 2:
-        section = {"encoder": Encoder, "decoder": Transformer}.get(place[2], Section)
-    return list(section.model_fields)
-
-
-SECTIONS = (Fetch, Vae, Encode, Reference, Pretrain, Finetune, Sample, Features, Evaluate, Grid, Table, Curves)
-
-
-def _nearest(word: str, known: Any) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known)) or 'none'}"

@@ -74,12 +74,13 @@ class Space:
     @classmethod
     def parse(cls, tree: dict[str, Any]) -> "Space":
         """From its JSON form."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()})
+        lists = {name: tuple(tree[name]) for name in ("shift", "scale", "classes")}
+        return cls(channels=tree["channels"], side=tree["side"], vae=tree["vae"], **lists)
 
     def factors(self) -> tuple[Array, Array]:
         """Shift and scale as float32 arrays that broadcast over (B, C, H, W)."""
         shape = (1, self.channels, 1, 1)
-        return np.float32(self.shift).reshape(shape), np.float32(self.scale).reshape(shape)
+        return np.array(self.shift, np.float32).reshape(shape), np.array(self.scale, np.float32).reshape(shape)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H height, W width, L patches, K kept patches, P num
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -114,7 +115,7 @@ def heun(denoiser: Denoiser, noise_BCHW: Tensor, steps: int) -> Tensor:
     def slope(at: Tensor, sigma: Tensor) -> Tensor:
         return (at - denoiser(at, sigma.expand(len(at))).double()) / sigma
 
-    for now, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, following in pairwise(sigmas):
         first = slope(y, now)
         euler = y + (following - now) * first
         y = euler if following == 0 else y + (following - now) * (first + slope(euler, following)) / 2

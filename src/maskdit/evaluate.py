@@ -18,7 +18,9 @@ def evaluate(config: Evaluate, *, features: Path, reference: Path, out: Path) ->
     index, real = read_json(features / "index.json"), read_json(reference / "real.json")
     protocol = index["protocol"]
     if (protocol["family"], protocol["extractor_sha256"]) != (real["family"], real["weights_sha256"]):
-        raise UserError(f"{features}: features of {protocol['family']}, the reference {reference} has another network; make both again")
+        raise UserError(
+            f"{features}: features of {protocol['family']}, the reference {reference} has another network; make both again"
+        )
     vectors = np.concatenate([np.load(features / shard) for shard in index["shards"]])
     probabilities = np.concatenate([np.load(features / shard.replace("features", "probabilities")) for shard in index["shards"]])
     labels = np.load(features / "labels.npy")

@@ -87,9 +87,7 @@ def render(path: Any, resolution: int) -> np.ndarray:
     from PIL import Image
 
     side = 4 * resolution
-    png = resvg_py.svg_to_bytes(
-        svg_string=path.read_text(), width=side, height=side, background="#ffffff", skip_system_fonts=True
-    )
+    png = resvg_py.svg_to_bytes(svg_string=path.read_text(), width=side, height=side, background="#ffffff", skip_system_fonts=True)
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB").reduce(4))
 
 

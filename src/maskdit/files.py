@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskdit.config import Params, UserError
+from maskdit.config import UserError
+from maskdit.params import Params
 
 MANIFEST = "manifest.json"
 
@@ -165,7 +166,9 @@ def lineage(found: list[tuple[Path, Manifest]], params: Params) -> dict[str, Ori
             verb, key = node.split("/")
             today = params.entry(verb, key).model_dump(mode="json")
             if origin.config != today:
-                raise UserError(f"{path}: {node} was made with {_difference(origin.config, today)}: rerun it, or restore the number")
+                raise UserError(
+                    f"{path}: {node} was made with {_difference(origin.config, today)}: rerun it, or restore the number"
+                )
             other = joint.setdefault(node, origin)
             if other.digest != origin.digest:
                 raise UserError(f"{path}: made from another {node} than the other inputs: rerun it")
@@ -201,9 +204,7 @@ def _manifest(files: dict[str, dict[str, Any]], node: str, config: dict[str, Any
     return Manifest(node, files, {**ancestors, node: Origin(config, digest(files))}, made_by())
 
 
-def _publish_files(
-    workshop: Path, place: Path, out: Path, node: str, config: dict[str, Any], ancestors: dict[str, Origin]
-) -> None:
+def _publish_files(workshop: Path, place: Path, out: Path, node: str, config: dict[str, Any], ancestors: dict[str, Origin]) -> None:
     if out.suffix == ".json":
         tree = read_json(place)
         files = {out.name: {"bytes": place.stat().st_size, "sha256": digest(tree)}}

@@ -4,8 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from maskdit.config import Params, UserError, load
+from maskdit.config import UserError
 from maskdit.files import inputs_of, lineage
+from maskdit.params import Params, load
 
 
 def engine(*words: str) -> str:
@@ -30,9 +31,9 @@ def targets(params: Params, bench: str) -> tuple[list[str], list[str]]:
 def handoff(to: str, bench: str) -> None:
     """Tell one engine what the other has made of a benchmark, so that it runs nothing again.
 
-    To dvc: commits the files to DVC's lock and cache. To snakemake: writes Snakemake's provenance, so that a later change of a number
-    is seen. Raises UserError, and changes nothing, unless the engine that ran has nothing left to do and each artifact was made
-    with today's params.yaml.
+    To dvc: commits the files to DVC's lock and cache. To snakemake: writes Snakemake's provenance, so that a later change of a
+    number is seen. Raises UserError, and changes nothing, unless the engine that ran has nothing left to do and each artifact
+    was made with today's params.yaml.
     """
     params = load()
     files, stages = targets(params, bench)

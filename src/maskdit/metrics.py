@@ -31,7 +31,7 @@ def frechet_distance(one: tuple[Array, Array], other: tuple[Array, Array]) -> fl
 
 
 def inception_score(probabilities_NC: Array) -> float:
-    """exp of the mean KL divergence of each image's class probabilities from their mean (Salimans et al. 2016), one split."""
+    """Exp of the mean KL divergence of each image's class probabilities from their mean (Salimans et al. 2016), one split."""
     p = probabilities_NC.astype(np.float64).clip(min=1e-16)
     return float(np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean()))
 

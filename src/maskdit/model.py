@@ -32,12 +32,16 @@ def modulate(x_BLD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
     return normed * (1 + scale_BD.unsqueeze(1)) + shift_BD.unsqueeze(1)
 
 
+def zeroed(layer: nn.Linear) -> nn.Linear:
+    """The layer with weight and bias 0."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 def adaptive(condition: int, width: int, parts: int) -> nn.Sequential:
     """SiLU and a linear layer from the condition to `parts` vectors, zero at the start (adaLN-Zero)."""
-    linear = nn.Linear(condition, parts * width)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return nn.Sequential(nn.SiLU(), linear)
+    return nn.Sequential(nn.SiLU(), zeroed(nn.Linear(condition, parts * width)))
 
 
 class PatchEmbed(nn.Module):
@@ -47,7 +51,8 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(channels, width, patch, patch)
         nn.init.xavier_uniform_(self.proj.weight.view(width, -1))
-        nn.init.zeros_(self.proj.bias)
+        if self.proj.bias is not None:
+            nn.init.zeros_(self.proj.bias)
 
     def forward(self, patches_BKP: Tensor) -> Tensor:
         weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # to the (row, column, channel) order of patches
@@ -60,9 +65,11 @@ class NoiseEmbed(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        for layer in (self.mlp[0], self.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+        for name, parameter in self.mlp.named_parameters():
+            if name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.02)
+            else:
+                nn.init.zeros_(parameter)
 
     def forward(self, c_noise_B: Tensor) -> Tensor:
         half = FREQUENCIES // 2
@@ -142,9 +149,7 @@ class Out(nn.Module):
 
     def __init__(self, width: int, out: int, condition: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, out)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = zeroed(nn.Linear(width, out))
         self.adaLN_modulation = adaptive(condition, width, 2)
 
     def forward(self, x_BLD: Tensor, condition_BD: Tensor) -> Tensor:
@@ -160,9 +165,7 @@ class MaskDiT(nn.Module):
     `encoder` and `decoder` are the dictionaries of params.yaml; `side` is the latent's side in positions.
     """
 
-    def __init__(
-        self, *, side: int, channels: int, classes: int, encoder: dict[str, int], decoder: dict[str, int] | None
-    ) -> None:
+    def __init__(self, *, side: int, channels: int, classes: int, encoder: dict[str, int], decoder: dict[str, int] | None) -> None:
         super().__init__()
         self.patch, self.channels = encoder["patch"], channels
         width, out = encoder["width"], self.patch**2 * channels
@@ -181,12 +184,11 @@ class MaskDiT(nn.Module):
             self.decoder_blocks = nn.ModuleList(Block(inner, decoder["heads"], width) for _ in range(decoder["depth"]))
         self.final_layer = Out(width if decoder is None else decoder["width"], out, width)
 
-    def forward(
-        self, x_BCHW: Tensor, c_noise_B: Tensor, labels_B: Tensor, kept_BK: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_BCHW: Tensor, c_noise_B: Tensor, labels_B: Tensor, kept_BK: Tensor | None = None) -> Tensor:
         """Latents (B, C, H, W), noise levels and class numbers (-1: null) to an output of the latents' shape."""
         condition = self.t_embedder(c_noise_B) + self.y_embedder(labels_B)
-        patches, places = patchify(x_BCHW, self.patch), self.pos_embed
+        patches = patchify(x_BCHW, self.patch)
+        places: Tensor = self.pos_embed
         L = patches.shape[1]
         if kept_BK is not None:
             patches, places = gather(patches, kept_BK), gather(places.expand(len(kept_BK), -1, -1), kept_BK)

@@ -32,7 +32,7 @@ def starts(config: Sample, space: Space, rows: Array) -> tuple[Array, Array]:
 
 def find(run: Path, step: int | str) -> Path:
     """The EMA weights of a milestone; raises UserError if the run has no such one."""
-    milestones = {mark["step"]: mark["file"] for mark in read_json(run / "index.json")["milestones"]}
+    milestones: dict[int, str] = {mark["step"]: mark["file"] for mark in read_json(run / "index.json")["milestones"]}
     wanted = max(milestones) if step == "final" else step
     if wanted not in milestones:
         raise UserError(f"{run}: has no milestone {wanted}, only {sorted(milestones)}")

@@ -40,8 +40,8 @@ def read(metrics: Path, evals: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     Raises UserError, naming the evaluation and the difference, if two of them were measured by different protocols.
     """
     records = {name: read_json(path) for name in evals if (path := metrics / f"{name}.json").exists()}
-    first = next(iter(records), None)
     for name, record in records.items():
+        first = next(iter(records))
         for field in COMPARABLE:
             ours, theirs = record["protocol"][field], records[first]["protocol"][field]
             if ours != theirs:

@@ -33,8 +33,8 @@ State = dict[str, Tensor]
 class Batch:
     """One step's global batch: clean latents, labels, and everything random."""
 
-    clean_BCHW: Tensor
-    labels_B: Tensor
+    clean: Tensor  # B, C, H, W
+    labels: Tensor  # B
     draw: Draw
 
 
@@ -76,8 +76,8 @@ def step_loss(net: MaskDiT, batch: Batch, config: Training, keep: int) -> tuple[
     """The two loss terms, averaged over the batch."""
     dsm, mae = loss(
         net,
-        batch.clean_BCHW,
-        batch.labels_B,
+        batch.clean,
+        batch.labels,
         batch.draw,
         patch=net.patch,
         keep=keep,
@@ -90,9 +90,10 @@ def step_loss(net: MaskDiT, batch: Batch, config: Training, keep: int) -> tuple[
 def flops_per_image(net: MaskDiT, batch: Batch, config: Training, keep: int) -> float:
     """Floating-point operations (2 per multiply-add) of one image's forward and backward pass, counted by torch."""
     with FlopCounterMode(display=False) as counter:
-        sum(step_loss(net, batch, config, keep)).backward()  # type: ignore[union-attr]
+        dsm, mae = step_loss(net, batch, config, keep)
+        torch.autograd.backward(dsm + mae)
     net.zero_grad()
-    return counter.get_total_flops() / len(batch.labels_B)
+    return counter.get_total_flops() / len(batch.labels)
 
 
 def pretrain(config: Pretrain, *, latents: Path, out: Path) -> None:
@@ -102,7 +103,7 @@ def pretrain(config: Pretrain, *, latents: Path, out: Path) -> None:
     """
     data = Latents.load(latents)
     side = data.space.side // config.encoder.patch
-    architecture = {
+    architecture: dict[str, Any] = {
         "side": data.space.side,
         "channels": data.space.channels,
         "classes": len(data.space.classes),
@@ -127,12 +128,11 @@ def finetune(config: Finetune, *, latents: Path, pretrained: Path, out: Path) ->
     train("finetune", config, architecture, data, (data.space.side // architecture["encoder"]["patch"]) ** 2, spent, out)
 
 
-def train(
-    phase: str, config: Training, architecture: dict[str, Any], data: Latents, patches: int, past: Past, out: Path
-) -> None:
+def train(phase: str, config: Training, architecture: dict[str, Any], data: Latents, patches: int, past: Past, out: Path) -> None:
     """The loop. Its state survives in the scratch folder, keyed by the recipe without its length.
 
-    An interrupted phase goes on from there, a longer one extends a shorter one, and both end with the bits of one uninterrupted run.
+    An interrupted phase goes on from there, and a longer one extends a shorter one; both end with the bits of one
+    uninterrupted run.
     """
     # 1. The recipe, its place in the scratch folder, and the network
     where = device()
@@ -184,7 +184,7 @@ def train(
             optimizer.param_groups[0]["lr"] = rate
             with autocast(where, config.precision):
                 dsm, mae = step_loss(net, batch, config, keep)
-            (dsm + mae).backward()
+            torch.autograd.backward(dsm + mae)
             optimizer.step()
             optimizer.zero_grad()
             decay = min(config.ema, (step + 1) / (step + config.ema_warmup))
@@ -218,16 +218,20 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def ema_file(step: int) -> str:
+    """Name of a milestone's averaged weights."""
     return f"ema-{step:07d}.safetensors"
 
 
 def net_file(step: int) -> str:
+    """Name of a milestone's raw weights, from which a finetuning starts."""
     return f"net-{step:07d}.safetensors"
 
 
 def identity(past: Past) -> str:
     """A hash of the weights that a phase starts from."""
-    return digest([[name, tensor.double().sum().item(), tensor.double().square().sum().item()] for name, tensor in past.net.items()])
+    return digest(
+        [[name, tensor.double().sum().item(), tensor.double().square().sum().item()] for name, tensor in past.net.items()]
+    )
 
 
 def resume(

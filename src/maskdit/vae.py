@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from maskdit.autoencoder import build, to_pixels, to_unit
 from maskdit.config import Vae
 from maskdit.data import Images, generator, order
 from maskdit.files import write_json
-from maskdit.runtime import device, progress, say
+from maskdit.runtime import autocast, device, progress, say
 
 WARMUP = 30  # steps
 
@@ -21,6 +22,12 @@ def psnr(one: Tensor, other: Tensor) -> float:
     """Mean over images of the peak signal-to-noise ratio in dB, of uint8 (N, H, W, 3) images."""
     error = (one.float() - other.float()).square().flatten(1).mean(1)
     return (10 * torch.log10(255**2 / error.clamp(min=1e-10))).mean().item()
+
+
+def reconstruct(net: AutoencoderKL, clean_BCHW: Tensor) -> Tensor:
+    """Decode the posterior's mean."""
+    images: Tensor = net.decode(net.encode(clean_BCHW).latent_dist.mean).sample
+    return images
 
 
 def rate(step: int, config: Vae) -> float:
@@ -49,13 +56,14 @@ def vae(config: Vae, *, images: Path, out: Path) -> None:
 
     for step, clean in batches():
         optimizer.param_groups[0]["lr"] = rate(step, config)
-        posterior = net.encode(clean).latent_dist
-        normal = generator(config.seed, "posterior", step).standard_normal(posterior.mean.shape, dtype=np.float32)
-        error = net.decode(posterior.mean + posterior.std * torch.from_numpy(normal).to(where)).sample - clean
-        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        with autocast(where, config.precision):
+            posterior = net.encode(clean).latent_dist
+            normal = generator(config.seed, "posterior", step).standard_normal(posterior.mean.shape, dtype=np.float32)
+            error = net.decode(posterior.mean + posterior.std * torch.from_numpy(normal).to(where)).sample.float() - clean
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).float().mean()
         loss = error.abs().mean() + error.square().mean() + config.kl_weight * kl
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         if step % 10 == 0:
@@ -64,7 +72,8 @@ def vae(config: Vae, *, images: Path, out: Path) -> None:
     net.eval().save_pretrained(out)
     with torch.inference_mode():
         real = torch.from_numpy(data.part(heldout=True)[0])
-        again = [to_pixels(net.decode(net.encode(to_unit(part).to(where)).latent_dist.mean).sample).cpu() for part in real.split(64)]
+        parts = (real[at : at + 64] for at in range(0, len(real), 64))
+        again = [to_pixels(reconstruct(net, to_unit(part).to(where))).cpu() for part in parts]
     quality = psnr(torch.cat(again), real)
     write_json(out / "metrics.json", {"heldout_psnr_db": quality, "heldout_images": len(real)})
     say(f"vae: held-out PSNR {quality:.2f} dB over {len(real)} images")

@@ -3,7 +3,8 @@ from pathlib import Path
 from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
 
-from maskdit.config import UserError, load, validate
+from maskdit.config import UserError
+from maskdit.params import load, validate
 
 # The commands read params.yaml themselves: another configuration would change the graph and not the jobs.
 if config != load_configfile("params.yaml"):

@@ -1,12 +1,12 @@
 rule fetch:
     output:
         directory("artifacts/raw/{key}"),
-    params:
-        lookup(dpath="fetch/{key}", within=config),
     log:
         "logs/fetch/{key}.log",
     benchmark:
         "logs/benchmarks/fetch/{key}.tsv"
+    params:
+        lookup(dpath="fetch/{key}", within=config),
     message:
         "Fetch the images of {wildcards.key}"
     shell:
@@ -18,13 +18,12 @@ rule vae:
         images=lambda wildcards: f"artifacts/raw/{params.vae[wildcards.key].dataset}",
     output:
         directory("artifacts/vae/{key}"),
-    params:
-        lookup(dpath="vae/{key}", within=config),
     log:
         "logs/vae/{key}.log",
     benchmark:
         "logs/benchmarks/vae/{key}.tsv"
-    threads: 2
+    params:
+        lookup(dpath="vae/{key}", within=config),
     message:
         "Train the autoencoder of {wildcards.key}"
     shell:
@@ -37,12 +36,12 @@ rule encode:
         vae=lambda wildcards: f"artifacts/vae/{params.encode[wildcards.key].vae}",
     output:
         directory("artifacts/latents/{key}"),
-    params:
-        lookup(dpath="encode/{key}", within=config),
     log:
         "logs/encode/{key}.log",
     benchmark:
         "logs/benchmarks/encode/{key}.tsv"
+    params:
+        lookup(dpath="encode/{key}", within=config),
     message:
         "Encode the images of {wildcards.key}"
     shell:
@@ -54,12 +53,12 @@ rule reference:
         images=lambda wildcards: f"artifacts/raw/{params.reference[wildcards.key].dataset}",
     output:
         directory("artifacts/reference/{key}"),
-    params:
-        lookup(dpath="reference/{key}", within=config),
     log:
         "logs/reference/{key}.log",
     benchmark:
         "logs/benchmarks/reference/{key}.tsv"
+    params:
+        lookup(dpath="reference/{key}", within=config),
     message:
         "Compute the reference statistics of {wildcards.key}"
     shell:

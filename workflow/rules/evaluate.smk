@@ -4,12 +4,12 @@ rule sample:
         vae=lambda wildcards: f"artifacts/vae/{params.sample[wildcards.key].vae}",
     output:
         directory("artifacts/samples/{key}"),
-    params:
-        lookup(dpath="sample/{key}", within=config),
     log:
         "logs/sample/{key}.log",
     benchmark:
         "logs/benchmarks/sample/{key}.tsv"
+    params:
+        lookup(dpath="sample/{key}", within=config),
     message:
         "Sample {wildcards.key}"
     shell:
@@ -21,12 +21,12 @@ rule features:
         samples="artifacts/samples/{key}",
     output:
         directory("artifacts/features/{key}"),
-    params:
-        lookup(dpath="features/{key}", within=config),
     log:
         "logs/features/{key}.log",
     benchmark:
         "logs/benchmarks/features/{key}.tsv"
+    params:
+        lookup(dpath="features/{key}", within=config),
     message:
         "Extract the features of {wildcards.key}"
     shell:
@@ -39,12 +39,12 @@ rule evaluate:
         reference=lambda wildcards: f"artifacts/reference/{params.evaluate[wildcards.key].dataset}",
     output:
         "results/metrics/{bench}/{key}.json",
-    params:
-        lookup(dpath="evaluate/{key}", within=config),
     log:
         "logs/evaluate/{bench}/{key}.log",
     benchmark:
         "logs/benchmarks/evaluate/{bench}/{key}.tsv"
+    params:
+        lookup(dpath="evaluate/{key}", within=config),
     message:
         "Evaluate {wildcards.key}"
     shell:

