@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -116,6 +117,7 @@ def test_a_second_snakemake_has_nothing_to_do(by_snakemake: Path) -> None:
 def test_dvc_runs_nothing_of_what_snakemake_made_and_handed_over(handed: Path) -> None:
     assert "Running stage" not in says(handed, "dvc", "repro", *STAGES[:2])
     assert "up to date" in says(handed, "dvc", "status", "--with-deps", *STAGES)
+    assert "Nothing to be done" in says(handed, *SNAKEMAKE, "--dry-run")
     assert says(handed, "git", "status", "--porcelain") == ""
 
 
@@ -126,12 +128,16 @@ def test_a_clone_pulls_the_artifacts_and_dvc_runs_nothing(clone: Path, handed: P
     assert metrics(clone) == metrics(handed) != {}
 
 
-def test_snakemake_takes_over_what_dvc_pulled_and_sees_a_later_change(clone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pulled", ["everything", "results"])
+def test_snakemake_takes_over_what_dvc_pulled_and_sees_a_later_change(pulled: str, clone: Path, tmp_path: Path) -> None:
     where = twin(clone, tmp_path)
+    if pulled == "results":
+        shutil.rmtree(where / "artifacts")
     says(where, "maskdit", "handoff", "--to", "snakemake", "demo")
     assert "Nothing to be done" in says(where, *SNAKEMAKE, "--dry-run")
     change(where, "finetune.lr")
-    assert plan(where) == {"finetune@demo-maskdit"} | TO_RESULTS
+    changed = {"finetune@demo-maskdit"} | TO_RESULTS
+    assert plan(where) == changed if pulled == "everything" else plan(where) > changed  # and what makes their inputs
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -174,6 +180,26 @@ def test_a_handoff_is_refused_and_changes_nothing_when(case: str, request: pytes
     assert (code, said.count("\n")) == (2, 1)
     assert message in said
     assert known(where) == before
+
+
+@pytest.mark.parametrize("to", ["dvc", "snakemake"])
+def test_a_handoff_refuses_what_an_engine_was_talked_into(to: str, handed: Path, tmp_path: Path) -> None:
+    where = twin(handed, tmp_path)
+    change(where, "finetune.lr")
+    lie = {"dvc": ("snakemake", "--touch", "--forceall"), "snakemake": ("dvc", "commit", "--force", "--with-deps", *STAGES)}
+    says(where, *lie[to])  # it now believes that these files have today's numbers
+    before = known(where)
+    code, said = run(where, "maskdit", "handoff", "--to", to, "demo")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "finetune/demo-maskdit was made with lr 0.001, params.yaml says 0.003" in said
+    assert known(where) == before
+
+
+def test_a_handoff_of_what_was_not_pulled_says_so(handed: Path, tmp_path: Path) -> None:
+    says(tmp_path, "git", "clone", "--quiet", str(handed), "clone")
+    code, said = run(tmp_path / "clone", "maskdit", "handoff", "--to", "snakemake", "demo")
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.endswith("is not here: run dvc pull first\n")
 
 
 def test_a_stale_artifact_is_refused_in_a_copy_without_history(by_snakemake: Path, fresh: Path) -> None:

@@ -5,11 +5,12 @@ Signatures are read from the source, not imported, so that no help text and no r
 
 import argparse
 import ast
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 STEPS = {  # verb -> module
     "fetch": "fetch",
@@ -71,6 +72,8 @@ def step(verb: str, key: str, paths: dict[str, Path]) -> None:
 
     params = load()
     entry = params.entry(verb, key)
+    for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
+        os.environ[f"{library}_NUM_THREADS"] = os.environ.get("MASKDIT_THREADS", "1")
     from maskdit.files import inputs_of, lineage, publishing
 
     inputs = {name: path for name, path in paths.items() if name != "out"}
@@ -97,9 +100,8 @@ def show(bench: str) -> None:
         print(path)
 
 
-def dispatch(argv: Sequence[str] | None) -> None:
-    """Parse and run one command line."""
-    arguments = vars(parser().parse_args(argv))
+def dispatch(arguments: dict[str, Any]) -> None:
+    """Run a parsed command line."""
     verb = arguments.pop("verb")
     if verb == "handoff":
         from maskdit.handoff import handoff
@@ -113,10 +115,11 @@ def dispatch(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 after a one-line message for what the user can mend."""
+    arguments = vars(parser().parse_args(argv))
     from maskdit.config import UserError
 
     try:
-        dispatch(argv)
+        dispatch(arguments)
     except UserError as error:
         print(f"maskdit: {error}", file=sys.stderr)
         return 2

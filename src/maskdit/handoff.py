@@ -10,12 +10,13 @@ from maskdit.params import Params, load
 
 
 def engine(*words: str) -> str:
-    """What an engine prints; raises UserError with its last line if it fails."""
+    """What an engine prints; raises UserError with its first complaint if it fails."""
     done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
     said = done.stdout + done.stderr
     if done.returncode:
-        last = next((line for line in reversed(said.splitlines()) if line.strip()), "no message")
-        raise UserError(f"handoff: {' '.join(words[:2])} failed: {last.strip()}")
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        start = next((place for place, line in enumerate(lines) if "error" in line.lower()), -1)
+        raise UserError(f"handoff: {' '.join(words[:2])} failed: {' '.join(lines[start:][:2])}")
     return said
 
 
@@ -48,8 +49,11 @@ def handoff(to: str, bench: str) -> None:
         if "Running stage" in said:
             raise UserError(f"handoff: DVC has stages left: run dvc repro {' '.join(stages)} first")
     folder = Path("results") / "metrics" / bench
-    evals = tuple(key for key, entry in params.evaluate.items() if entry.bench == bench)
-    lineage([found for name in evals for found in inputs_of(folder / f"{name}.json")], params)
+    records = [folder / f"{key}.json" for key, entry in params.evaluate.items() if entry.bench == bench]
+    for path in records:
+        if not path.exists():
+            raise UserError(f"handoff: {path} is not here: run {'dvc pull' if to == 'snakemake' else f'snakemake {path}'} first")
+    lineage([found for path in records for found in inputs_of(path)], params)
     if to == "dvc":
         engine("dvc", "commit", "--force", "--no-relink", "--with-deps", *stages)
     else:

@@ -203,3 +203,16 @@ class MaskDiT(nn.Module):
             for block in self.decoder_blocks:
                 x = block(x, condition)
         return unpatchify(self.final_layer(x, condition), self.patch, self.channels)
+
+    def flops(self, kept: int) -> int:
+        """Floating-point operations of one image's forward pass with `kept` tokens: 2 per multiply-add of a matrix product."""
+        tokens, width = self.pos_embed.shape[1], self.pos_embed.shape[2]
+        inner, outer = self.final_layer.linear.in_features, self.final_layer.linear.out_features
+
+        def stack(depth: int, tokens: int, size: int) -> int:  # qkv, projection, MLP; two products of attention; modulation
+            return depth * (12 * tokens * size**2 + 2 * tokens**2 * size + 6 * width * size)
+
+        products = (FREQUENCIES + width) * width + kept * outer * width + stack(len(self.blocks), kept, width)
+        if self.decoder_layer is not None:
+            products += kept * width * inner + 2 * width**2 + stack(len(self.decoder_blocks), tokens, inner)
+        return 2 * (products + tokens * inner * outer + 2 * width * inner)

@@ -239,8 +239,8 @@ def _fields_at(place: list[Any]) -> list[str]:
     if not place:
         return list(Params.model_fields)
     if len(place) > 2:
-        part: type[Section] = {"encoder": Encoder, "decoder": Transformer}.get(place[2], Section)
-        return list(part.model_fields)
+        parts: dict[Any, type[Section]] = {"encoder": Encoder, "decoder": Transformer}
+        return list(parts.get(place[2], Section).model_fields)
     entries = Params.model_fields[place[0]].annotation
     return list(entries.__args__[1].model_fields) if entries else []
 

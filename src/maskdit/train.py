@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from maskdit import checkpoint
 from maskdit.config import Finetune, Pretrain, Training, UserError, kept_tokens
@@ -87,15 +86,6 @@ def step_loss(net: MaskDiT, batch: Batch, config: Training, keep: int) -> tuple[
     return dsm.mean(), mae.mean()
 
 
-def flops_per_image(net: MaskDiT, batch: Batch, config: Training, keep: int) -> float:
-    """Floating-point operations (2 per multiply-add) of one image's forward and backward pass, counted by torch."""
-    with FlopCounterMode(display=False) as counter:
-        dsm, mae = step_loss(net, batch, config, keep)
-        torch.autograd.backward(dsm + mae)
-    net.zero_grad()
-    return counter.get_total_flops() / len(batch.labels)
-
-
 def pretrain(config: Pretrain, *, latents: Path, out: Path) -> None:
     """Train from random weights.
 
@@ -145,7 +135,7 @@ def train(phase: str, config: Training, architecture: dict[str, Any], data: Late
     weights = [weight for weight in net.parameters() if weight.requires_grad]
     average = {name: tensor.to(where, copy=True) for name, tensor in past.ema.items()}
     optimizer = torch.optim.AdamW(weights, lr=config.lr, betas=config.betas, weight_decay=0.0, fused=True)
-    cost = flops_per_image(net, batch_at(0, config, data, patches, where), config, keep)
+    cost = 3 * net.flops(keep)  # per image: the backward pass costs twice the forward
     recipe = {"phase": phase, **config.recipe(), "architecture": architecture, "latents": data.sha256, "past": identity(past)}
     with owned(scratch(f"{phase}-{digest(recipe)[:16]}")) as home:
         # 2. Recovery: the newest state, unless a milestone before it was never kept

@@ -1,0 +1,87 @@
+"""The command line: made from the steps' signatures, quick, and one line for each mistake."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from maskdit.cli import STEPS, main, signature
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def refusal(capsys, *words: str) -> str:
+    """The one line that a refused command says."""
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1, err
+    return err
+
+
+def test_a_step_s_paths_are_its_options():
+    assert signature("encode")[0] == ["images", "vae", "out"]
+    assert signature("finetune")[0] == ["latents", "pretrained", "out"]
+    assert all(signature(verb)[0][-1] == "out" for verb in STEPS)
+
+
+def test_help_is_quick_and_waits_for_no_library():
+    began = time.monotonic()
+    program = "from maskdit.cli import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert time.monotonic() - began < 2  # 0.3 s on an idle machine
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "maskdit" in imported
+    assert not imported & {"torch", "numpy", "pydantic", "ruamel"}
+    for verb in [*STEPS, "handoff", "show"]:
+        assert verb in done.stdout
+
+
+@pytest.mark.parametrize("verb", list(STEPS))
+def test_each_verb_has_a_help_text(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert "--out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["smaple"], ["sample", "demo"], ["sample", "demo", "--what", "x"], []])
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_unknown_key_names_the_nearest(root, capsys, tmp_path):
+    line = refusal(capsys, "pretrain", "demo-masdit", "--latents", "x", "--out", str(tmp_path / "out"))
+    assert "pretrain has no entry 'demo-masdit'; did you mean 'demo-maskdit'?" in line
+
+
+def test_a_missing_input_is_named(root, capsys, tmp_path):
+    line = refusal(capsys, "pretrain", "demo-dit", "--latents", str(tmp_path / "no"), "--out", str(tmp_path / "out"))
+    assert str(tmp_path / "no") in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_params_yaml_the_line_says_where_to_stand(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert "run maskdit where params.yaml lies" in refusal(capsys, "fetch", "demo", "--out", "out")
+
+
+def test_an_output_that_cannot_be_written_is_named(root, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file" in refusal(capsys, "fetch", "demo", "--out", str(tmp_path / "file" / "out"))
+
+
+def test_show_without_a_table_says_what_to_run(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert "run snakemake results/table_demo.csv" in refusal(capsys, "show", "demo")
