@@ -46,3 +46,9 @@ lock:
 	.venv-lock/bin/pip freeze --all --exclude-editable --exclude pip | sed -E \
 		's/^((nvidia|cuda)-.*|triton==.*)$$/\1; platform_system == "Linux" and platform_machine == "x86_64"/' > requirements.lock
 	rm -rf .venv-lock
+
+# What the README shows, from the results of the demo.
+.PHONY: docs
+docs:
+	mkdir -p docs && cp results/curves_demo.png results/table_demo.md docs/
+	sed -i -e '/<!-- table -->/,/<!-- \/table -->/{//!d}' -e '/<!-- table -->/r docs/table_demo.md' README.md
