@@ -6,6 +6,7 @@ Signatures are read from the source, not imported, so that no help text and no r
 import argparse
 import ast
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -116,6 +117,7 @@ def dispatch(arguments: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 after a one-line message for what the user can mend."""
     arguments = vars(parser().parse_args(argv))
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half written is removed on the way out
     from maskdit.config import UserError
 
     try:

@@ -188,6 +188,8 @@ def publishing(out: Path, node: str, config: dict[str, Any], ancestors: dict[str
     too, and a JSON file holds its manifest inside.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{out.name}.*"):  # by a step that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
         workshop = Path(name)
         place = workshop / out.name
