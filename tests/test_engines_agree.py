@@ -162,7 +162,7 @@ DRIFTS = {  # file, what is there, what is there instead, what the comparison sa
     "an output that only DVC has": ("dvc.yaml", "results/table_${key}.md", "results/table_${key}.txt", "table_demo.txt"),
     "a stage that only Snakemake has": ("dvc.yaml", "foreach: ${grid}", "foreach: {}", "grid@.*only Snakemake"),
     "a dropped input": ("dvc.yaml", "        - artifacts/runs/${key}/pretrain\n      outs", "      outs", "finetune@.*inputs"),
-    "a dropped code input": (REPORT, 'code="src/maskdit/table.py",', "", "table@.*inputs"),
+    "a dropped code input": (REPORT, 'code=["src/maskdit/table.py", "src/maskdit/records.py"],', "", "table@.*inputs"),
     "a changed word": (DATA, "encode {wildcards.key} --images", "encode {wildcards.key} --pixels", "encode@.*command"),
     "a missing parameter": (TRAIN, 'lookup(dpath="pretrain/{key}", within=config),', "", "pretrain@.*params"),
     "another entry": ("dvc.yaml", "- features.${key}", "- sample.${key}", "features@.*params"),

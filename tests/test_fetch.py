@@ -45,7 +45,7 @@ def test_a_rendered_drawing_is_opaque_on_white(drawings):
 
 def test_another_number_of_images_than_declared_is_refused_and_the_right_one_is_kept(tmp_path):
     entry = {"source": "openmoji", "resolution": 8, "per_class": 3, "heldout": 0.5, "seed": 0}
-    with pytest.raises(UserError, match="24 images found, params.yaml declares images: 7"):
+    with pytest.raises(UserError, match=r"24 images found, params\.yaml declares images: 7"):
         fetch.fetch(Fetch.model_validate({**entry, "images": 7}), out=tmp_path)
     fetch.fetch(Fetch.model_validate({**entry, "images": 24}), out=tmp_path)
     images = Images.load(tmp_path)

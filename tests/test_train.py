@@ -73,10 +73,10 @@ def pretrained(latents: Path, name: str, config: Pretrain) -> Path:
 
 def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(latents, monkeypatch):
     config = masked(4, 12)
+    monkeypatch.setattr(train, "LOG_STEPS", 3)
     whole = pretrained(latents, "whole", config)
     monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "other"))
     monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(train, "LOG_STEPS", 3)
     calls, real = [], train.batch_at
 
     def dying(step: int, *rest: object) -> train.Batch:
@@ -94,8 +94,9 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(late
     resumed_at = calls[9]
     assert resumed_at == 6, "resumed from the newest state, not from the start"
     assert weights(out) == weights(whole)
-    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
-    assert steps == [3, 6, 9, 12], "each step is logged once"
+    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (whole, out)]
+    assert [row["step"] for row in logs[1]] == [3, 6, 9, 12], "each step is logged once"
+    assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
 
 
 def test_a_longer_pretraining_goes_on_from_the_shorter_and_ends_as_the_long_one(latents, monkeypatch, capsys):

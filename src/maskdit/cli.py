@@ -75,7 +75,10 @@ def step(verb: str, key: str, paths: dict[str, Path]) -> None:
     entry = params.entry(verb, key)
     for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
         os.environ[f"{library}_NUM_THREADS"] = os.environ.get("MASKDIT_THREADS", "1")
+    from maskdit import runtime
     from maskdit.files import inputs_of, lineage, publishing
+
+    runtime.KEY = key
 
     inputs = {name: path for name, path in paths.items() if name != "out"}
     found = [item for path in inputs.values() for item in inputs_of(path, getattr(entry, "evals", None))]

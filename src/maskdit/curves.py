@@ -6,7 +6,8 @@ import matplotlib as mpl
 import pandas as pd
 
 from maskdit.config import Curves, UserError
-from maskdit.files import read_json, replacing
+from maskdit.files import replacing
+from maskdit.records import COMPARABLE, read
 
 AXES = {"seconds": "training time (s)", "images": "training images", "tflop": "training compute (TFLOP)"}
 COLOURS = {"DiT": "#555555", "MaskDiT": "#c0392b"}
@@ -15,12 +16,10 @@ COLOURS = {"DiT": "#555555", "MaskDiT": "#c0392b"}
 def points(metrics: Path, evals: tuple[str, ...]) -> pd.DataFrame:
     """One row per evaluation: model, phase, step, what was spent, and the metrics; raises UserError if none was run."""
     rows = []
-    for name in evals:
-        if (path := metrics / f"{name}.json").exists():
-            record = read_json(path)
-            spent = {field: record["checkpoint"][field] for field in ("model", "phase", "step", "images", "seconds")}
-            tflop = record["checkpoint"]["flops"] / 1e12
-            rows.append({"eval": name, **spent, "tflop": tflop, "guidance": record["protocol"]["guidance"], **record["metrics"]})
+    for name, record in read(metrics, evals, (*COMPARABLE, "guidance")).items():
+        spent = {field: record["checkpoint"][field] for field in ("model", "phase", "step", "images", "seconds")}
+        tflop = record["checkpoint"]["flops"] / 1e12
+        rows.append({"eval": name, **spent, "tflop": tflop, "guidance": record["protocol"]["guidance"], **record["metrics"]})
     if not rows:
         raise UserError(f"{metrics}: none of the evaluations of these curves has been run")
     return pd.DataFrame(rows).sort_values(["model", "images"], ignore_index=True)

@@ -36,7 +36,7 @@ def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(1.2 * config.columns, 5.4), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(1.2 * config.columns + 1, 0.6 * len(real.classes) + 0.4), layout="constrained")
     for panel, (title, (pixels, labels)) in zip(panels, sides.items(), strict=True):
         picture = tiled(rows_of(pixels, labels, len(real.classes), config.columns))
         panel.imshow(picture, interpolation="nearest")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # steps that only count do not wait for torch
     import torch
 
 LOG_SECONDS = 10.0
+KEY = ""  # of the entry that this process runs, before each line: several write to one terminal
 
 
 def device() -> "torch.device":
@@ -44,13 +45,13 @@ def scratch(name: str) -> Path:
 
 def say(line: str) -> None:
     """A line to the log at once."""
-    print(line, file=sys.stderr, flush=True)
+    print(f"{KEY} {line}".lstrip(), file=sys.stderr, flush=True)
 
 
 def progress(steps: Iterable[int], name: str, total: int, start: int = 0, note: Callable[[], str] = lambda: "") -> Iterator[int]:
     """Go through `steps` with a bar on a terminal, and in a log a line each ten seconds: done, rate, time left, note."""
     if sys.stderr.isatty():
-        with tqdm(steps, name, total=total, initial=start) as bar:
+        with tqdm(steps, f"{KEY} {name}", total=total, initial=start) as bar:
             for step in bar:
                 yield step
                 bar.set_postfix_str(note(), refresh=False)

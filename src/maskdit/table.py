@@ -5,10 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from maskdit.config import Table, UserError
-from maskdit.files import read_json, replacing
-
-COMPARABLE = ("family", "extractor_sha256", "reference_sha256", "images", "labels", "quantisation", "sampler", "nfe", "neighbours")
+from maskdit.config import Table
+from maskdit.files import replacing
+from maskdit.records import COMPARABLE, read
 
 
 def row_of(record: dict[str, Any]) -> dict[str, Any]:
@@ -34,21 +33,6 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: value if isinstance(value, int) else float(f"{value:.5g}") for name, value in values.items()}
 
 
-def read(metrics: Path, evals: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """The records of those evaluations that have been run.
-
-    Raises UserError, naming the evaluation and the difference, if two of them were measured by different protocols.
-    """
-    records = {name: read_json(path) for name in evals if (path := metrics / f"{name}.json").exists()}
-    for name, record in records.items():
-        first = next(iter(records))
-        for field in COMPARABLE:
-            ours, theirs = record["protocol"][field], records[first]["protocol"][field]
-            if ours != theirs:
-                raise UserError(f"{metrics}: {name} has {field} {ours}, {first} has {theirs}: they cannot share a column")
-    return records
-
-
 def markdown(frame: pd.DataFrame) -> str:
     """A data frame as a Markdown table."""
     lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.fillna("").astype(str).values.tolist()]
@@ -60,7 +44,7 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
 
     The last row is what held-out real images score. Raises UserError if rows were measured by different protocols.
     """
-    records = read(metrics, config.evals)
+    records = read(metrics, config.evals, COMPARABLE)
     rows = [{"eval": name, **(row_of(records[name]) if name in records else {"model": "not run"})} for name in config.evals]
     for record in list(records.values())[:1]:
         rows.append({"eval": "real, held out", **rounded(record["real"]["heldout"])})

@@ -1,6 +1,7 @@
 """The training loop, behind two verbs: `pretrain` from random weights and `finetune` from a pretrained run."""
 
 import fcntl
+import hashlib
 import json
 import math
 import time
@@ -139,7 +140,8 @@ def train(phase: str, config: Training, architecture: dict[str, Any], data: Late
     recipe = {"phase": phase, **config.recipe(), "architecture": architecture, "latents": data.sha256, "past": identity(past)}
     with owned(scratch(f"{phase}-{digest(recipe)[:16]}")) as home:
         # 2. Recovery: the newest state, unless a milestone before it was never kept
-        step, seconds, rows = resume(home, net, average, optimizer, names, config)
+        terms = torch.zeros(2, device=where)  # of the loss, since the last line of the log
+        step, seconds, rows = resume(home, net, average, terms, optimizer, names, config)
 
         def facts() -> dict[str, Any]:
             images = past.images + step * config.batch
@@ -159,14 +161,13 @@ def train(phase: str, config: Training, architecture: dict[str, Any], data: Late
 
         def keep_state() -> None:
             full = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
-            full |= {f"ema.{name}": tensor for name, tensor in average.items()}
+            full |= {"terms": terms, **{f"ema.{name}": tensor for name, tensor in average.items()}}
             for name, weight in zip(names, weights, strict=True):
                 full |= {f"{moment}.{name}": tensor for moment, tensor in optimizer.state[weight].items()}
             checkpoint.save(home / "state.safetensors", full, {"step": step, "seconds": seconds, "rows": rows})
 
         # 3. The steps
-        saved, terms = time.monotonic(), torch.zeros(2, device=where)
-        last = config.milestones[-1]
+        saved, last = time.monotonic(), config.milestones[-1]
         for _ in progress(range(step, last), phase, last, step, note=lambda: f"loss {rows[-1]['loss']:.4f}" if rows else ""):
             began = time.perf_counter()
             batch = batch_at(step, config, data, patches, where)
@@ -219,13 +220,20 @@ def net_file(step: int) -> str:
 
 def identity(past: Past) -> str:
     """A hash of the weights that a phase starts from."""
-    return digest(
-        [[name, tensor.double().sum().item(), tensor.double().square().sum().item()] for name, tensor in past.net.items()]
-    )
+    total = hashlib.sha256()
+    for tensor in (*past.net.values(), *past.ema.values()):
+        total.update(tensor.numpy().data)
+    return total.hexdigest()
 
 
 def resume(
-    home: Path, net: MaskDiT, average: State, optimizer: torch.optim.Optimizer, names: list[str], config: Training
+    home: Path,
+    net: MaskDiT,
+    average: State,
+    terms: Tensor,
+    optimizer: torch.optim.Optimizer,
+    names: list[str],
+    config: Training,
 ) -> tuple[int, float, list[dict[str, float]]]:
     """Load the newest recovery state, if there is one that serves: step, seconds spent and log so far."""
     path = home / "state.safetensors"
@@ -238,6 +246,7 @@ def resume(
         say(f"{home}: step {step} is reached, but milestone {lost[0]} was not kept: starting again from step 0")
         return 0, 0.0, []
     net.load_state_dict({name: state[f"net.{name}"] for name in net.state_dict()})
+    terms.copy_(state["terms"])
     for name, tensor in average.items():
         tensor.copy_(state[f"ema.{name}"])
     for name, weight in zip(names, optimizer.param_groups[0]["params"], strict=True):

@@ -1,7 +1,7 @@
 rule table:
     input:
         metrics_of,
-        code="src/maskdit/table.py",
+        code=["src/maskdit/table.py", "src/maskdit/records.py"],
     output:
         csv="results/table_{key}.csv",
         md="results/table_{key}.md",
@@ -18,7 +18,7 @@ rule table:
 rule curves:
     input:
         metrics_of,
-        code="src/maskdit/curves.py",
+        code=["src/maskdit/curves.py", "src/maskdit/records.py"],
     output:
         csv="results/curves_{key}.csv",
         png="results/curves_{key}.png",

@@ -1,0 +1,24 @@
+"""The records of evaluations, read together: two protocols never share a column."""
+
+from pathlib import Path
+from typing import Any
+
+from maskdit.config import UserError
+from maskdit.files import read_json
+
+COMPARABLE = ("family", "extractor_sha256", "reference_sha256", "images", "labels", "quantisation", "sampler", "nfe", "neighbours")
+
+
+def read(metrics: Path, evals: tuple[str, ...], same: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """The records of those evaluations that have been run.
+
+    Raises UserError, naming the evaluation and the difference, if two of them differ in a field of `same`.
+    """
+    records = {name: read_json(path) for name in evals if (path := metrics / f"{name}.json").exists()}
+    for name, record in records.items():
+        first = next(iter(records))
+        for field in same:
+            ours, theirs = record["protocol"][field], records[first]["protocol"][field]
+            if ours != theirs:
+                raise UserError(f"{metrics}: {name} has {field} {ours}, {first} has {theirs}: they cannot share a column")
+    return records

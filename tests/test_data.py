@@ -1,0 +1,70 @@
+"""Formats on disk, and randomness that is a function of its arguments."""
+
+import numpy as np
+import pytest
+
+from maskdit.config import UserError
+from maskdit.data import Images, Latents, Space, generator, order
+from maskdit.files import write_json
+
+
+def test_each_pass_visits_every_sample_once_in_another_order():
+    visited = order(0, 10, 0, 30).reshape(3, 10)
+    assert all(sorted(row) == list(range(10)) for row in visited.tolist())
+    assert not np.array_equal(visited[0], visited[1])
+    assert not np.array_equal(visited[0], order(1, 10, 0, 10))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7, 10, 25])
+def test_the_order_does_not_depend_on_how_it_is_cut(batch):
+    pieces = [order(5, 10, start, min(start + batch, 40)) for start in range(0, 40, batch)]
+    np.testing.assert_array_equal(np.concatenate(pieces), order(5, 10, 0, 40))
+
+
+def test_a_draw_is_a_function_of_seed_purpose_step_and_index():
+    base = generator(0, "a", 1, 2).random(4)
+    np.testing.assert_array_equal(base, generator(0, "a", 1, 2).random(4))
+    for other in ((1, "a", 1, 2), (0, "b", 1, 2), (0, "a", 2, 2), (0, "a", 1, 3), (0, "a", 2, 1)):
+        assert not np.array_equal(base, generator(*other).random(4))
+
+
+def test_long_draws_of_neighbouring_indices_do_not_overlap():
+    first, second = (generator(0, "a", 0, index).random(10_000) for index in (0, 1))
+    assert not np.isin(first, second).any()
+
+
+def test_images_come_back_as_they_were_saved(tmp_path):
+    pixels = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)
+    Images(pixels, np.array([0, 1, 1, 0]), np.array([False, True, False, False]), ("a", "b")).save(tmp_path)
+    again = Images.load(tmp_path)
+    assert again.classes == ("a", "b")
+    np.testing.assert_array_equal(again.part(heldout=False)[0], pixels[[0, 2, 3]])
+    np.testing.assert_array_equal(again.part(heldout=True)[1], [1])
+
+
+@pytest.fixture
+def latents(tmp_path):
+    moments = np.random.default_rng(0).normal(size=(5, 2, 4, 3, 3)).astype(np.float16)
+    np.save(tmp_path / "moments.npy", moments)
+    np.save(tmp_path / "labels.npy", np.arange(5))
+    space = Space(2, 3, (0.5, -1.0), (2.0, 0.25), "vae", ("a",))
+    write_json(tmp_path / "index.json", {"shape": moments.shape, "space": space.__dict__})
+    return tmp_path, moments.astype(np.float32)
+
+
+def test_a_latent_is_drawn_from_its_posterior_then_shifted_and_scaled(latents):
+    folder, moments = latents
+    normal = np.random.default_rng(1).normal(size=(3, 2, 3, 3)).astype(np.float32)
+    found = Latents.load(folder).draw(np.array([4, 0, 2]), np.array([1, 0, 1]), normal)
+    for place, (row, mirror) in enumerate([(4, 1), (0, 0), (2, 1)]):
+        for channel, (shift, scale) in enumerate([(0.5, 2.0), (-1.0, 0.25)]):
+            mean, logvar = moments[row, mirror, channel], moments[row, mirror, 2 + channel]
+            wanted = (mean + np.exp(logvar / 2) * normal[place, channel] - shift) * scale
+            np.testing.assert_allclose(found[place, channel], wanted, rtol=1e-5)
+
+
+def test_moments_of_another_shape_than_the_index_says_are_refused(latents):
+    folder, _ = latents
+    np.save(folder / "moments.npy", np.zeros((5, 2, 2, 3, 3), np.float16))
+    with pytest.raises(UserError, match="encode it again"):
+        Latents.load(folder)

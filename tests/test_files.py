@@ -1,0 +1,123 @@
+"""Artifacts: whole or not there, and never of unknown making."""
+
+import json
+
+import numpy as np
+import pytest
+
+from maskdit.config import UserError
+from maskdit.files import inputs_of, lineage, publishing, read_json, replacing, save_array, sha256, write_json
+
+
+class Params:
+    """As much of params.yaml as lineage asks for."""
+
+    def __init__(self, **entries):
+        self.entries = entries
+
+    def entry(self, verb, key):
+        class Entry:
+            model_dump = staticmethod(lambda mode: self.entries[f"{verb}_{key}"])
+
+        return Entry
+
+
+def make(out, node="encode/a", config=None, ancestors=None, content="one"):
+    with publishing(out, node, config or {"lr": 1.0}, ancestors or {}) as place:
+        if out.suffix:
+            write_json(place, {"content": content})
+        else:
+            (place / "part").mkdir()
+            (place / "part" / "x.txt").write_text(content)
+    return inputs_of(out)[0][1]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(path) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_arrays_are_published_whole(tmp_path):
+    save_array(tmp_path / "a.npy", np.arange(5))
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.arange(5))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_a_published_folder_holds_the_size_and_hash_of_each_file(tmp_path):
+    manifest = make(tmp_path / "out")
+    file = tmp_path / "out" / "part" / "x.txt"
+    assert manifest.files == {"part/x.txt": {"bytes": 3, "sha256": sha256(file)}}
+    assert manifest.lineage["encode/a"].config == {"lr": 1.0}
+    assert {"commit", "machine"} <= set(manifest.made)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_step_that_fails_leaves_the_old_folder_untouched(tmp_path):
+    make(tmp_path / "out")
+    with pytest.raises(RuntimeError), publishing(tmp_path / "out", "encode/a", {}, {}) as place:
+        (place / "x.txt").write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "out" / "part" / "x.txt").read_text() == "one"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_publishing_again_replaces_the_whole_folder_and_sweeps_what_a_killed_step_left(tmp_path):
+    make(tmp_path / "out")
+    (tmp_path / "out" / "stale").write_text("")
+    (tmp_path / ".out.killed").mkdir()
+    make(tmp_path / "out", content="two")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "part"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [("on", "truncated"), ("one more", "truncated"), ("0ne", "damaged"), (None, "missing")]
+)
+def test_a_damaged_input_is_refused(tmp_path, damage, message):
+    make(tmp_path / "out")
+    file = tmp_path / "out" / "part" / "x.txt"
+    file.unlink() if damage is None else file.write_text(damage)
+    with pytest.raises(UserError, match=message) as refusal:
+        inputs_of(tmp_path / "out")
+    assert str(file) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_json_artifact_holds_its_manifest_and_is_refused_when_edited(tmp_path):
+    make(tmp_path / "m.json", "evaluate/a")
+    tree = json.loads((tmp_path / "m.json").read_text())
+    assert tree["content"] == "one"
+    assert tree["manifest"]["node"] == "evaluate/a"
+    (tmp_path / "m.json").write_text(json.dumps({**tree, "content": "better"}))
+    with pytest.raises(UserError, match="changed since it was written"):
+        inputs_of(tmp_path / "m.json")
+
+
+def test_an_input_made_with_another_number_is_refused_in_a_line_with_both(tmp_path):
+    manifest = make(tmp_path / "out", config={"lr": 1.0, "batch": 2})
+    found = [(tmp_path / "out", manifest)]
+    assert set(lineage(found, Params(encode_a={"lr": 1.0, "batch": 2}))) == {"encode/a"}
+    with pytest.raises(UserError, match=r"encode/a was made with lr 1\.0, params\.yaml says 2\.0") as refusal:
+        lineage(found, Params(encode_a={"lr": 2.0, "batch": 2}))
+    assert "\n" not in str(refusal.value)
+
+
+def test_inputs_from_two_makings_of_one_ancestor_are_refused(tmp_path):
+    first, second = (make(tmp_path / name, "vae/v", content=name) for name in ("first", "second"))
+    one = make(tmp_path / "one", "encode/a", ancestors=first.lineage)
+    two = make(tmp_path / "two", "encode/b", ancestors=second.lineage)
+    params = Params(vae_v={"lr": 1.0}, encode_a={"lr": 1.0}, encode_b={"lr": 1.0})
+    with pytest.raises(UserError, match="made from another vae/v"):
+        lineage([(tmp_path / "one", one), (tmp_path / "two", two)], params)
+
+
+def test_an_ancestor_far_up_is_checked_too(tmp_path):
+    first = make(tmp_path / "first", "vae/v")
+    manifest = make(tmp_path / "one", "encode/a", ancestors=first.lineage)
+    with pytest.raises(UserError, match="vae/v was made with"):
+        lineage([(tmp_path / "one", manifest)], Params(vae_v={"lr": 9.0}, encode_a={"lr": 1.0}))

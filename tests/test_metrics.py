@@ -1,0 +1,63 @@
+"""Distances against closed forms and independent implementations."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from maskdit.metrics import frechet_distance, inception_score, moments, precision_recall, squared_distances
+
+RNG = np.random.default_rng(0)
+ONE, OTHER = RNG.normal(size=(300, 12)) @ RNG.normal(size=(12, 12)), RNG.normal(size=(250, 12)) + 0.3
+
+
+def test_the_distance_of_two_gaussians_is_the_closed_form():
+    a, b = np.array([1.0, 4.0, 9.0]), np.array([4.0, 1.0, 16.0])
+    basis = scipy.linalg.qr(RNG.normal(size=(3, 3)))[0]  # covariances that commute
+    found = frechet_distance((np.zeros(3), basis @ np.diag(a) @ basis.T), (np.array([1.0, 2, 2]), basis @ np.diag(b) @ basis.T))
+    assert found == pytest.approx(9 + np.square(np.sqrt(a) - np.sqrt(b)).sum())
+
+
+def test_the_distance_equals_that_by_scipy_s_matrix_root():
+    (mu1, s1), (mu2, s2) = moments(ONE), moments(OTHER)
+    wanted = np.square(mu1 - mu2).sum() + np.trace(s1 + s2 - 2 * scipy.linalg.sqrtm(s1 @ s2).real)
+    assert frechet_distance((mu1, s1), (mu2, s2)) == pytest.approx(wanted, rel=1e-8)
+
+
+def test_the_distance_is_that_of_torch_fidelity_also_with_fewer_images_than_features():
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+    for count in (300, 8):
+        pair = [dict(zip(("mu", "sigma"), moments(features[:count]), strict=True)) for features in (ONE, OTHER)]
+        wanted = fid_statistics_to_metric(*pair, verbose=False)["frechet_inception_distance"]
+        assert frechet_distance(moments(ONE[:count]), moments(OTHER[:count])) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_set_is_at_distance_0_from_itself():
+    assert frechet_distance(moments(ONE), moments(ONE)) == pytest.approx(0, abs=1e-8)
+
+
+def test_the_score_is_1_for_one_answer_and_the_number_of_classes_for_sure_and_varied_ones():
+    assert inception_score(np.full((10, 5), 0.2)) == pytest.approx(1)
+    assert inception_score(np.tile(np.eye(5), (4, 1))) == pytest.approx(5)
+
+
+def test_the_score_is_that_of_torch_fidelity():
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    logits = torch.from_numpy(RNG.normal(size=(200, 7)))
+    wanted = isc_features_to_metric(logits, splits=1, shuffle=False)["inception_score_mean"]
+    assert inception_score(logits.softmax(1).numpy()) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_squared_distances_are_those_of_scipy():
+    np.testing.assert_allclose(squared_distances(ONE, OTHER), scipy.spatial.distance.cdist(ONE, OTHER, "sqeuclidean"), rtol=1e-8)
+
+
+def test_precision_and_recall_are_those_of_torch_fidelity_in_this_order():
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    real, generated = OTHER, np.concatenate([OTHER[:50] + 0.01, ONE[:50]])
+    found = prc_features_to_metric(torch.from_numpy(generated), torch.from_numpy(real), prc_neighborhood=3, verbose=False)
+    assert precision_recall(generated, real, 3) == pytest.approx((found["precision"], found["recall"]))
+    assert precision_recall(real, real, 3) == (1, 1)

@@ -1,0 +1,130 @@
+"""The network: what the encoder sees, what the published checkpoints weigh, what a pass costs."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from maskdit.model import MaskDiT, attend, positions
+
+ENCODER = {"patch": 2, "depth": 2, "width": 16, "heads": 2}
+DECODER = {"depth": 1, "width": 8, "heads": 2}
+XL = {"patch": 2, "depth": 28, "width": 1152, "heads": 16}
+PAPER = {"depth": 8, "width": 512, "heads": 16}
+
+
+def network(decoder=DECODER, **changes):
+    """A small network whose weights are all random: adaLN-Zero would hide most mistakes."""
+    torch.manual_seed(0)
+    net = MaskDiT(**{"side": 8, "channels": 2, "classes": 3, "encoder": ENCODER, "decoder": decoder, **changes})
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return net
+
+
+@pytest.fixture
+def given():
+    source = torch.Generator().manual_seed(1)
+    return torch.randn(3, 2, 8, 8, generator=source), torch.tensor([-0.5, 0.1, 0.4]), torch.tensor([0, 2, -1])
+
+
+def test_keeping_every_token_equals_no_mask(given):
+    net = network()
+    everything = torch.arange(16).expand(3, -1)
+    torch.testing.assert_close(net(*given, everything), net(*given), rtol=1e-5, atol=1e-5)
+
+
+def test_hidden_patches_never_reach_the_encoder(given):
+    net, seen = network(), []
+    net.blocks[-1].register_forward_hook(lambda _module, _given, out: seen.append(out))
+    kept = torch.tensor([[0, 3, 7], [1, 2, 15], [4, 5, 6]])
+    x, c_noise, labels = given
+    changed = x.clone()
+    for row in range(3):
+        for patch in set(range(16)) - set(kept[row].tolist()):
+            top, left = 2 * (patch // 4), 2 * (patch % 4)
+            changed[row, :, top : top + 2, left : left + 2] = 100.0
+    outputs = [net(image, c_noise, labels, kept) for image in (x, changed)]
+    assert seen[0].shape == (3, 3, 16)
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(outputs[0], outputs[1])
+    visible = x.clone()
+    visible[0, :, :2, :2] += 1
+    assert not torch.equal(net(visible, c_noise, labels, kept), outputs[0]), "but a kept patch does"
+
+
+def test_each_image_is_computed_alone(given):
+    net = network()
+    whole = net(*given)
+    for row in range(3):
+        torch.testing.assert_close(net(*(part[row : row + 1] for part in given)), whole[row : row + 1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_null_label_is_the_zero_vector(given):
+    net = network()
+    x, c_noise, _ = given
+    null = net(x, c_noise, torch.full((3,), -1))
+    with torch.no_grad():
+        net.y_embedder.embedding_table.weight.zero_()
+    torch.testing.assert_close(net(x, c_noise, torch.tensor([0, 1, 2])), null)
+
+
+def test_label_noise_level_and_place_matter(given):
+    net = network(decoder=None)
+    x, c_noise, labels = given
+    out = net(x, c_noise, labels)
+    assert not torch.allclose(net(x, c_noise, (labels + 2) % 3), out)
+    assert not torch.allclose(net(x, c_noise + 1, labels), out)
+    assert not torch.allclose(net(x.flip(-1), c_noise, labels).flip(-1), out)
+
+
+def test_a_new_network_answers_zero(given):
+    net = MaskDiT(side=8, channels=2, classes=3, encoder=ENCODER, decoder=DECODER)
+    assert not net(*given).any()
+
+
+def test_positions_are_sines_and_cosines_of_column_then_row():
+    found = positions(3, 8)[0].numpy()
+    for row in range(3):
+        for column in range(3):
+            omega = np.array([1.0, 10000**-0.5])
+            wanted = [np.sin(column * omega), np.cos(column * omega), np.sin(row * omega), np.cos(row * omega)]
+            np.testing.assert_allclose(found[3 * row + column], np.concatenate(wanted), atol=1e-6)
+
+
+def test_attention_by_products_equals_torch_s_kernel():
+    q, k, v = torch.randn(3, 2, 4, 64, 32).to(torch.bfloat16)
+    wanted = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    torch.testing.assert_close(attend(q, k, v).float(), wanted, rtol=0.05, atol=0.02)
+    assert torch.equal(attend(q.float(), k.float(), v.float()), wanted)
+
+
+def test_maskdit_xl_2_has_the_published_parameters():
+    with torch.device("meta"):
+        net = MaskDiT(side=32, channels=4, classes=1000, encoder=XL, decoder=PAPER)
+    shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    assert sum(weight.numel() for weight in net.parameters()) == 730_541_200
+    assert sum(weight.numel() for weight in net.parameters() if weight.requires_grad) == 730_115_216
+    assert len(shapes) == 378
+    assert shapes["y_embedder.embedding_table.weight"] == (1152, 1000)
+    assert shapes["decoder_layer.linear.weight"] == (512, 1152)
+    assert shapes["decoder_blocks.7.adaLN_modulation.1.weight"] == (3072, 1152)
+    assert shapes["final_layer.linear.weight"] == (16, 512)
+    assert shapes["x_embedder.proj.weight"] == (1152, 4, 2, 2)
+
+
+@pytest.mark.parametrize(("decoder", "kept", "published"), [(None, 256, 118.64), (PAPER, 256, 125.8), (PAPER, 128, 65.5)])
+def test_the_multiply_adds_at_256_pixels_are_the_published_ones(decoder, kept, published):
+    with torch.device("meta"):
+        net = MaskDiT(side=32, channels=4, classes=1000, encoder=XL, decoder=decoder)
+    assert net.flops(kept) / 2e9 == pytest.approx(published, rel=1e-3)
+
+
+@pytest.mark.parametrize("decoder", [None, DECODER])
+def test_the_flops_are_those_that_torch_counts(decoder, given):
+    net = network(decoder)
+    kept = torch.tensor([[1, 5, 9, 10]]) if decoder else None
+    with torch.autocast("cpu", torch.bfloat16), FlopCounterMode(display=False) as counter:
+        net(*(part[:1] for part in given), kept)
+    assert counter.get_total_flops() == net.flops(4 if decoder else 16)

@@ -1,0 +1,112 @@
+"""params.yaml: what is wrong is refused in one line that names the key."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from ruamel.yaml import YAML
+
+from maskdit.config import UserError, kept_tokens
+from maskdit.params import Params, load, validate
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tree():
+    return YAML(typ="safe", pure=True).load((ROOT / "tests" / "toy" / "params.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", ["params.yaml", "tests/toy/params.yaml"])
+def test_the_project_s_own_parameters_are_valid(path):
+    params = load(ROOT / path)
+    assert isinstance(params, Params)
+    with pytest.raises(ValueError, match="frozen"):
+        params.vae["demo"].steps = 3
+
+
+MISTAKES = [
+    ("pretrain.demo-dit.mask_ratoi", 0.5, "pretrain.demo-dit.mask_ratoi: unknown key; did you mean 'mask_ratio'?"),
+    ("pretrain.demo-maskdit.encoder.widht", 8, "pretrain.demo-maskdit.encoder.widht: unknown key; did you mean 'width'?"),
+    ("pretain", {}, "pretain: unknown key; did you mean 'pretrain'?"),
+    ("vae.demo.steps", "many", "vae.demo.steps: Input should be a valid integer (got 'many')"),
+    ("vae.demo.steps", 2.5, "vae.demo.steps"),
+    ("vae.demo.lr", "1e-4", "write a point and a sign, as in 1.0e-4"),
+    ("vae.demo.lr", float("nan"), "vae.demo.lr"),
+    ("pretrain.demo-dit.milestones", [4, 2], "pretrain.demo-dit.milestones: steps must ascend"),
+    ("pretrain.demo-dit.encoder.patch", 3, "pretrain.demo-dit.encoder.patch: 3 does not divide the latent's side of 8"),
+    ("pretrain.demo-dit.encoder.heads", 3, "heads 3 must divide width 16"),
+    ("pretrain.demo-dit.encoder.width", 18, "width 18 must be a multiple of 4"),
+    ("vae.demo.channels", [8, 8, 8, 8, 8, 8], "vae.demo.channels: 32 pixels per latent do not divide resolution 16"),
+    (
+        "pretrain.demo-maskdit.batch",
+        77,
+        "pretrain.demo-maskdit.batch: 77 is larger than the data (76 training images",
+    ),
+    ("vae.demo.batch", 77, "vae.demo.batch: 77 is larger than the data"),
+    ("pretrain.demo-maskdit.mask_ratio", 0.97, "pretrain.demo-maskdit.mask_ratio: 0.97 keeps none of 16 tokens"),
+    ("pretrain.demo-maskdit.mask_ratio", 1.0, "pretrain.demo-maskdit.mask_ratio"),
+    ("pretrain.demo-dit.mask_ratio", 0.5, "pretrain.demo-dit.mask_ratio: 0.5 needs a decoder"),
+    ("encode.demo.vae", "dem", "encode.demo.vae: vae has no entry 'dem'; did you mean 'demo'?"),
+    ("sample.demo-dit-plain.step", 3, "sample.demo-dit-plain.step: 3 is no milestone of pretrain.demo-dit (2, 4)"),
+    ("sample.demo-dit-plain.phase", "finetune", "sample.demo-dit-plain.phase: finetune has no entry 'demo-dit'"),
+    ("sample.demo-dit-plain.shards", 17, "sample.demo-dit-plain.shards: 17 shards of 16 images"),
+    ("evaluate.demo-dit-plain.neighbours", 16, "evaluate.demo-dit-plain.neighbours: 16 needs more than 16 images"),
+    (
+        "table.demo.evals",
+        ["demo-dit-plane"],
+        "table.demo.evals: evaluate has no entry 'demo-dit-plane'; did you mean",
+    ),
+    ("fetch.other", None, "fetch.other"),
+    ("fetch.Demo", None, "fetch.Demo"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "line"), MISTAKES, ids=[f"{key}={value}" for key, value, _ in MISTAKES])
+def test_a_mistake_is_refused_in_one_line(tree, key, value, line):
+    *path, last = key.split(".")
+    place = tree
+    for part in path:
+        place[part] = place = dict(place[part])  # entries share what YAML merged
+    place[last] = dict(tree["fetch"]["demo"]) if value is None else value
+    with pytest.raises(UserError) as refusal:
+        validate(tree)
+    assert str(refusal.value).startswith("params.yaml: ")
+    assert line in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_number_is_named(tree):
+    del tree["encode"]["demo"]["batch"]
+    with pytest.raises(UserError, match=r"encode\.demo\.batch: missing"):
+        validate(tree)
+
+
+def test_a_sample_without_its_evaluation_is_refused(tree):
+    del tree["features"]["demo-dit-plain"]
+    with pytest.raises(UserError, match=r"sample\.demo-dit-plain: has no twin in features"):
+        validate(tree)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "a: [1\n", "a: 1\na: 2\n"])
+def test_a_file_that_is_no_dictionary_of_steps_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError) as refusal:
+        load(tmp_path / "params.yaml")
+    assert "\n" not in str(refusal.value)
+
+
+def test_yaml_1_1_reads_a_bare_exponent_as_text_and_is_told_so():
+    assert yaml.safe_load("1e-4") == "1e-4"
+
+
+def test_the_kept_tokens_are_the_paper_s():
+    assert [kept_tokens(256, ratio) for ratio in (0.0, 0.5, 0.75, 0.999)] == [256, 128, 64, 0]
+
+
+def test_a_longer_phase_has_the_same_recipe_and_any_other_number_another(tree):
+    runs = [validate(tree).pretrain["demo-dit"]]
+    for name, value in (("milestones", [2, 4, 6]), ("lr", 0.5)):
+        tree["pretrain"]["demo-dit"] = {**tree["pretrain"]["demo-dit"], name: value}
+        runs.append(validate(tree).pretrain["demo-dit"])
+    assert runs[0].recipe() == runs[1].recipe() != runs[2].recipe()

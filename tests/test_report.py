@@ -1,0 +1,106 @@
+"""Table, curves and grid: what people read, from records."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskdit.config import Curves, Grid, Table, UserError
+from maskdit.curves import curves
+from maskdit.data import Images
+from maskdit.files import write_json
+from maskdit.grid import grid
+from maskdit.table import table
+
+PROTOCOL = {
+    "family": "mobilenet-v2",
+    "extractor_sha256": "e",
+    "reference_sha256": "r",
+    "images": 16,
+    "labels": "random",
+    "quantisation": "round",
+    "sampler": "EDM Heun",
+    "nfe": 23,
+    "neighbours": 3,
+    "guidance": 2.0,
+}
+
+
+def record(folder, name, model="DiT", phase="pretrain", step=2, fd=123.456789, **protocol):
+    spent = {"images": 8 * step, "seconds": step / 2, "flops": step * 1e12, "parameters": 9}
+    checkpoint = {"model": model, "phase": phase, "step": step, **spent}
+    real = {"heldout": {"images": 5, "fd_mobilenet": 50.0, "probe_accuracy": 0.8}}
+    tree = {"metrics": {"fd_mobilenet": fd, "probe_accuracy": 0.5}, "checkpoint": checkpoint, "protocol": PROTOCOL | protocol}
+    write_json(folder / f"{name}.json", {**tree, "real": real})
+
+
+def test_a_row_that_was_not_run_says_so_and_real_images_come_last(tmp_path):
+    record(tmp_path, "a")
+    table(Table(title="T", evals=("a", "b")), metrics=tmp_path, out=tmp_path / "t.csv")
+    rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
+    assert [row["eval"] for row in rows] == ["a", "b", "real, held out"]
+    assert rows[0]["fd_mobilenet"] == "123.46"
+    assert rows[0]["parameters"] == "9"
+    assert rows[1]["model"] == "not run"
+    assert rows[1]["fd_mobilenet"] == ""
+    assert rows[2]["fd_mobilenet"] == "50.0"
+    lines = (tmp_path / "t.md").read_text().splitlines()
+    assert lines[0] == "T"
+    assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+@pytest.mark.parametrize("field", ["family", "reference_sha256", "images", "nfe", "labels", "quantisation"])
+def test_two_protocols_never_share_a_column(tmp_path, field):
+    record(tmp_path, "a")
+    record(tmp_path, "b", **{field: "other"})
+    for step, entry, out in ((table, Table, "t.csv"), (curves, Curves, "c.csv")):
+        with pytest.raises(UserError, match=f"b has {field} other, a has .* cannot share a column"):
+            step(entry(title="T", evals=("a", "b")), metrics=tmp_path, out=tmp_path / out)
+
+
+def test_no_offline_number_is_called_fid(tmp_path):
+    record(tmp_path, "a")
+    table(Table(title="T", evals=("a",)), metrics=tmp_path, out=tmp_path / "t.csv")
+    header = (tmp_path / "t.csv").read_text().splitlines()[0]
+    assert not re.search(r"\bfid\b", header, re.I)
+
+
+def test_curves_are_sorted_by_what_was_spent_and_drawn_twice_alike(tmp_path):
+    record(tmp_path, "late", step=4, fd=10.0)
+    record(tmp_path, "early", step=2)
+    record(tmp_path, "masked", model="MaskDiT", phase="finetune", step=3)
+    entry = Curves(title="T", evals=("late", "early", "masked"))
+    curves(entry, metrics=tmp_path, out=tmp_path / "c.csv")
+    rows = list(csv.DictReader((tmp_path / "c.csv").read_text().splitlines()))
+    assert [row["eval"] for row in rows] == ["early", "late", "masked"]
+    assert [float(row["tflop"]) for row in rows] == [2, 4, 3]
+    pictures = [(tmp_path / f"c.{suffix}").read_bytes() for suffix in ("png", "svg")]
+    curves(entry, metrics=tmp_path, out=tmp_path / "c.csv")
+    assert pictures == [(tmp_path / f"c.{suffix}").read_bytes() for suffix in ("png", "svg")]
+    with Image.open(tmp_path / "c.png") as picture:
+        assert picture.size[0] > 1000
+
+
+def test_curves_of_nothing_are_refused(tmp_path):
+    with pytest.raises(UserError, match="none of the evaluations"):
+        curves(Curves(title="T", evals=("a",)), metrics=tmp_path, out=tmp_path / "c.csv")
+
+
+def test_a_grid_shows_real_images_and_samples_of_each_class(tmp_path):
+    raw, samples = tmp_path / "raw", tmp_path / "samples"
+    raw.mkdir()
+    samples.mkdir()
+    red, blue = (np.full((8, 4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
+    Images(red, np.arange(8) % 2, np.ones(8, bool), ("a", "b")).save(raw)
+    np.save(samples / "images-0000.npy", blue)
+    np.save(samples / "labels.npy", np.arange(8) % 2)
+    write_json(samples / "index.json", {"shards": ["images-0000.npy"], "checkpoint": {"model": "DiT"}, "protocol": PROTOCOL})
+    grid(Grid(dataset="toy", sample="toy", columns=3), images=raw, samples=samples, out=tmp_path / "g.png")
+    with Image.open(tmp_path / "g.png") as file:
+        picture = np.asarray(file.convert("RGB"))
+    left, right = np.split(picture, [picture.shape[1] // 2], axis=1)
+    assert (left == [255, 0, 0]).all(-1).mean() > 0.1
+    assert (right == [0, 0, 255]).all(-1).mean() > 0.1
+    assert not (left == [0, 0, 255]).all(-1).any()
