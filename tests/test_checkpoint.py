@@ -29,3 +29,20 @@ def test_what_is_not_a_whole_checkpoint_is_refused_with_what_to_do(tmp_path, dam
     with pytest.raises(UserError, match="rerun the training") as refusal:
         checkpoint.load(path)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_save_that_is_cut_off_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    checkpoint.save(path, {"a": torch.ones(3)}, {"step": 1})
+
+    def dying(tensors, place, facts):
+        place.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_file", dying)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(path, {"a": torch.zeros(3)}, {"step": 2})
+    tensors, facts = checkpoint.load(path)
+    assert facts == {"step": 1}
+    assert torch.equal(tensors["a"], torch.ones(3))
+    assert list(tmp_path.iterdir()) == [path]

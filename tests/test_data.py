@@ -5,7 +5,7 @@ import pytest
 
 from maskdit.config import UserError
 from maskdit.data import Images, Latents, Space, generator, order
-from maskdit.files import write_json
+from maskdit.files import read_json, write_json
 
 
 def test_each_pass_visits_every_sample_once_in_another_order():
@@ -28,8 +28,9 @@ def test_a_draw_is_a_function_of_seed_purpose_step_and_index():
         assert not np.array_equal(base, generator(*other).random(4))
 
 
-def test_long_draws_of_neighbouring_indices_do_not_overlap():
-    first, second = (generator(0, "a", 0, index).random(10_000) for index in (0, 1))
+@pytest.mark.parametrize("other", [(0, 1), (1, 0)], ids=["index", "step"])
+def test_long_draws_of_neighbours_do_not_overlap(other):
+    first, second = (generator(0, "a", *place).random(10_000) for place in ((0, 0), other))
     assert not np.isin(first, second).any()
 
 
@@ -68,3 +69,18 @@ def test_moments_of_another_shape_than_the_index_says_are_refused(latents):
     np.save(folder / "moments.npy", np.zeros((5, 2, 2, 3, 3), np.float16))
     with pytest.raises(UserError, match="encode it again"):
         Latents.load(folder)
+
+
+def test_a_boundless_variance_is_bounded(latents):
+    folder, moments = latents
+    moments[0, 0, 2:] = 60_000
+    np.save(folder / "moments.npy", moments.astype(np.float16))
+    found = Latents.load(folder).draw(np.array([0]), np.array([0]), np.ones((1, 2, 3, 3), np.float32))
+    np.testing.assert_allclose(found[0, 0], (moments[0, 0, 0] + np.exp(10) - 0.5) * 2, rtol=1e-5)
+
+
+def test_latents_with_another_index_have_another_identity(latents):
+    folder, _ = latents
+    before, index = Latents.load(folder).sha256, read_json(folder / "index.json")
+    write_json(folder / "index.json", {**index, "sha256": {"moments.npy": "another"}})
+    assert Latents.load(folder).sha256 != before

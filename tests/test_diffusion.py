@@ -142,3 +142,33 @@ def test_the_mask_of_the_loss_is_the_sampled_one():
     x0 = torch.zeros(B, C, SIDE, SIDE, dtype=torch.float64)
     loss(spy, x0, torch.zeros(B, dtype=torch.long), draw(), patch=PATCH, keep=4, mae_weight=0.1, label_dropout=0.0)
     assert torch.equal(seen[0], sample_mask(scores, 4))
+
+
+def test_a_flat_patch_has_a_finite_target():
+    flat = Draw(torch.zeros(1), torch.ones(1, 1, 4, 4), torch.arange(4.0).reshape(1, 4), torch.ones(1))
+    x0, nothing = torch.zeros(1, 1, 4, 4), lambda x, *_: torch.zeros_like(x)
+    _, mae = loss(nothing, x0, torch.zeros(1, dtype=torch.long), flat, patch=2, keep=1, mae_weight=1.0, label_dropout=0.0)
+    sigma = np.exp(-1.2)
+    assert mae.item() == pytest.approx((0.25 * sigma / (sigma**2 + 0.25)) ** 2)  # the target is 0, D is c_skip * y
+
+
+def test_a_denoiser_that_knows_the_image_is_believed():
+    image = torch.randn(1, 1, 4, 4, dtype=torch.float64)  # dy/dsigma is then constant, and each step exact
+    torch.testing.assert_close(heun(lambda y, sigma: image.expand_as(y), torch.randn(2, 1, 4, 4), 7), image.expand(2, -1, -1, -1))
+
+
+def test_the_sampler_counts_in_float64_and_the_network_in_float32():
+    seen = []
+
+    def spy(x, c_noise, labels, kept=None):
+        seen.append({x.dtype, c_noise.dtype})
+        return torch.zeros_like(x)
+
+    def denoiser(y, sigma):
+        assert y.dtype == sigma.dtype == torch.float64
+        return guided(spy, torch.zeros(len(y), dtype=torch.long), 2.0)(y, sigma)
+
+    assert heun(denoiser, torch.randn(1, 1, 4, 4), 3).dtype == sigma_steps(3).dtype == torch.float64
+    assert seen == [{torch.float32}] * 5
+    ramp = sigma_steps(40)[:-1] ** (1 / 7)
+    torch.testing.assert_close(ramp.diff(), ramp.diff().mean().expand(39), rtol=1e-10, atol=0)

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import adaptive_avg_pool2d
+from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
+from torchvision.transforms.functional import normalize, to_tensor
 
 from maskdit import extractor
 from maskdit.autoencoder import to_pixels, to_unit
@@ -43,3 +46,19 @@ def test_pixels_survive_the_way_to_the_unit_range_and_back():
     assert to_unit(pixels).max() == 1
     assert torch.equal(to_pixels(to_unit(pixels)), pixels)
     assert to_pixels(torch.tensor([-2.0, 0.0039, 2.0]).reshape(1, 3, 1, 1)).flatten().tolist() == [0, 128, 255]
+
+
+def test_at_its_own_side_it_is_torchvision_s_network_behind_torchvision_s_normalisation():
+    chosen = MobileNet_V2_Weights.IMAGENET1K_V1
+    assert chosen.url.endswith(extractor.FILE)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, extractor.SIDE, extractor.SIDE, 3), np.uint8)
+    features, probabilities = extractor.extract(pixels, batch=2)
+    net = mobilenet_v2()
+    net.load_state_dict(torch.load(extractor.weights(), weights_only=True))
+    preset = chosen.transforms()
+    images = torch.stack([normalize(to_tensor(picture), preset.mean, preset.std) for picture in pixels])
+    with torch.inference_mode():
+        wanted = net.eval()(images).softmax(1).numpy()
+        pooled = adaptive_avg_pool2d(net.features(images), 1).flatten(1).numpy()
+    np.testing.assert_allclose(probabilities, wanted, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(features, pooled, rtol=1e-3, atol=1e-4)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maskdit.config import UserError
-from maskdit.files import inputs_of, lineage, publishing, read_json, replacing, save_array, sha256, write_json
+from maskdit.files import digest, inputs_of, lineage, publishing, read_json, replacing, save_array, sha256, write_json
 
 
 class Params:
@@ -121,3 +121,60 @@ def test_an_ancestor_far_up_is_checked_too(tmp_path):
     manifest = make(tmp_path / "one", "encode/a", ancestors=first.lineage)
     with pytest.raises(UserError, match="vae/v was made with"):
         lineage([(tmp_path / "one", manifest)], Params(vae_v={"lr": 9.0}, encode_a={"lr": 1.0}))
+
+
+def test_who_reads_while_it_is_replaced_reads_the_old_file_whole(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with path.open() as reader:
+        write_json(path, {"new": 1})
+        assert json.load(reader) == {"old": 1}
+    (tmp_path / "plain").write_text("")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode, "others may read it as they may any file"
+
+
+def test_a_digest_does_not_depend_on_the_order_of_keys():
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+
+
+def test_of_a_folder_of_json_files_those_that_are_named_and_there_are_read(tmp_path):
+    for name in ("a", "b"):
+        make(tmp_path / f"{name}.json", f"evaluate/{name}")
+    assert [manifest.node for _, manifest in inputs_of(tmp_path, ("b", "c"))] == ["evaluate/b"]
+
+
+@pytest.mark.parametrize(("content", "line"), [(None, "run the step that makes it"), ("{", "not JSON, so damaged")])
+def test_an_input_without_a_manifest_is_refused(tmp_path, content, line):
+    make(tmp_path / "out")
+    manifest = tmp_path / "out" / "manifest.json"
+    manifest.unlink() if content is None else manifest.write_text(content)
+    with pytest.raises(UserError, match=line):
+        inputs_of(tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"manifest": {}}'])
+def test_a_json_file_that_no_step_wrote_is_refused(tmp_path, content):
+    (tmp_path / "m.json").write_text(content)
+    with pytest.raises(UserError, match=r"m\.json"):
+        inputs_of(tmp_path / "m.json")
+
+
+def test_what_lies_beside_a_file_is_published_with_it_and_not_at_all_if_the_step_fails(tmp_path):
+    def step(content, error=False):
+        with publishing(tmp_path / "t.csv", "table/a", {}, {}) as place:
+            place.write_text(content)
+            place.with_suffix(".md").write_text(content)
+            if error:
+                raise RuntimeError
+
+    step("one")
+    with pytest.raises(RuntimeError):
+        step("two", error=True)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"t.csv": "one", "t.md": "one"}
+
+
+def test_a_folder_never_takes_the_place_of_a_file(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="not a folder; move it away"):
+        make(tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"

@@ -37,3 +37,14 @@ def test_every_patch_is_hidden_equally_often():
     torch.manual_seed(0)
     share = masked(sample_mask(torch.rand(20000, 8), 4), 8).float().mean(0)
     torch.testing.assert_close(share, torch.full((8,), 0.5), atol=0.02, rtol=0)
+
+
+def test_the_kept_patches_are_those_of_the_smallest_scores():
+    assert sample_mask(torch.tensor([[0.3, 0.1, 0.9, 0.2], [0.4, 0.3, 0.2, 0.1]]), 2).tolist() == [[1, 3], [2, 3]]
+
+
+def test_every_subset_of_the_patches_is_as_likely_as_any_other():
+    torch.manual_seed(0)
+    subsets = sample_mask(torch.rand(20000, 5), 2).unique(dim=0, return_counts=True)
+    assert len(subsets[0]) == 10
+    torch.testing.assert_close(subsets[1] / 20000, torch.full((10,), 0.1), atol=0.01, rtol=0)

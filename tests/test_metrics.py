@@ -33,6 +33,14 @@ def test_the_distance_is_that_of_torch_fidelity_also_with_fewer_images_than_feat
         assert frechet_distance(moments(ONE[:count]), moments(OTHER[:count])) == pytest.approx(wanted, rel=1e-6)
 
 
+def test_moments_are_the_unbiased_ones_of_the_features_in_float64():
+    features = (RNG.normal(size=(50, 3)) + 100).astype(np.float16)
+    mean = sum(row.astype(float) for row in features) / 50
+    spread = sum(np.outer(row - mean, row - mean) for row in features.astype(float)) / 49
+    np.testing.assert_allclose(moments(features)[0], mean, rtol=1e-12)
+    np.testing.assert_allclose(moments(features)[1], spread, rtol=1e-10)
+
+
 def test_a_set_is_at_distance_0_from_itself():
     assert frechet_distance(moments(ONE), moments(ONE)) == pytest.approx(0, abs=1e-8)
 

@@ -33,7 +33,9 @@ MISTAKES = [
     ("vae.demo.steps", 2.5, "vae.demo.steps"),
     ("vae.demo.lr", "1e-4", "write a point and a sign, as in 1.0e-4"),
     ("vae.demo.lr", float("nan"), "vae.demo.lr"),
+    ("vae.demo.lr", float("inf"), "vae.demo.lr"),
     ("pretrain.demo-dit.milestones", [4, 2], "pretrain.demo-dit.milestones: steps must ascend"),
+    ("pretrain.demo-dit.milestones", [2, 2], "pretrain.demo-dit.milestones: steps must ascend"),
     ("pretrain.demo-dit.encoder.patch", 3, "pretrain.demo-dit.encoder.patch: 3 does not divide the latent's side of 8"),
     ("pretrain.demo-dit.encoder.heads", 3, "heads 3 must divide width 16"),
     ("pretrain.demo-dit.encoder.width", 18, "width 18 must be a multiple of 4"),
@@ -58,6 +60,12 @@ MISTAKES = [
         "table.demo.evals: evaluate has no entry 'demo-dit-plane'; did you mean",
     ),
     ("fetch.other", None, "fetch.other"),
+    (
+        "sample.demo-dit-plain.step",
+        "finall",
+        "sample.demo-dit-plain.step: Input should be a valid integer or Input should be 'final' (got",
+    ),
+    ("table", {}, "table: has no entry"),
     ("fetch.Demo", None, "fetch.Demo"),
 ]
 
@@ -102,6 +110,7 @@ def test_yaml_1_1_reads_a_bare_exponent_as_text_and_is_told_so():
 
 def test_the_kept_tokens_are_the_paper_s():
     assert [kept_tokens(256, ratio) for ratio in (0.0, 0.5, 0.75, 0.999)] == [256, 128, 64, 0]
+    assert kept_tokens(10, 0.34) == 6, "cut, not rounded"
 
 
 def test_a_longer_phase_has_the_same_recipe_and_any_other_number_another(tree):
@@ -110,3 +119,56 @@ def test_a_longer_phase_has_the_same_recipe_and_any_other_number_another(tree):
         tree["pretrain"]["demo-dit"] = {**tree["pretrain"]["demo-dit"], name: value}
         runs.append(validate(tree).pretrain["demo-dit"])
     assert runs[0].recipe() == runs[1].recipe() != runs[2].recipe()
+
+
+@pytest.fixture
+def twins(tree):
+    """A second data set, autoencoder and benchmark beside the first."""
+    for verb in ("fetch", "vae", "encode", "reference", "table"):
+        tree[verb]["demo-two"] = dict(tree[verb]["demo"])
+    tree["table"]["demo-two"]["evals"] = ["demo-maskdit-guided"]
+    tree["evaluate"]["demo-maskdit-guided"] = {**tree["evaluate"]["demo-maskdit-guided"], "bench": "demo-two"}
+    tree["table"]["demo"]["evals"] = tree["curves"]["demo"]["evals"] = ["demo-dit-plain"]
+    validate(tree)
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("verb", "key", "field", "line"),
+    [
+        ("finetune", "demo-maskdit", "dataset", "finetune.demo-maskdit.dataset: pretrain.demo-maskdit has demo"),
+        ("sample", "demo-dit-plain", "vae", "sample.demo-dit-plain.vae: the run demo-dit has demo"),
+        ("evaluate", "demo-dit-plain", "dataset", "evaluate.demo-dit-plain.dataset: the run demo-dit has demo"),
+        ("evaluate", "demo-dit-plain", "bench", "table.demo.evals: 'demo-dit-plain' belongs to bench demo-two"),
+    ],
+)
+def test_two_data_sets_never_mix(twins, verb, key, field, line):
+    twins[verb][key] = {**twins[verb][key], field: "demo-two"}
+    with pytest.raises(UserError) as refusal:
+        validate(twins)
+    assert str(refusal.value) == f"params.yaml: {line}"
+
+
+@pytest.mark.parametrize(("verb", "key"), [("finetune", "demo-maskdot"), ("fetch", "demonstration")])
+def test_a_run_has_its_pretraining_and_a_key_its_benchmark(tree, verb, key):
+    tree[verb][key] = next(iter(tree[verb].values()))
+    with pytest.raises(UserError, match=rf"{verb}\.{key}"):
+        validate(tree)
+
+
+@pytest.mark.parametrize(
+    ("place", "old", "new"),
+    [(["pretrain", "demo-dit"], "mask_ratio", "mask_ratoi"), ([], "vae", "vea")],
+)
+def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_out(tree, place, old, new):
+    entry = tree
+    for part in place:
+        entry[part] = entry = dict(entry[part])
+    entry[new] = entry.pop(old, 1)
+    with pytest.raises(UserError, match=rf"{'.'.join([*place, new])}: unknown key; did you mean '{old}'"):
+        validate(tree)
+
+
+def test_an_entry_that_is_asked_for_and_missing_names_the_nearest(tree):
+    with pytest.raises(UserError, match="sample has no entry 'demo-dit-plane'; did you mean 'demo-dit-plain'"):
+        validate(tree).entry("sample", "demo-dit-plane")

@@ -138,13 +138,13 @@ def inputs_of(path: Path, only: tuple[str, ...] | None = None) -> list[tuple[Pat
     """
     if path.suffix == ".json":
         tree = read_json(path)
-        manifest = Manifest.parse(tree.pop("manifest"))
-        if digest(tree) != manifest.files[path.name]["sha256"]:
+        manifest = _parse(path, tree.pop("manifest", None) if isinstance(tree, dict) else None)
+        if digest(tree) != manifest.files.get(path.name, {}).get("sha256"):
             raise UserError(f"{path}: changed since it was written; rerun the step that makes it")
         return [(path, manifest)]
     if only is not None:
         return [found for name in only if (path / f"{name}.json").exists() for found in inputs_of(path / f"{name}.json")]
-    manifest = Manifest.parse(read_json(path / MANIFEST))
+    manifest = _parse(path, read_json(path / MANIFEST))
     for name, facts in manifest.files.items():
         file = path / name
         if not file.is_file() or file.stat().st_size != facts["bytes"]:
@@ -152,6 +152,13 @@ def inputs_of(path: Path, only: tuple[str, ...] | None = None) -> list[tuple[Pat
         if facts["bytes"] <= 2**28 and sha256(file) != facts["sha256"]:
             raise UserError(f"{file}: damaged (sha256 differs); delete {path} and rerun the step that makes it")
     return [(path, manifest)]
+
+
+def _parse(path: Path, tree: Any) -> Manifest:
+    try:
+        return Manifest.parse(tree)
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: has no manifest of a step; rerun the step that makes it") from None
 
 
 def lineage(found: list[tuple[Path, Manifest]], params: Params) -> dict[str, Origin]:

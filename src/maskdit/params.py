@@ -85,6 +85,8 @@ class Params(BaseModel):
     def problems(self) -> Iterator[str]:
         """Impossible combinations between entries, one line each, beginning with the key at fault."""
         benches = set(self.table)
+        if not benches:
+            yield "table: has no entry; each key begins with the name of one"
         for verb in VERBS:
             for key in getattr(self, verb):
                 if not any(key == bench or key.startswith(f"{bench}-") for bench in benches):
@@ -217,8 +219,9 @@ def validate(tree: object, path: Path = Path("params.yaml")) -> Params:
 
 def _first(error: ValidationError) -> str:
     """The first complaint of pydantic as one line: the key, what is wrong, what would be right."""
-    first = error.errors()[0]
-    place = [part for part in first["loc"] if part != "[key]"]
+    errors = error.errors()
+    first = min(errors, key=lambda each: each["type"] == "missing")  # a misspelt key says more than the one it leaves out
+    place = _place(first["loc"])
     where = ".".join(str(part) for part in place)
     got = first.get("input")
     if first["type"] == "extra_forbidden":
@@ -226,12 +229,18 @@ def _first(error: ValidationError) -> str:
         return f"{where}: unknown key{_nearest(str(place[-1]), known)}"
     if first["type"] == "missing":
         return f"{where}: missing"
-    message = re.sub(r"^Value error, ", "", first["msg"])
+    messages = [re.sub(r"^Value error, ", "", each["msg"]) for each in errors if _place(each["loc"]) == place]
+    message = " or ".join(messages)
     if isinstance(got, str) and re.fullmatch(r"[\d.]+e[+-]?\d+", got, re.I):
         message += f"; YAML 1.1 reads {got} as text, write a point and a sign, as in 1.0e-4"
     if isinstance(got, str | int | float):
         message += f" (got {got!r})"
     return f"{where}: {' '.join(message.split())}"
+
+
+def _place(loc: Iterable[int | str]) -> list[int | str]:
+    """The keys of a location, without what pydantic adds for the alternatives of a type."""
+    return [part for part in loc if not re.match(r"\[key\]|constrained-|literal\[", str(part))]
 
 
 def _fields_at(place: list[Any]) -> list[str]:

@@ -7,6 +7,7 @@ rule pretrain:
         "logs/pretrain/{key}.log",
     benchmark:
         "logs/benchmarks/pretrain/{key}.tsv"
+    priority: 1  # the longest way to the end: before any sampling
     params:
         lookup(dpath="pretrain/{key}", within=config),
     message:
@@ -25,6 +26,7 @@ rule finetune:
         "logs/finetune/{key}.log",
     benchmark:
         "logs/benchmarks/finetune/{key}.tsv"
+    priority: 1
     params:
         lookup(dpath="finetune/{key}", within=config),
     message:
