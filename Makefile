@@ -35,7 +35,6 @@ check: setup
 	mypy
 	lint-imports
 	snakefmt --check Snakefile workflow
-	snakemake --lint
 	pytest -m "not slow and not pipeline"
 
 # Resolve anew: the newest versions that pyproject.toml admits, in an environment of their own.

@@ -66,6 +66,7 @@ MISTAKES = [
         "sample.demo-dit-plain.step: Input should be a valid integer or Input should be 'final' (got",
     ),
     ("table", {}, "table: has no entry"),
+    ("curves.demo.evals", ["demo-dit-plain", "demo-maskdit-guided"], "curves.demo.evals: the points of a curve have one guidance"),
     ("fetch.Demo", None, "fetch.Demo"),
 ]
 

@@ -166,6 +166,10 @@ class Params(BaseModel):
                 for name in entry.evals:
                     if self.evaluate[name].bench != key:
                         yield f"{verb}.{key}.evals: '{name}' belongs to bench {self.evaluate[name].bench}"
+        for key, entry in self.curves.items():
+            scales = {self.sample[name].guidance for name in entry.evals}
+            if len(scales) > 1:
+                yield f"curves.{key}.evals: the points of a curve have one guidance, these have {sorted(scales)}"
 
 
 VERBS = tuple(Params.model_fields)
