@@ -154,9 +154,6 @@ class Params(BaseModel):
             evaluate = self.evaluate[key]
             if evaluate.dataset != dataset:
                 yield f"evaluate.{key}.dataset: the run {sample.run} has {dataset}"
-            for where, family in (("features", self.features[key].family), ("evaluate", evaluate.family)):
-                if str(family) != self.reference[evaluate.dataset].family:
-                    yield f"{where}.{key}.family: reference.{evaluate.dataset} has {self.reference[evaluate.dataset].family}"
             if evaluate.neighbours >= sample.images:
                 yield f"evaluate.{key}.neighbours: {evaluate.neighbours} needs more than {sample.images} images"
             if sample.shards > sample.images:
