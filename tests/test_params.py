@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import yaml
 from ruamel.yaml import YAML
 
 from maskdit.config import UserError, kept_tokens
@@ -103,10 +102,6 @@ def test_a_file_that_is_no_dictionary_of_steps_is_refused_in_one_line(tmp_path, 
     with pytest.raises(UserError) as refusal:
         load(tmp_path / "params.yaml")
     assert "\n" not in str(refusal.value)
-
-
-def test_yaml_1_1_reads_a_bare_exponent_as_text_and_is_told_so():
-    assert yaml.safe_load("1e-4") == "1e-4"
 
 
 def test_the_kept_tokens_are_the_paper_s():

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,7 +94,6 @@ def pretrain(config: Pretrain, *, latents: Path, out: Path) -> None:
     Publishes the EMA weights of each milestone, the final raw weights, log.jsonl and index.json.
     """
     data = Latents.load(latents)
-    side = data.space.side // config.encoder.patch
     architecture: dict[str, Any] = {
         "side": data.space.side,
         "channels": data.space.channels,
@@ -103,7 +103,7 @@ def pretrain(config: Pretrain, *, latents: Path, out: Path) -> None:
     }
     torch.manual_seed(config.seed)
     start = MaskDiT(**architecture).state_dict()
-    train("pretrain", config, architecture, data, side**2, Past(start, start), out)
+    train("pretrain", config, architecture, data, Past(start, start), out)
 
 
 def finetune(config: Finetune, *, latents: Path, pretrained: Path, out: Path) -> None:
@@ -116,10 +116,10 @@ def finetune(config: Finetune, *, latents: Path, pretrained: Path, out: Path) ->
     if data.space.vae != facts["space"]["vae"] or list(data.space.scale) != facts["space"]["scale"]:
         raise UserError(f"{latents}: not the latents that {pretrained} was trained on; rerun the pretraining")
     spent = Past(net, ema, facts["images"], facts["seconds"], facts["flops"])
-    train("finetune", config, architecture, data, (data.space.side // architecture["encoder"]["patch"]) ** 2, spent, out)
+    train("finetune", config, architecture, data, spent, out)
 
 
-def train(phase: str, config: Training, architecture: dict[str, Any], data: Latents, patches: int, past: Past, out: Path) -> None:
+def train(phase: str, config: Training, architecture: dict[str, Any], data: Latents, past: Past, out: Path) -> None:
     """The loop. Its state survives in the scratch folder, keyed by the recipe without its length.
 
     An interrupted phase goes on from there, and a longer one extends a shorter one; both end with the bits of one
@@ -129,6 +129,7 @@ def train(phase: str, config: Training, architecture: dict[str, Any], data: Late
     where = device()
     if config.batch > len(data.labels):
         raise UserError(f"{phase}.batch: {config.batch} is larger than the data ({len(data.labels)} latents); lower it")
+    patches = (data.space.side // architecture["encoder"]["patch"]) ** 2
     keep = kept_tokens(patches, config.mask_ratio)
     net = MaskDiT(**architecture).to(where)
     net.load_state_dict(past.net)
@@ -271,11 +272,11 @@ def publish(home: Path, out: Path, config: Training, rows: list[dict[str, float]
     """Copy milestones, final weights and log from the recovery folder, with an index that describes them."""
     listed = []
     for step in config.milestones:
-        tensors, facts = checkpoint.load(home / ema_file(step))
-        checkpoint.save(out / ema_file(step), tensors, facts)
+        shutil.copyfile(home / ema_file(step), out / ema_file(step))
+        _, facts = checkpoint.load(out / ema_file(step))
         listed.append({"file": ema_file(step), **{name: facts[name] for name in ("step", "images", "seconds", "flops")}})
     final = net_file(config.milestones[-1])
-    checkpoint.save(out / final, *checkpoint.load(home / final))
+    shutil.copyfile(home / final, out / final)
     with replacing(out / "log.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_json(out / "index.json", {"milestones": listed, "final": final})
