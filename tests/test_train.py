@@ -14,11 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from maskdit import train
-from maskdit.config import Finetune, Pretrain, UserError
-from maskdit.data import Latents
+from maskdit import learner, train
+from maskdit.config import Finetune, Pretrain, UserError, kept_tokens
+from maskdit.data import Batch, Latents, batch_at
+from maskdit.diffusion import Draw
 from maskdit.files import read_json, sha256, write_json
+from maskdit.learner import Learner
 from maskdit.model import MaskDiT
+from maskdit.recovery import Recovery
+from maskdit.runtime import Ranks
 
 COMMON = {
     "dataset": "toy",
@@ -76,14 +80,14 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(late
     monkeypatch.setattr(train, "LOG_STEPS", 3)
     whole = pretrained(latents, "whole", config)
     monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "other"))
-    monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(train.Recovery, "due", lambda self: True)
     calls, real = [], train.batch_at
 
-    def dying(step: int, *rest: object) -> train.Batch:
+    def dying(step: int, **rest: object) -> Batch:
         calls.append(step)
         if len(calls) == 9:
             raise KeyboardInterrupt
-        return real(step, *rest)
+        return real(step, **rest)
 
     monkeypatch.setattr(train, "batch_at", dying)
     with pytest.raises(KeyboardInterrupt):
@@ -163,11 +167,11 @@ def test_a_batch_larger_than_the_data_is_refused(latents):
 
 
 def test_the_batch_of_a_step_depends_on_the_step_alone(latents):
-    data, config, where = Latents.load(latents), masked(4), torch.device("cpu")
-    first = train.batch_at(7, config, data, 16, where)
-    train.batch_at(3, config, data, 16, where)
-    again = train.batch_at(7, config, data, 16, where)
-    other = train.batch_at(8, config, data, 16, where)
+    data, config = Latents.load(latents), masked(4)
+    first = batch_at(7, config, data, 16)
+    batch_at(3, config, data, 16)
+    again = batch_at(7, config, data, 16)
+    other = batch_at(8, config, data, 16)
     assert torch.equal(first.clean, again.clean)
     assert torch.equal(first.draw.noise_BCHW, again.draw.noise_BCHW)
     assert not torch.equal(first.draw.noise_BCHW, other.draw.noise_BCHW)
@@ -175,8 +179,8 @@ def test_the_batch_of_a_step_depends_on_the_step_alone(latents):
 
 
 def test_training_draws_are_distributed_as_the_paper_says(latents):
-    data, where = Latents.load(latents), torch.device("cpu")
-    batches = [train.batch_at(step, masked(4, batch=10), data, 16, where) for step in range(200)]
+    data = Latents.load(latents)
+    batches = [batch_at(step, masked(4, batch=10), data, 16) for step in range(200)]
     normal = torch.cat([batch.draw.normal_B for batch in batches])
     noise = torch.stack([batch.draw.noise_BCHW for batch in batches])
     scores = torch.stack([batch.draw.scores_BL for batch in batches])
@@ -199,15 +203,13 @@ def test_a_masked_step_is_faster_per_image_than_a_dense_one_at_the_demo_s_size()
         config = params.pretrain[key]
         decoder = config.decoder.model_dump(exclude={"revision"}) if config.decoder else None
         net = MaskDiT(side=16, channels=4, classes=8, encoder=config.encoder.model_dump(exclude={"revision"}), decoder=decoder)
-        draw = train.Draw(torch.randn(32), torch.randn(32, 4, 16, 16), torch.rand(32, 64), torch.rand(32))
-        batch = train.Batch(torch.randn(32, 4, 16, 16), torch.zeros(32, dtype=torch.long), draw)
-        keep = int(64 * (1 - config.mask_ratio))
+        draw = Draw(torch.randn(32), torch.randn(32, 4, 16, 16), torch.rand(32, 64), torch.rand(32))
+        batch = Batch(torch.randn(32, 4, 16, 16), torch.zeros(32, dtype=torch.long), draw)
+        learner = Learner(net, net.state_dict(), config, torch.device("cpu"), Ranks(0, 1))
 
         def once() -> float:
             began = time.process_time()
-            with torch.autocast("cpu", torch.bfloat16):
-                dsm, mae = train.step_loss(net, batch, config, keep)
-            (dsm + mae).backward()
+            learner.gradients(batch, kept_tokens(64, config.mask_ratio))
             return time.process_time() - began
 
         return once
@@ -221,16 +223,16 @@ def test_two_trainings_of_one_recipe_at_once_are_refused(latents):
     config = masked(2)
     out = pretrained(latents, "run", config)
     home = next((latents.parent / "scratch").iterdir())
-    with train.owned(home), pytest.raises(UserError, match="another process trains this recipe"):
+    with Recovery(home.name, config, Ranks(0, 1)), pytest.raises(UserError, match="another process trains this recipe"):
         train.pretrain(config, latents=latents, out=out)
 
 
 def test_a_diverging_loss_stops_with_a_line_that_says_what_to_do(latents, monkeypatch):
     monkeypatch.setattr(train, "LOG_STEPS", 1)
-    real = train.step_loss
-    monkeypatch.setattr(train, "step_loss", lambda *given: tuple(term * torch.inf for term in real(*given)))
-    with pytest.raises(UserError, match="not finite at step 1; lower lr"):
-        pretrained(latents, "run", masked(2))
+    real = learner.loss
+    monkeypatch.setattr(learner, "loss", lambda *given, **more: tuple(term * torch.inf for term in real(*given, **more)))
+    with pytest.raises(UserError, match="no finite gradient in 5 steps up to 5; lower lr"):
+        pretrained(latents, "run", masked(20))
 
 
 def test_a_killed_training_loses_nothing_that_was_kept(latents):
@@ -238,7 +240,7 @@ def test_a_killed_training_loses_nothing_that_was_kept(latents):
     whole = pretrained(latents, "whole", config)
     program = (
         "import sys, pathlib, json; from maskdit import train; from maskdit.config import Pretrain;"
-        "train.SAVE_SECONDS = 0.0; train.LOG_STEPS = 2; out = pathlib.Path(sys.argv[2]); out.mkdir(exist_ok=True);"
+        "train.Recovery.due = lambda self: True; train.LOG_STEPS = 2; out = pathlib.Path(sys.argv[2]); out.mkdir(exist_ok=True);"
         "train.pretrain(Pretrain.model_validate_json(sys.argv[3]), latents=pathlib.Path(sys.argv[1]), out=out)"
     )
     out = latents.parent / "killed"

@@ -1,6 +1,8 @@
 """Self-describing weights: safetensors whose header says what they are."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,24 @@ def save(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) ->
         save_file(ready, temporary, {"maskdit": json.dumps(facts)})
 
 
-def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors on the CPU and their description; raises UserError if the file is missing, damaged or not ours."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["maskdit"])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118, not a dict
+            yield file
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; rerun the training that makes it") from None
     except (SafetensorError, KeyError) as error:
         raise UserError(f"{path}: not a checkpoint of maskdit ({error}); delete it and rerun the training that makes it") from None
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """The description alone; raises UserError if the file is missing, damaged or not ours."""
+    with _opened(path) as file:
+        return json.loads((file.metadata() or {})["maskdit"])
+
+
+def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors on the CPU and their description; raises UserError as `facts` does."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, facts(path)  # noqa: SIM118, not a dict

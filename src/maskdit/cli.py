@@ -79,7 +79,10 @@ def step(verb: str, key: str, paths: dict[str, Path]) -> None:
     from maskdit.files import inputs_of, lineage, publishing
 
     runtime.KEY = key
-
+    training = STEPS[verb] == "train"
+    if training and "RANK" not in os.environ and (count := runtime.local_ranks()) > 1:
+        words = [word for name in paths for word in (f"--{name}", str(paths[name]))]
+        sys.exit(runtime.launch([sys.executable, "-m", "maskdit.cli", verb, key, *words], count))
     inputs = {name: path for name, path in paths.items() if name != "out"}
     found = [item for path in inputs.values() for item in inputs_of(path, getattr(entry, "evals", None))]
     upstream = params.upstream(verb, key)
@@ -88,6 +91,9 @@ def step(verb: str, key: str, paths: dict[str, Path]) -> None:
             raise UserError(f"{path}: holds {manifest.node}, {verb}.{key} wants {' and '.join(sorted(upstream))}")
     ancestors = lineage(found, params)
     run = getattr(import_module(f"maskdit.{STEPS[verb]}"), verb)
+    if training and not runtime.first_rank():
+        run(entry, **inputs, out=paths["out"])  # which the first rank publishes
+        return
     with publishing(paths["out"], f"{verb}/{key}", entry.model_dump(mode="json"), ancestors) as place:
         run(entry, **inputs, out=place)
 
@@ -135,3 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("maskdit: interrupted; run it again to go on", file=sys.stderr)
         return 130
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

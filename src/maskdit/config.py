@@ -1,13 +1,15 @@
 """Every number of every study, typed: one model per step of the pipeline, for its entries in params.yaml."""
 
-from typing import Annotated, Any, Literal
+import math
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # of matrix products; weights, sums and averages are float32
 
 
 class UserError(Exception):
@@ -99,16 +101,22 @@ class Training(Section):
 
     seed: int
     mask_ratio: Fraction  # share of tokens hidden from the encoder; int(tokens * (1 - ratio)) are kept
+    mask_schedule: Literal["constant", "cosine4"] = "constant"  # cosine4: mask_ratio * cos(pi / 2 * step / schedule_steps)^4
+    schedule_steps: Count | None = None
     mae_weight: Annotated[float, Field(ge=0)]  # lambda of the reconstruction term
     batch: Count  # images per step over all ranks
+    micro_batch: Count | None = None  # images at once on one rank; null is its whole share
     milestones: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]  # steps; the last one ends the phase
     lr: Positive
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)]
     warmup: Annotated[int, Field(ge=0)]  # steps of linear warm-up
     ema: Fraction
     ema_warmup: Count  # decay at step t is min(ema, (t + 1) / (t + ema_warmup)); 1 means no warm-up
+    posthoc_ema: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # relative widths of EDM2's averages, as 0.05
     label_dropout: Fraction
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
+    compile: bool = False  # torch.compile each block
+    checkpointing: bool = False  # compute each block again in the backward pass instead of keeping its activations
 
     @field_validator("milestones")
     @classmethod
@@ -117,9 +125,21 @@ class Training(Section):
             raise ValueError("steps must ascend")
         return milestones
 
+    @model_validator(mode="after")
+    def _schedule(self) -> Self:
+        if (self.schedule_steps is None) != (self.mask_schedule == "constant"):
+            raise ValueError("schedule_steps is for a mask_schedule other than constant, and each such one needs it")
+        return self
+
     def recipe(self) -> dict[str, Any]:
-        """The entry without its length: two runs of one recipe share their first steps."""
-        return self.model_dump(mode="json", exclude={"milestones"})
+        """What determines a step: the entry without its length and without what only trades memory for time."""
+        return self.model_dump(mode="json", exclude={"milestones", "micro_batch", "checkpointing", "compile"})
+
+    def mask_at(self, step: int) -> float:
+        """The mask ratio of a step, counted from 0."""
+        if self.schedule_steps is None:
+            return self.mask_ratio
+        return self.mask_ratio * math.cos(math.pi / 2 * min(1.0, step / self.schedule_steps)) ** 4
 
 
 class Pretrain(Training):

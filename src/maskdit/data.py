@@ -1,15 +1,21 @@
-"""The formats of images and latents on disk, and the seeded order in which training visits them."""
+"""The formats of images and latents on disk, the seeded order in which training visits them, and its batches."""
 
 import hashlib
 import json
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from maskdit.config import UserError
+from maskdit.config import Training, UserError
+from maskdit.diffusion import Draw
 from maskdit.files import read_json, save_array, write_json
 
 Array = NDArray[Any]
@@ -110,3 +116,68 @@ class Latents:
         shift, scale = self.space.factors()
         mean, logvar = np.split(self.moments[rows, mirrors].astype(np.float32), 2, axis=1)
         return (mean + np.exp(0.5 * np.clip(logvar, -30, 20)) * normal - shift) * scale
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean latents, labels, and everything random that one step does with them."""
+
+    clean: Tensor  # B, C, H, W
+    labels: Tensor  # B
+    draw: Draw
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """The samples from `start` to `stop`."""
+        draw = Draw(*(getattr(self.draw, field.name)[start:stop] for field in fields(Draw)))
+        return Batch(self.clean[start:stop], self.labels[start:stop], draw)
+
+    def to(self, where: torch.device) -> "Batch":
+        """The batch on a device; to a GPU without waiting for the copy."""
+        if where.type == "cpu":
+            return self
+
+        def put(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(where, non_blocking=True)
+
+        return Batch(put(self.clean), put(self.labels), Draw(*(put(getattr(self.draw, field.name)) for field in fields(Draw))))
+
+
+def batch_at(step: int, config: Training, latents: Latents, patches: int, rank: int = 0, world: int = 1) -> Batch:
+    """A rank's share of a step's global batch.
+
+    Each sample, its noise, mask, mirror and dropped label are a function of (seed, step, place in the global batch) alone:
+    whatever ran before, and however many ranks share the batch.
+    """
+    share = config.batch // world
+    first = step * config.batch + rank * share
+    rows = order(config.seed, len(latents.labels), first, first + share)
+    shape = (latents.space.channels, latents.space.side, latents.space.side)
+    posterior, noise = np.empty((2, share, *shape), np.float32)
+    uniform = np.empty((share, patches + 2), np.float32)  # mask scores, label drop, mirror
+    normal = np.empty(share, np.float32)
+    for place in range(share):
+        source = generator(config.seed, "step", step, rank * share + place)
+        normal[place] = source.standard_normal(dtype=np.float32)
+        source.standard_normal(dtype=np.float32, out=posterior[place])
+        source.standard_normal(dtype=np.float32, out=noise[place])
+        source.random(dtype=np.float32, out=uniform[place])
+    mirrors = (uniform[:, -1] * latents.moments.shape[1]).astype(int)
+    clean = latents.draw(rows, mirrors, posterior)
+    draw = Draw(*(torch.from_numpy(part) for part in (normal, noise, uniform[:, :patches].copy(), uniform[:, patches].copy())))
+    return Batch(torch.from_numpy(clean), torch.from_numpy(latents.labels[rows]), draw)
+
+
+def ahead(make: Callable[[int], Batch], start: int, stop: int) -> Iterator[tuple[Batch, float]]:
+    """The batches of the steps from `start` to `stop`, each made while the one before is used, and the seconds waited for it."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(make, start)
+        for step in range(start, stop):
+            began = time.perf_counter()
+            batch = coming.result()
+            waited = time.perf_counter() - began
+            if step + 1 < stop:
+                coming = pool.submit(make, step + 1)
+            yield batch, waited

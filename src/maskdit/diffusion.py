@@ -36,7 +36,7 @@ class Draw:
 
 
 def denoise(net: Network, y_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor, kept_BK: Tensor | None = None) -> Tensor:
-    """D(y; sigma) = c_skip * y + c_out * F(c_in * y; c_noise), EDM eq. 7, in float32.
+    """D(y; sigma) = c_skip * y + c_out * F(c_in * y; c_noise), EDM eq. 7; the network computes in its own precision.
 
     `labels_B` holds class numbers; -1 is the null label. `kept_BK` are the patches that the encoder sees (None: all).
     """
@@ -44,7 +44,7 @@ def denoise(net: Network, y_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor, kep
     total = sigma**2 + SIGMA_DATA**2
     c_skip, c_out, c_in = SIGMA_DATA**2 / total, sigma * SIGMA_DATA / total.sqrt(), 1 / total.sqrt()
     c_noise = sigma_B.log() / 4
-    raw = net((c_in * y_BCHW).float(), c_noise.float(), labels_B, kept_BK)
+    raw = net(c_in * y_BCHW, c_noise, labels_B, kept_BK)
     return c_skip * y_BCHW + c_out * raw.to(y_BCHW.dtype)
 
 

@@ -9,6 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from maskdit.masking import gather, patchify, restore, unpatchify
 
@@ -73,8 +74,8 @@ class NoiseEmbed(nn.Module):
 
     def forward(self, c_noise_B: Tensor) -> Tensor:
         half = FREQUENCIES // 2
-        omega = torch.exp(-math.log(10000) * torch.arange(half, device=c_noise_B.device) / half)
-        angle = c_noise_B[:, None].float() * omega
+        omega = torch.exp(-math.log(10000) * torch.arange(half, device=c_noise_B.device, dtype=c_noise_B.dtype) / half)
+        angle = c_noise_B[:, None] * omega
         return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
 
 
@@ -114,8 +115,15 @@ class Attention(nn.Module):
         return self.proj(attend(q, k, v).transpose(1, 2).reshape(B, L, D))
 
 
+def gelu(x_BLD: Tensor) -> Tensor:
+    """GELU in its tanh form; compiled, by the equal x * sigmoid(2 u), for which an exponential is enough."""
+    if torch.compiler.is_compiling():
+        return x_BLD * torch.sigmoid(math.sqrt(8 / math.pi) * (x_BLD + 0.044715 * x_BLD * x_BLD * x_BLD))
+    return F.gelu(x_BLD, approximate="tanh")
+
+
 class Mlp(nn.Module):
-    """Two linear layers with GELU (tanh) between."""
+    """Two linear layers with GELU between."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -123,7 +131,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(MLP_RATIO * width, width)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x_BLD), approximate="tanh"))
+        return self.fc2(gelu(self.fc1(x_BLD)))
 
 
 class Block(nn.Module):
@@ -183,26 +191,37 @@ class MaskDiT(nn.Module):
             self.decoder_pos_embed = nn.Parameter(positions(tokens, inner), requires_grad=False)
             self.decoder_blocks = nn.ModuleList(Block(inner, decoder["heads"], width) for _ in range(decoder["depth"]))
         self.final_layer = Out(width if decoder is None else decoder["width"], out, width)
+        self.checkpointing = False
+
+    def stack(self) -> list[nn.Module]:
+        """All blocks, the encoder's and the decoder's."""
+        return [*self.blocks, *(self.decoder_blocks if self.decoder_layer is not None else ())]
 
     def forward(self, x_BCHW: Tensor, c_noise_B: Tensor, labels_B: Tensor, kept_BK: Tensor | None = None) -> Tensor:
         """Latents (B, C, H, W), noise levels and class numbers (-1: null) to an output of the latents' shape."""
-        condition = self.t_embedder(c_noise_B) + self.y_embedder(labels_B)
-        patches = patchify(x_BCHW, self.patch)
         places: Tensor = self.pos_embed
+        condition = self.t_embedder(c_noise_B.to(places.dtype)) + self.y_embedder(labels_B)
+        patches = patchify(x_BCHW.to(places.dtype), self.patch)
         L = patches.shape[1]
         if kept_BK is not None:
             patches, places = gather(patches, kept_BK), gather(places.expand(len(kept_BK), -1, -1), kept_BK)
         x = self.x_embedder(patches) + places
         for block in self.blocks:
-            x = block(x, condition)
+            x = self.through(block, x, condition)
         if self.decoder_layer is not None:
             x = self.decoder_layer(x, condition)
             if kept_BK is not None:
                 x = restore(x, kept_BK, L, self.mask_token)
-            x = x + self.decoder_pos_embed
+            x = x + (self.decoder_pos_embed + 0 * self.mask_token)  # the token has a gradient, if 0, with nothing hidden too
             for block in self.decoder_blocks:
-                x = block(x, condition)
+                x = self.through(block, x, condition)
         return unpatchify(self.final_layer(x, condition), self.patch, self.channels)
+
+    def through(self, block: nn.Module, x_BLD: Tensor, condition_BD: Tensor) -> Tensor:
+        """A block's output; with `checkpointing` its activations are computed again in the backward pass."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x_BLD, condition_BD, use_reentrant=False, preserve_rng_state=False)
+        return block(x_BLD, condition_BD)
 
     def flops(self, kept: int) -> int:
         """Floating-point operations of one image's forward pass with `kept` tokens: 2 per multiply-add of a matrix product."""

@@ -1,14 +1,21 @@
 """What a step needs of the machine: device, threads, progress, and a place for the state that must survive a kill."""
 
 import os
+import resource
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
+
+from maskdit.config import UserError
 
 if TYPE_CHECKING:  # steps that only count do not wait for torch
     import torch
@@ -26,14 +33,111 @@ def device() -> "torch.device":
     import torch
 
     torch.set_num_threads(int(os.environ.get("MASKDIT_THREADS", "1")))
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(where)
+    return where
+
+
+def half(precision: str) -> "torch.dtype":
+    """What the operands of matrix products are rounded to; float32 for fp32 and tf32."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
 
 def autocast(where: "torch.device", precision: str) -> AbstractContextManager[Any]:
-    """Matrix products in bfloat16 if `precision` is bf16; nothing for fp32."""
+    """Matrix products in `precision`: fp32 (exact), tf32 (float32 that a GPU may round to 10 bits), bf16 or fp16."""
     import torch
 
-    return torch.autocast(where.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    return torch.autocast(where.type, half(precision)) if precision in ("bf16", "fp16") else nullcontext()
+
+
+def gemm_rate(where: "torch.device", precision: str) -> float:
+    """FLOP/s of a large matrix product in `precision` on this device: the measured peak that MFU is a share of."""
+    import torch
+
+    left, right = torch.randn(1024, 1152, device=where), torch.randn(4608, 1152, device=where)
+
+    def once() -> float:
+        began = time.perf_counter()
+        for _ in range(2 if where.type == "cpu" else 50):
+            torch.nn.functional.linear(left, right)
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    with torch.no_grad(), autocast(where, precision):
+        left, right = left.to(half(precision)), right.to(half(precision))
+        once()
+        return 2 * 1024 * 1152 * 4608 * (2 if where.type == "cpu" else 50) / min(once() for _ in range(3))
+
+
+def peak_memory(where: "torch.device") -> int:
+    """Bytes that this process has held at once so far: on the device, on a CPU resident."""
+    import torch
+
+    if where.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process of those that train together."""
+
+    rank: int
+    world: int
+
+
+@contextmanager
+def together() -> Iterator[Ranks]:
+    """The processes that torchrun, or `launch`, has started as one group: NCCL on GPUs, Gloo on CPUs; alone without them."""
+    import torch
+    from torch import distributed
+
+    ranks = Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    if ranks.world == 1:
+        yield ranks
+        return
+    patience = timedelta(minutes=30)  # while rank 0 writes a large checkpoint the others wait
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
+    try:
+        yield ranks
+    finally:
+        distributed.destroy_process_group()
+
+
+def local_ranks() -> int:
+    """How many processes should train on this machine: MASKDIT_RANKS, else one per GPU, at least one."""
+    if "MASKDIT_RANKS" in os.environ:
+        return int(os.environ["MASKDIT_RANKS"])
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def launch(command: list[str], count: int) -> int:
+    """Run `count` processes of a command as one group on this machine; the first failure stops the others and is the exit code."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group = [subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
+    try:
+        codes: list[int | None] = [None]
+        while None in codes and not any(codes):
+            time.sleep(0.05)
+            codes = [process.poll() for process in group]
+        first = next((code for code in codes if code), 0)
+        return 128 - first if first < 0 else first
+    finally:
+        for process in group:
+            process.terminate()
+        for process in group:
+            process.wait()
 
 
 def scratch(name: str) -> Path:
@@ -43,14 +147,39 @@ def scratch(name: str) -> Path:
     return path
 
 
+def first_rank() -> bool:
+    """Whether this process speaks and writes for its group."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(line: str) -> None:
-    """A line to the log at once."""
-    print(f"{KEY} {line}".lstrip(), file=sys.stderr, flush=True)
+    """A line to the log at once, from rank 0 only."""
+    if first_rank():
+        print(f"{KEY} {line}".lstrip(), file=sys.stderr, flush=True)
+
+
+def tensorboard(name: str) -> Callable[[dict[str, float]], None]:
+    """A writer of log lines as TensorBoard events under MASKDIT_TENSORBOARD, by rank 0; does nothing where that is not set."""
+    folder = os.environ.get("MASKDIT_TENSORBOARD")
+    if folder is None or not first_rank():
+        return lambda row: None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("MASKDIT_TENSORBOARD is set, but tensorboard is not installed: pip install tensorboard") from None
+    writer = SummaryWriter(str(Path(folder) / f"{KEY}-{name}".lstrip("-")))
+
+    def write(row: dict[str, float]) -> None:
+        for field, value in row.items():
+            writer.add_scalar(field, value, int(row["step"]))
+        writer.flush()
+
+    return write
 
 
 def progress(steps: Iterable[int], name: str, total: int, start: int = 0, note: Callable[[], str] = lambda: "") -> Iterator[int]:
     """Go through `steps` with a bar on a terminal, and in a log a line each ten seconds: done, rate, time left, note."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and first_rank():
         with tqdm(steps, f"{KEY} {name}", total=total, initial=start) as bar:
             for step in bar:
                 yield step
