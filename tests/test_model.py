@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from maskdit.diffusion import Draw, loss
 from maskdit.model import MaskDiT, attend, positions
+from papers import loss_by_hand, network_by_hand
 
 ENCODER = {"patch": 2, "depth": 2, "width": 16, "heads": 2}
 DECODER = {"depth": 1, "width": 8, "heads": 2}
@@ -130,66 +132,28 @@ def test_the_flops_are_those_that_torch_counts(decoder, given):
     assert counter.get_total_flops() == net.flops(4 if decoder else 16)
 
 
-def by_hand(net, x, c_noise, label, kept=None):
-    """One image through `network()` as the papers write it, in float64 NumPy, token by token and head by head."""
-    w = {name: tensor.double().numpy() for name, tensor in net.state_dict().items()}
-    kept = list(range(16)) if kept is None else kept
-
-    def linear(name, v):
-        return v @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-
-    def silu(v):
-        return v / (1 + np.exp(-v))
-
-    def modulated(v, shift, scale):
-        return (v - v.mean(1, keepdims=True)) / np.sqrt(v.var(1, keepdims=True) + 1e-6) * (1 + scale) + shift
-
-    def attention(name, v):
-        q, k, values = np.split(linear(f"{name}.qkv", v), 3, axis=1)
-        heads = []
-        for head in np.split(np.arange(q.shape[1]), 2):
-            share = np.exp(q[:, head] @ k[:, head].T / np.sqrt(len(head)))
-            heads.append(share / share.sum(1, keepdims=True) @ values[:, head])
-        return linear(f"{name}.proj", np.concatenate(heads, axis=1))
-
-    def block(name, v):
-        shift1, scale1, gate1, shift2, scale2, gate2 = np.split(linear(f"{name}.adaLN_modulation.1", silu(condition)), 6)
-        v = v + gate1 * attention(f"{name}.attn", modulated(v, shift1, scale1))
-        inner = linear(f"{name}.mlp.fc1", modulated(v, shift2, scale2))
-        gelu = inner / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (inner + 0.044715 * inner**3)))
-        return v + gate2 * linear(f"{name}.mlp.fc2", gelu)
-
-    def out(name, v):
-        shift, scale = np.split(linear(f"{name}.adaLN_modulation.1", silu(condition)), 2)
-        return linear(f"{name}.linear", modulated(v, shift, scale))
-
-    angles = c_noise * 10000 ** (-np.arange(128) / 128)
-    condition = linear("t_embedder.mlp.2", silu(linear("t_embedder.mlp.0", np.concatenate([np.cos(angles), np.sin(angles)]))))
-    if label >= 0:
-        condition = condition + w["y_embedder.embedding_table.weight"][:, label]
-    corners = [(2 * (place // 4), 2 * (place % 4)) for place in range(16)]
-    squares = [x[:, top : top + 2, left : left + 2] for top, left in corners]
-    kernel, bias = w["x_embedder.proj.weight"], w["x_embedder.proj.bias"]
-    v = np.stack([(kernel * squares[place]).sum((1, 2, 3)) + bias + w["pos_embed"][0, place] for place in kept])
-    for depth in range(2):
-        v = block(f"blocks.{depth}", v)
-    if "mask_token" in w:
-        narrow = out("decoder_layer", v)
-        v = np.repeat(w["mask_token"][0], 16, axis=0)
-        v[kept] = narrow
-        v = block("decoder_blocks.0", v + w["decoder_pos_embed"][0])
-    image = np.empty(x.shape)
-    for (top, left), numbers in zip(corners, out("final_layer", v), strict=True):
-        image[:, top : top + 2, left : left + 2] = numbers.reshape(2, 2, -1).transpose(2, 0, 1)
-    return image
-
-
 @pytest.mark.parametrize(("decoder", "kept"), [(None, None), (DECODER, None), (DECODER, [1, 4, 10, 15])])
 def test_the_network_is_the_papers_written_by_hand(decoder, kept, given):
     net = network(decoder)
-    found = net(*given, None if kept is None else torch.tensor([kept] * 3)).detach().numpy()
-    wanted = np.stack([by_hand(net, x.double().numpy(), c.item(), y.item(), kept) for x, c, y in zip(*given, strict=True)])
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+    wanted = np.stack([network_by_hand(net, x.double().numpy(), c.item(), y.item(), kept) for x, c, y in zip(*given, strict=True)])
+    hidden = None if kept is None else torch.tensor([kept] * 3)
+    for precise, tolerance in ((net, 2e-5), (net.double(), 1e-9)):
+        found = precise(*given, hidden).detach().numpy()
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("mask_ratio", [0, 0.25, 0.5, 0.75])
+def test_the_loss_of_the_network_is_the_papers_to_1e_6(mask_ratio):
+    net, source = network().double(), np.random.default_rng(2)
+    x0, noise = source.normal(size=(2, 3, 2, 8, 8))
+    labels, normal, scores = np.array([0, 2, -1]), source.normal(size=3), source.random((3, 16))
+    keep = int(16 * (1 - mask_ratio))
+    given = Draw(*(torch.from_numpy(part) for part in (normal, noise, scores, np.ones(3))))
+    with torch.no_grad():
+        options = {"patch": 2, "keep": keep, "mae_weight": 0.1, "label_dropout": 0.1}
+        found = loss(net, torch.from_numpy(x0), torch.from_numpy(labels), given, **options)
+    wanted = [loss_by_hand(net, *one, keep) for one in zip(x0, labels, normal, noise, scores, strict=True)]
+    np.testing.assert_allclose(torch.stack(found, 1).numpy(), np.array(wanted) * [1, 0.1], rtol=1e-6)
 
 
 def test_a_new_block_passes_its_tokens_on():

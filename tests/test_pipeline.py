@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from safetensors.torch import load_file
 
 from project import ROOT, commit, edit, environment, nodes, project, run, says, twin
 
@@ -255,6 +256,25 @@ def test_a_step_that_fails_shows_its_log_and_leaves_nothing_half_written(fresh: 
     assert "params.yaml declares images: 97; correct it" in said.split("Error in rule fetch")[1]  # with its log, not before
     assert not (fresh / "artifacts" / "raw" / "demo").exists()
     assert leftovers(fresh) == []
+
+
+def test_two_ranks_train_what_one_does_and_publish_it_once(by_snakemake: Path, tmp_path: Path) -> None:
+    where = twin(by_snakemake, tmp_path)
+    folder, before = where / "artifacts" / "runs" / "demo-maskdit" / "pretrain", where / "before"
+    folder.rename(before)
+    shutil.rmtree(where / ".scratch")
+    words = ["maskdit", "pretrain", "demo-maskdit", "--latents", "artifacts/latents/demo", "--out", str(folder.relative_to(where))]
+    said = says(where, "env", "MASKDIT_RANKS=2", *words)
+    assert said.count("4/4") == 1, "one rank speaks"
+    final = json.loads((folder / "index.json").read_text())["final"]
+    one, two = load_file(before / final), load_file(folder / final)
+    assert all((one[name] - two[name]).abs().max() < 1e-2 for name in one), "bf16 products, four steps of Adam"
+    manifests = [json.loads((each / "manifest.json").read_text()) for each in (before, folder)]
+    assert manifests[0]["lineage"]["encode/demo"] == manifests[1]["lineage"]["encode/demo"]
+    code, said = run(where, "env", "MASKDIT_RANKS=3", "MASKDIT_SCRATCH=other", *words)
+    assert code == 2
+    assert "pretrain.batch: 8 cannot be shared by 3 ranks" in said
+    assert "Traceback" not in said
 
 
 def test_a_killed_step_is_not_taken_for_finished(tmp_path: Path) -> None:

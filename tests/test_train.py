@@ -1,8 +1,7 @@
 """The training loop: what it draws, how it goes on, and what it costs."""
 
 import json
-import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -13,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maskdit import learner, train
 from maskdit.config import Finetune, Pretrain, UserError, kept_tokens
-from maskdit.data import Batch, Latents, batch_at
+from maskdit.data import Batch, Latents, ahead, batch_at
 from maskdit.diffusion import Draw
-from maskdit.files import read_json, sha256, write_json
+from maskdit.files import read_json, write_json
 from maskdit.learner import Learner
 from maskdit.model import MaskDiT
 from maskdit.recovery import Recovery
@@ -235,24 +235,105 @@ def test_a_diverging_loss_stops_with_a_line_that_says_what_to_do(latents, monkey
         pretrained(latents, "run", masked(20))
 
 
-def test_a_killed_training_loses_nothing_that_was_kept(latents):
-    config = masked(40)
-    whole = pretrained(latents, "whole", config)
-    program = (
-        "import sys, pathlib, json; from maskdit import train; from maskdit.config import Pretrain;"
-        "train.Recovery.due = lambda self: True; train.LOG_STEPS = 2; out = pathlib.Path(sys.argv[2]); out.mkdir(exist_ok=True);"
-        "train.pretrain(Pretrain.model_validate_json(sys.argv[3]), latents=pathlib.Path(sys.argv[1]), out=out)"
-    )
-    out = latents.parent / "killed"
-    environment = {**os.environ, "MASKDIT_SCRATCH": str(latents.parent / "other")}
-    words = [sys.executable, "-c", program, str(latents), str(out), config.model_dump_json()]
-    with subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not list((latents.parent / "other").glob("*/state.safetensors")) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
-    assert "going on from step" in done.stderr
-    assert weights(out) == weights(whole)
-    assert sha256(out / "index.json")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fifty_kills_at_random_moments_leave_the_weights_of_an_undisturbed_run(latents, precision):
+    config = latents.parent / "config.json"
+    config.write_text(masked(10, 24, precision=precision).model_dump_json())
+    folder = latents.parent / "kills"
+    folder.mkdir()
+    program = [sys.executable, str(Path(__file__).parent / "kills.py"), str(latents), str(folder), str(config)]
+    undisturbed = subprocess.run([*program, "0"], capture_output=True, text=True, check=True)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    killed = subprocess.run([*program, "50"], capture_output=True, text=True, check=True)
+    assert "50 kills" in killed.stderr
+    assert set(killed.stdout.split()) == set(undisturbed.stdout.split())
+    assert len(set(undisturbed.stdout.split())) == 1
+
+
+def test_ranks_share_the_batch_of_a_step_byte_for_byte(latents):
+    data, config = Latents.load(latents), masked(4, batch=6)
+    whole = batch_at(5, config, data, 16)
+    for world in (2, 3):
+        parts = [batch_at(5, config, data, 16, rank, world) for rank in range(world)]
+        assert torch.equal(torch.cat([part.clean for part in parts]), whole.clean)
+        assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+        for field in ("normal_B", "noise_BCHW", "scores_BL", "drop_B"):
+            assert torch.equal(torch.cat([getattr(part.draw, field) for part in parts]), getattr(whole.draw, field))
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(latents):
+    data = Latents.load(latents)
+    with pytest.raises(UserError, match=r"pretrain\.batch: 4 cannot be shared by 3 ranks"):
+        train.loop("pretrain", masked(2), {}, data, train.Past({}, {}), Ranks(0, 3), None)
+
+
+def test_a_cosine_unmasking_runs_to_its_end_and_beyond_without_a_nan(latents, monkeypatch):
+    monkeypatch.setattr(train, "LOG_STEPS", 1)
+    config = masked(10, mask_schedule="cosine4", schedule_steps=8)
+    assert [config.mask_at(step) for step in (0, 4, 8, 9)] == pytest.approx([0.5, 0.5 / 4, 0, 0])
+    run = pretrained(latents, "run", config)
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert rows[0]["mae"] > 0
+    assert rows[-1]["mae"] == 0
+    assert [row["mask_ratio"] for row in rows] == sorted((row["mask_ratio"] for row in rows), reverse=True)
+    constant = pretrained(latents, "constant", masked(10))
+    flops = [read_json(each / "index.json")["milestones"][-1]["flops"] for each in (run, constant)]
+    assert flops[0] > flops[1], "an open mask costs more"
+
+
+@pytest.mark.parametrize("changes", [{"mask_schedule": "cosine4"}, {"schedule_steps": 8}])
+def test_a_schedule_has_a_length_and_a_constant_mask_has_none(changes):
+    with pytest.raises(ValueError, match="schedule_steps is for a mask_schedule"):
+        masked(4, **changes)
+
+
+def test_a_line_of_the_log_tells_what_a_step_does_and_costs(latents, monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "LOG_STEPS", 2)
+    monkeypatch.setenv("MASKDIT_TENSORBOARD", str(tmp_path / "events"))
+    run = pretrained(latents, "run", masked(5))
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["dsm"] + row["mae"])
+        assert row["images"] == 4 * row["step"]
+        assert 0 <= row["data_wait"] < 1
+        assert 0 < row["mfu"] < 1
+        assert row["grad_norm"] > 0
+        assert row["peak_memory"] > 2**20
+        assert row["device_seconds"] == row["seconds"] > 0
+        assert row["skipped"] == 0
+    reader = EventAccumulator(str(tmp_path / "events" / "pretrain")).Reload()
+    assert [(event.step, event.value) for event in reader.Scalars("loss")] == [
+        (row["step"], pytest.approx(row["loss"])) for row in rows
+    ]
+
+
+def test_averages_by_power_functions_are_published_beside_the_milestones(latents):
+    run = pretrained(latents, "run", masked(2, 4, posthoc_ema=(0.05, 0.1)))
+    index = read_json(run / "index.json")
+    assert [mark["posthoc"] for mark in index["milestones"]] == [
+        [f"posthoc-{number}-000000{step}.safetensors" for number in (0, 1)] for step in (2, 4)
+    ]
+    narrow, wide, raw = (load_file(run / name) for name in (*index["milestones"][-1]["posthoc"], index["final"]))
+    distance = [sum((average[name] - raw[name]).square().sum() for name in raw) for average in (narrow, wide)]
+    assert 0 < distance[0] < distance[1], "the wider average lies further behind"
+
+
+def test_a_step_is_made_while_the_one_before_is_used():
+    made = []
+
+    def make(step: int) -> int:
+        time.sleep(0.05)
+        made.append(step)
+        return step
+
+    waits = []
+    for wanted, (found, wait) in enumerate(ahead(make, 0, 5)):
+        assert found == wanted
+        waits.append(wait)
+        time.sleep(0.08)
+    assert waits[0] > 0.04
+    assert max(waits[1:]) < 0.03
+    assert made == [0, 1, 2, 3, 4]
