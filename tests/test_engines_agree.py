@@ -126,7 +126,9 @@ def test_the_comparison_of_values_sees_where_yaml_1_1_and_1_2_part(value: str, t
 
 def test_one_name_per_step(where: Path, graphs: tuple[Graph, Graph]) -> None:
     stages, rules = ({name.split("@")[0] for name in graph} for graph in graphs)
-    assert stages == rules == set(STEPS) == set(load_yaml(str(where / "params.yaml")))
+    sections = load_yaml(str(where / "params.yaml"))
+    assert set(STEPS) == set(sections)
+    assert stages == rules == {verb for verb, entries in sections.items() if entries}  # a study need not use released weights
     for verb in STEPS:
         assert signature(verb)[0][-1] == "out"  # read from the function of that name in the step's module
 
