@@ -3,7 +3,8 @@
 import argparse
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises: the name of an error, nothing that reads
@@ -38,6 +39,15 @@ class Found:
     heads: list[int]
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file before a refusal that names a tensor only."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 def tensors_of(path: Path, where: str, tree: Any) -> Tensors:
     """A state dict without the wrappers' names; raises UserError if it is none."""
     if not isinstance(tree, Mapping) or not tree:
@@ -45,7 +55,8 @@ def tensors_of(path: Path, where: str, tree: Any) -> Tensors:
     for name, value in tree.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: {where} holds {name!r}, which is no tensor")
-    return foreign.unwrapped(dict(tree))
+    with naming(path):
+        return foreign.unwrapped(dict(tree))
 
 
 def read_torch(path: Path) -> Any:
@@ -87,7 +98,9 @@ def read_file(path: Path) -> Found:
     ema = tensors_of(path, "ema" if "ema" in tree else "model", tree.get("ema", tree.get("model"))) if whole else None
     net = tensors_of(path, "model", tree["model"]) if "model" in tree and "ema" in tree else None
     ema = tensors_of(path, "it", tree) if ema is None else ema
-    return Found("dit" if foreign.is_dit(ema) else "upstream", ema, net, step_of(tree) if whole else None, [])
+    with naming(path):
+        dit = foreign.is_dit(ema)
+    return Found("dit" if dit else "upstream", ema, net, step_of(tree) if whole else None, [])
 
 
 def read_folder(path: Path) -> Found:
@@ -107,12 +120,13 @@ def read_folder(path: Path) -> Found:
             tensors |= load_file(file)
         except SafetensorError as error:
             raise UserError(f"{file}: damaged ({error}); get it again") from None
-    tensors = foreign.from_diffusers(tensors, config)
+    with naming(folder):
+        tensors = foreign.from_diffusers(tensors, config)
+        width = foreign.shape(tensors, "x_embedder.proj.weight", 4)[0]
     try:
         side, heads = int(config["sample_size"]) // int(config["patch_size"]), int(config["num_attention_heads"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         raise UserError(f"{folder / 'config.json'}: needs sample_size, patch_size and num_attention_heads") from None
-    width = foreign.shape(tensors, "x_embedder.proj.weight", 4)[0]
     return Found("diffusers", {**tensors, "pos_embed": positions(side, width)}, None, None, [heads])
 
 
@@ -164,11 +178,9 @@ def write_run(
     for name, tensors in names.items():
         if tensors is None:
             continue
-        try:
+        with naming(source):
             ours = foreign.from_dit(tensors) if dit else tensors
             architecture = foreign.architecture(ours, heads or found.heads)
-        except UserError as error:
-            raise UserError(f"{source}: {error}") from None
         facts = {
             "model": "DiT" if architecture["decoder"] is None else "MaskDiT",
             "phase": "released",

@@ -39,11 +39,12 @@ def demand(url: str) -> None:
 
 
 class Redirects(HTTPRedirectHandler):
-    """Redirections, but only to where a file may come from."""
+    """Redirections, but only to where a file may come from; urllib itself follows none to a file of this machine."""
 
     def redirect_request(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str) -> Any:
         """The request to follow; raises UserError for one that leaves https."""
-        if not allowed(newurl) or newurl.startswith("file:"):
+        if not allowed(newurl):
+            fp.close()
             raise UserError(f"{req.full_url}: sends on to {newurl}, which is not https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -128,6 +129,7 @@ def fetch_all(url: str, partial: Partial) -> int | None:
             if have > size:
                 partial.forget()
         except HTTPError as error:
+            error.close()
             problem = f"answers {error.code} {error.reason}"
             if error.code == 416:  # what we have is no beginning of what they have
                 partial.forget()
