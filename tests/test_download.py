@@ -28,6 +28,9 @@ class Server(ThreadingHTTPServer):
     asked: list[str | None] = []  # noqa: RUF012
     wrong_span = False
 
+    def handle_error(self, *words: object) -> None:
+        """Nothing: a client that refuses what it gets hangs up."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/weights.pt"

@@ -85,6 +85,8 @@ def write_folder(folder: Path, tensors: Tensors, facts: dict[str, Any], vae: Pat
     net = MaskDiTNetwork(**facts["architecture"], **latents)
     net.net.load_state_dict(tensors)
     net.save_pretrained(folder / "transformer")
+    for path in (folder / "transformer").iterdir():  # safetensors writes for the owner only
+        path.chmod((folder / "transformer" / "config.json").stat().st_mode)
     (folder / "vae").mkdir()
     for name in ("config.json", autoencoder.WEIGHTS):
         shutil.copyfile(vae / name, folder / "vae" / name)
