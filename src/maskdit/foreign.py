@@ -138,7 +138,7 @@ ENDS = {
 def from_diffusers(tensors: Tensors, config: dict[str, Any]) -> Tensors:
     """The tensors of a DiTTransformer2DModel under DiT's names; its fixed positions are in no file and are missing here.
 
-    The network is computed as it was trained: diffusers' own class spaces the frequencies of the time by 127 instead of 128, and has
+    The network is computed as it was trained: diffusers' own class spaces the time's frequencies by 127 instead of 128, and has
     an epsilon of 1e-5 in the second norm, so that its outputs differ a little from those of DiT's authors.
     Raises UserError for another kind of network, for an unknown name, and if the blocks' copies of the embedders differ.
     """
