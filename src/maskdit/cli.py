@@ -84,7 +84,7 @@ def interchange(verbs: "argparse._SubParsersAction[Parser]") -> None:
     text = "Write a checkpoint of a run as others read it: MaskDiT's torch file, or a folder for diffusers."
     entry = verbs.add_parser("export", help="Write a checkpoint of a run as others read it.", description=text)
     entry.add_argument("run", type=Path, metavar="RUN", help="a folder under artifacts/runs, or an imported one")
-    entry.add_argument("--format", choices=FORMATS[::2], required=True)
+    entry.add_argument("--format", choices=("upstream", "diffusers"), required=True)
     entry.add_argument("--out", type=Path, required=True, metavar="PATH", help="a new file (upstream) or folder (diffusers)")
     entry.add_argument("--step", type=int, metavar="N", help="a milestone; the last one if not given")
     entry.add_argument(
