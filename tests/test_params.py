@@ -145,6 +145,53 @@ def test_two_data_sets_never_mix(twins, verb, key, field, line):
     assert str(refusal.value) == f"params.yaml: {line}"
 
 
+@pytest.fixture
+def theirs(tree):
+    """A sample of released weights, in place of the finetuned run's."""
+    entry = {"url": "https://example.org/x.pt", "sha256": None, "format": "upstream", "vae": "demo", "dataset": "demo", "step": 7}
+    tree["released"]["demo-theirs"] = entry
+    changes = {"run": "demo-theirs", "phase": "released"}
+    tree["sample"]["demo-maskdit-guided"] = {**tree["sample"]["demo-maskdit-guided"], **changes}
+    return tree
+
+
+def test_released_weights_are_sampled_without_a_training(theirs):
+    params = validate(theirs)
+    assert params.upstream("sample", "demo-maskdit-guided") == {"released/demo-theirs", "vae/demo"}
+    assert params.upstream("released", "demo-theirs") == {"vae/demo"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("released.demo-theirs.url", "http://example.org/x.pt", "released.demo-theirs.url"),
+        ("released.demo-theirs.sha256", "abc", "released.demo-theirs.sha256"),
+        ("released.demo-theirs.vae", "demi", "released.demo-theirs.vae: vae has no entry 'demi'; did you mean 'demo'?"),
+        ("released.demo-theirs.dataset", "demi", "released.demo-theirs.dataset: reference has no entry 'demi'"),
+        ("sample.demo-maskdit-guided.run", "demo-their", "run: released has no entry 'demo-their'; did you mean 'demo-theirs'?"),
+        ("sample.demo-maskdit-guided.phase", "pretrain", "run: pretrain has no entry 'demo-theirs'"),
+        ("sample.demo-maskdit-guided.step", 8, "step: 8 is no milestone of released.demo-theirs (7,)"),
+        ("evaluate.demo-maskdit-guided.dataset", "demo-two", "dataset: the run demo-theirs has demo"),
+        ("sample.demo-maskdit-guided.vae", "demo-two", "vae: the run demo-theirs has demo"),
+    ],
+)
+def test_a_mistake_about_released_weights_is_refused(theirs, key, value, line):
+    for verb in ("vae", "reference"):
+        theirs[verb]["demo-two"] = theirs[verb]["demo"]
+    verb, entry, field = key.split(".")
+    theirs[verb][entry] = {**theirs[verb][entry], field: value}
+    with pytest.raises(UserError) as refusal:
+        validate(theirs)
+    assert line in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_entry_without_sha256_says_so(theirs):
+    del theirs["released"]["demo-theirs"]["sha256"]
+    with pytest.raises(UserError, match=r"released\.demo-theirs\.sha256: missing"):
+        validate(theirs)
+
+
 @pytest.mark.parametrize(("verb", "key"), [("finetune", "demo-maskdot"), ("fetch", "demonstration")])
 def test_a_run_has_its_pretraining_and_a_key_its_benchmark(tree, verb, key):
     tree[verb][key] = next(iter(tree[verb].values()))

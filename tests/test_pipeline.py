@@ -1,5 +1,7 @@
 """Both engines on the demo's graph, with real images at toy size: what runs, what is refused, what is handed on."""
 
+import csv
+import hashlib
 import json
 import re
 import shutil
@@ -148,6 +150,19 @@ def test_both_engines_run_what_a_changed_number_feeds_and_agree(handed: Path, tm
         assert nodes(says(where, *command)) == set()
         changed[engine] = metrics(where)
     assert changed["snakemake"] == changed["dvc"]
+
+
+def test_weights_of_others_are_sampled_and_scored_in_the_same_graph(by_snakemake: Path, tmp_path: Path) -> None:
+    where, file = twin(by_snakemake, tmp_path), tmp_path / "theirs.pt"
+    says(where, "maskdit", "export", "artifacts/runs/demo-maskdit/finetune", "--format", "upstream", "--out", str(file))
+    sha = hashlib.sha256(file.read_bytes()).hexdigest()
+    fields = f"url: {file.as_uri()}, sha256: {sha}, format: upstream, vae: demo, dataset: demo, step: 7, heads: [2, 2]"
+    edit(where / "params.yaml", "released: {}", f"released:\n  demo-theirs: {{{fields}}}")
+    edit(where / "params.yaml", "run: demo-maskdit\n    phase: finetune", "run: demo-theirs\n    phase: released")
+    assert nodes(says(where, *SNAKEMAKE)) == {"released@demo-theirs"} | REFINED
+    rows = {row["eval"]: row for row in csv.DictReader((where / "results" / "table_demo.csv").read_text().splitlines())}
+    assert [rows[GUIDED][name] for name in ("model", "phase", "step", "train_seconds")] == ["MaskDiT", "released", "7", ""]
+    assert rows[GUIDED]["fd_mobilenet"] != ""
 
 
 REFUSALS = {  # which project, what is done to it, where the handoff goes, what it says

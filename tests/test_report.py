@@ -10,7 +10,7 @@ from PIL import Image
 from maskdit.config import Curves, Grid, Table, UserError
 from maskdit.curves import curves
 from maskdit.data import Images
-from maskdit.files import write_json
+from maskdit.files import read_json, write_json
 from maskdit.grid import grid
 from maskdit.table import table
 
@@ -82,6 +82,22 @@ def test_curves_are_sorted_by_what_was_spent_and_drawn_twice_alike(tmp_path):
     assert pictures == [(tmp_path / f"c.{suffix}").read_bytes() for suffix in ("png", "svg")]
     with Image.open(tmp_path / "c.png") as picture:
         assert picture.size[0] > 1000
+
+
+def test_what_released_weights_do_not_tell_is_an_empty_cell(tmp_path):
+    record(tmp_path, "ours")
+    record(tmp_path, "theirs", phase="released", step=7)
+    tree = read_json(tmp_path / "theirs.json")
+    tree["checkpoint"] |= {"images": None, "seconds": None, "flops": None}
+    write_json(tmp_path / "theirs.json", tree)
+    for evals in (("ours", "theirs"), ("theirs",)):
+        table(Table(title="T", evals=evals), metrics=tmp_path, out=tmp_path / "t.csv")
+        curves(Curves(title="T", evals=evals), metrics=tmp_path, out=tmp_path / "c.csv")
+        for file, names in (("t", ("train_images", "train_seconds", "train_tflop")), ("c", ("images", "seconds", "tflop"))):
+            rows = {row["eval"]: row for row in csv.DictReader((tmp_path / f"{file}.csv").read_text().splitlines())}
+            assert [rows["theirs"][name] for name in names] == ["", "", ""]
+            assert rows["theirs"]["step"] == "7"
+        assert "None" not in (tmp_path / "t.md").read_text()
 
 
 def test_curves_of_nothing_are_refused(tmp_path):

@@ -20,6 +20,7 @@ STEPS = {  # verb -> module
     "reference": "reference",
     "pretrain": "train",
     "finetune": "train",
+    "released": "convert",
     "sample": "sample",
     "features": "features",
     "evaluate": "evaluate",
@@ -27,6 +28,8 @@ STEPS = {  # verb -> module
     "table": "table",
     "curves": "curves",
 }
+
+FORMATS = ("upstream", "dit", "diffusers")
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,9 +61,36 @@ def parser() -> Parser:
     handoff = verbs.add_parser("handoff", help="Let the other engine take over what one engine has made.")
     handoff.add_argument("--to", choices=("dvc", "snakemake"), required=True)
     handoff.add_argument("bench", metavar="BENCH", nargs="?", default="demo", help="a benchmark, an entry of table:")
+    interchange(verbs)
     show = verbs.add_parser("show", help="Print a benchmark's table and where its results lie.")
     show.add_argument("bench", metavar="BENCH", nargs="?", default="demo")
     return top
+
+
+def interchange(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    """The verbs that cross the project's border: weights of others in, ours out."""
+    text = "Turn weights that others have published into a run. Optimiser states are ignored; nothing in the file is executed."
+    entry = verbs.add_parser("import", help="Turn weights that others have published into a run.", description=text)
+    entry.add_argument("file", type=Path, metavar="FILE", help="a torch file, or diffusers' folder of a DiT")
+    entry.add_argument(
+        "--vae", type=Path, required=True, metavar="FOLDER", help="the autoencoder of its latents, in diffusers' layout"
+    )
+    entry.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    entry.add_argument("--format", choices=FORMATS, help="upstream: MaskDiT's; dit: DiT's; guessed from the contents if not given")
+    entry.add_argument("--step", type=int, metavar="N", help="training steps behind it, if the file does not tell")
+    entry.add_argument(
+        "--heads", type=int, nargs="+", default=[], metavar="N", help="of encoder and decoder, if not the usual ones"
+    )
+    text = "Write a checkpoint of a run as others read it: MaskDiT's torch file, or a folder for diffusers."
+    entry = verbs.add_parser("export", help="Write a checkpoint of a run as others read it.", description=text)
+    entry.add_argument("run", type=Path, metavar="RUN", help="a folder under artifacts/runs, or an imported one")
+    entry.add_argument("--format", choices=("upstream", "diffusers"), required=True)
+    entry.add_argument("--out", type=Path, required=True, metavar="PATH", help="a new file (upstream) or folder (diffusers)")
+    entry.add_argument("--step", type=int, metavar="N", help="a milestone; the last one if not given")
+    entry.add_argument(
+        "--weights", choices=("ema", "net", "both"), default="ema", help="averaged (default), raw, or both (upstream)"
+    )
+    entry.add_argument("--vae", type=Path, metavar="FOLDER", help="the autoencoder to copy (diffusers)")
 
 
 def step(verb: str, key: str, paths: dict[str, Path]) -> None:
@@ -117,6 +147,14 @@ def dispatch(arguments: dict[str, Any]) -> None:
         from maskdit.handoff import handoff
 
         handoff(**arguments)
+    elif verb == "import":
+        from maskdit.convert import bring
+
+        bring(**arguments)
+    elif verb == "export":
+        from maskdit.export import export
+
+        export(**arguments)
     elif verb == "show":
         show(**arguments)
     else:

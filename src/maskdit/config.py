@@ -156,12 +156,24 @@ class Finetune(Training):
     dataset: Key
 
 
+class Released(Section):
+    """Weights that others have published, for sampling and evaluation beside ours."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^(https|file)://\S+$")]
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None  # null: trust what comes, and say its hash
+    format: Literal["upstream", "dit"]
+    vae: Key  # the autoencoder that made the latents
+    dataset: Key  # the reference that its samples are measured against
+    step: Count
+    heads: Annotated[tuple[Count, ...], Field(strict=False, max_length=2)] = ()  # of encoder and decoder, if not the usual ones
+
+
 class Sample(Section):
     """Images from one checkpoint (EDM Heun): NFE is 2 * solver_steps - 1."""
 
     run: Key
     vae: Key
-    phase: Literal["pretrain", "finetune"]
+    phase: Literal["pretrain", "finetune", "released"]
     step: Count | Literal["final"]
     guidance: Annotated[float, Field(ge=1)]  # 1 is no guidance
     images: Count

@@ -1,6 +1,8 @@
 """Metrics at milestones to curves: quality against what was spent."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -13,12 +15,17 @@ AXES = {"seconds": "training time (s)", "images": "training images", "tflop": "t
 COLOURS = {"DiT": "#555555", "MaskDiT": "#c0392b"}
 
 
+def known(value: Any) -> Any:
+    """The value, or not a number where released weights do not tell: an empty cell, and no mark."""
+    return math.nan if value is None else value
+
+
 def points(metrics: Path, evals: tuple[str, ...]) -> pd.DataFrame:
     """One row per evaluation: model, phase, step, what was spent, and the metrics; raises UserError if none was run."""
     rows = []
     for name, record in read(metrics, evals, (*COMPARABLE, "guidance")).items():
-        spent = {field: record["checkpoint"][field] for field in ("model", "phase", "step", "images", "seconds")}
-        tflop = record["checkpoint"]["flops"] / 1e12
+        spent = {field: known(record["checkpoint"][field]) for field in ("model", "phase", "step", "images", "seconds")}
+        tflop = known(record["checkpoint"]["flops"]) / 1e12
         rows.append({"eval": name, **spent, "tflop": tflop, "guidance": record["protocol"]["guidance"], **record["metrics"]})
     if not rows:
         raise UserError(f"{metrics}: none of the evaluations of these curves has been run")
@@ -42,7 +49,7 @@ def curves(config: Curves, *, metrics: Path, out: Path) -> None:
             colour = COLOURS.get(str(model), "#2471a3")
             panel.plot(rows[column], rows[quality], color=colour, label=model)
             for phase, marks in rows.groupby("phase"):
-                fill = colour if phase == "pretrain" else "white"
+                fill = "white" if phase == "finetune" else colour
                 panel.plot(marks[column], marks[quality], "o", color=colour, markerfacecolor=fill)
         panel.set_xlabel(label)
         panel.set_xlim(left=0)

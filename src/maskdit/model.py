@@ -170,13 +170,23 @@ class MaskDiT(nn.Module):
 
     The encoder sees the kept patches only; the bridge narrows its tokens, the mask token fills the hidden places, and the
     decoder sees them all. With decoder None it is DiT and every patch is kept.
-    `encoder` and `decoder` are the dictionaries of params.yaml; `side` is the latent's side in positions.
+    `encoder` and `decoder` are the dictionaries of params.yaml; `side` is the latent's side in positions. `out_channels` is that of
+    the latents if None; the released DiT has twice as many, for it also predicts a variance.
     """
 
-    def __init__(self, *, side: int, channels: int, classes: int, encoder: dict[str, int], decoder: dict[str, int] | None) -> None:
+    def __init__(
+        self,
+        *,
+        side: int,
+        channels: int,
+        classes: int,
+        encoder: dict[str, int],
+        decoder: dict[str, int] | None,
+        out_channels: int | None = None,
+    ) -> None:
         super().__init__()
-        self.patch, self.channels = encoder["patch"], channels
-        width, out = encoder["width"], self.patch**2 * channels
+        self.patch, self.out_channels = encoder["patch"], out_channels or channels
+        width, out = encoder["width"], self.patch**2 * self.out_channels
         tokens = side // self.patch
         self.x_embedder = PatchEmbed(channels, self.patch, width)
         self.t_embedder = NoiseEmbed(width)
@@ -198,7 +208,7 @@ class MaskDiT(nn.Module):
         return [*self.blocks, *(self.decoder_blocks if self.decoder_layer is not None else ())]
 
     def forward(self, x_BCHW: Tensor, c_noise_B: Tensor, labels_B: Tensor, kept_BK: Tensor | None = None) -> Tensor:
-        """Latents (B, C, H, W), noise levels and class numbers (-1: null) to an output of the latents' shape."""
+        """Latents (B, C, H, W), noise levels and class numbers (-1: null) to an output of their height and width."""
         places: Tensor = self.pos_embed
         condition = self.t_embedder(c_noise_B.to(places.dtype)) + self.y_embedder(labels_B)
         patches = patchify(x_BCHW.to(places.dtype), self.patch)
@@ -215,7 +225,7 @@ class MaskDiT(nn.Module):
             x = x + (self.decoder_pos_embed + 0 * self.mask_token)  # the token has a gradient, if 0, with nothing hidden too
             for block in self.decoder_blocks:
                 x = self.through(block, x, condition)
-        return unpatchify(self.final_layer(x, condition), self.patch, self.channels)
+        return unpatchify(self.final_layer(x, condition), self.patch, self.out_channels)
 
     def through(self, block: nn.Module, x_BLD: Tensor, condition_BD: Tensor) -> Tensor:
         """A block's output; with `checkpointing` its activations are computed again in the backward pass."""

@@ -21,6 +21,7 @@ from maskdit.config import (
     Key,
     Pretrain,
     Reference,
+    Released,
     Sample,
     Section,
     Table,
@@ -41,6 +42,7 @@ class Params(BaseModel):
     reference: dict[Key, Reference]
     pretrain: dict[Key, Pretrain]
     finetune: dict[Key, Finetune]
+    released: dict[Key, Released]
     sample: dict[Key, Sample]
     features: dict[Key, Features]
     evaluate: dict[Key, Evaluate]
@@ -70,6 +72,8 @@ class Params(BaseModel):
                 return {f"encode/{entry.dataset}"}
             case "finetune":
                 return {f"encode/{entry.dataset}", f"pretrain/{key}"}
+            case "released":
+                return {f"vae/{entry.vae}"}
             case "sample":
                 return {f"{entry.phase}/{entry.run}", f"vae/{entry.vae}"}
             case "features":
@@ -99,12 +103,13 @@ class Params(BaseModel):
 
     def _missing(self) -> Iterator[str]:
         for verb, field, target in REFERENCES:
-            known = getattr(self, target)
             for key, entry in getattr(self, verb).items():
+                place = "released" if field == "run" and entry.phase == "released" else target
+                known = getattr(self, place)
                 names = getattr(entry, field)
                 for name in names if isinstance(names, tuple) else (names,):
                     if name not in known:
-                        yield f"{verb}.{key}.{field}: {target} has no entry '{name}'{_nearest(name, known)}"
+                        yield f"{verb}.{key}.{field}: {place} has no entry '{name}'{_nearest(name, known)}"
         for key in self.finetune:
             if key not in self.pretrain:
                 yield f"finetune.{key}: pretrain has no entry '{key}'{_nearest(key, self.pretrain)}"
@@ -146,11 +151,14 @@ class Params(BaseModel):
             phase = getattr(self, sample.phase).get(sample.run)
             if phase is None:
                 yield f"sample.{key}.phase: {sample.phase} has no entry '{sample.run}'"
-            elif sample.step != "final" and sample.step not in phase.milestones:
-                yield f"sample.{key}.step: {sample.step} is no milestone of {sample.phase}.{sample.run} {phase.milestones}"
-            dataset = self.pretrain[sample.run].dataset
-            if sample.vae != self.encode[dataset].vae:
-                yield f"sample.{key}.vae: the run {sample.run} has {self.encode[dataset].vae}"
+                continue
+            milestones = (phase.step,) if isinstance(phase, Released) else phase.milestones
+            if sample.step != "final" and sample.step not in milestones:
+                yield f"sample.{key}.step: {sample.step} is no milestone of {sample.phase}.{sample.run} {milestones}"
+            dataset = phase.dataset
+            vae = phase.vae if isinstance(phase, Released) else self.encode[dataset].vae
+            if sample.vae != vae:
+                yield f"sample.{key}.vae: the run {sample.run} has {vae}"
             evaluate = self.evaluate[key]
             if evaluate.dataset != dataset:
                 yield f"evaluate.{key}.dataset: the run {sample.run} has {dataset}"
@@ -177,7 +185,9 @@ REFERENCES = (
     ("reference", "dataset", "fetch"),
     ("pretrain", "dataset", "encode"),
     ("finetune", "dataset", "encode"),
-    ("sample", "run", "pretrain"),
+    ("released", "vae", "vae"),
+    ("released", "dataset", "reference"),
+    ("sample", "run", "pretrain"),  # or released
     ("sample", "vae", "vae"),
     ("evaluate", "dataset", "reference"),
     ("evaluate", "bench", "table"),

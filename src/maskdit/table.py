@@ -19,13 +19,18 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "guidance": protocol["guidance"],
         "step": checkpoint["step"],
         "train_images": checkpoint["images"],
-        "train_seconds": round(checkpoint["seconds"], 1),
-        "train_tflop": round(checkpoint["flops"] / 1e12, 1),
+        "train_seconds": tenths(checkpoint["seconds"]),
+        "train_tflop": tenths(checkpoint["flops"], 1e12),
         "parameters": checkpoint["parameters"],
         "nfe": protocol["nfe"],
         "images": protocol["images"],
         **rounded(record["metrics"]),
     }
+
+
+def tenths(value: float | None, unit: float = 1.0) -> float | None:
+    """A quantity in a unit, to one decimal; unknown stays unknown: released weights do not tell what they cost."""
+    return None if value is None else round(value / unit, 1)
 
 
 def rounded(values: dict[str, float]) -> dict[str, float]:

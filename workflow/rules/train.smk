@@ -33,3 +33,20 @@ rule finetune:
         "Finetune {wildcards.key}"
     shell:
         "maskdit finetune {wildcards.key} --latents {input.latents} --pretrained {input.pretrained} --out {output} 2>&1 | tee {log}"
+
+
+rule released:
+    input:
+        vae=lambda wildcards: f"artifacts/vae/{params.released[wildcards.key].vae}",
+    output:
+        directory("artifacts/runs/{key}/released"),
+    log:
+        "logs/released/{key}.log",
+    benchmark:
+        "logs/benchmarks/released/{key}.tsv"
+    params:
+        lookup(dpath="released/{key}", within=config),
+    message:
+        "Fetch the released weights of {wildcards.key}"
+    shell:
+        "maskdit released {wildcards.key} --vae {input.vae} --out {output} 2>&1 | tee {log}"

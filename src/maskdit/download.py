@@ -1,0 +1,180 @@
+"""A large file from the net: resumed where it was cut, checked, and only then given its name."""
+
+import errno
+import os
+import time
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPMessage
+from ipaddress import ip_address
+from pathlib import Path
+from typing import IO, Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from maskdit.config import UserError
+from maskdit.files import read_json, sha256, write_json
+from maskdit.runtime import LOG_SECONDS, say
+
+ATTEMPTS = 5  # in a row without a byte more
+WAIT = 2.0  # seconds before the first of them, twice as many before each next
+TIMEOUT = 60.0  # seconds without an answer
+CHUNK = 2**20
+
+
+def allowed(url: str) -> bool:
+    """Whether a file may come from there: https, a file, or this machine's own loopback."""
+    parts = urlsplit(url)
+    try:
+        loopback = ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        loopback = parts.hostname == "localhost"
+    return parts.scheme in ("https", "file") or (parts.scheme == "http" and loopback)
+
+
+def demand(url: str) -> None:
+    """Raise UserError unless the address is allowed."""
+    if not allowed(url):
+        raise UserError(f"{url}: only https:// and file:// are read")
+
+
+class Redirects(HTTPRedirectHandler):
+    """Redirections, but only to where a file may come from; urllib itself follows none to a file of this machine."""
+
+    def redirect_request(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str) -> Any:
+        """The request to follow; raises UserError for one that leaves https."""
+        if not allowed(newurl):
+            fp.close()
+            raise UserError(f"{req.full_url}: sends on to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A download under way: the bytes so far, and beside them what they are part of."""
+
+    part: Path
+    note: Path
+
+    def known(self, url: str) -> tuple[int, str | None, int | None]:
+        """Bytes so far, the version that they are of, and its size; nothing if they cannot be gone on from."""
+        if not self.part.exists() or not self.note.exists():
+            return 0, None, None
+        note = read_json(self.note)
+        if note["url"] != url or note["version"] is None:
+            return 0, None, None
+        return self.part.stat().st_size, note["version"], note["size"]
+
+    def forget(self) -> None:
+        """Remove both."""
+        self.part.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+
+def version_of(headers: Any) -> str | None:
+    """What If-Range may compare: a strong ETag, else the date; None: a cut download starts again."""
+    tag = headers.get("ETag")
+    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
+
+
+def fetch_rest(url: str, partial: Partial) -> int | None:
+    """Ask for what is missing and append it; the size of the whole, None if the server does not tell.
+
+    A server that answers with the whole file, since it knows no ranges or the file has changed, makes it start again.
+    Raises UserError for a page in place of a file, OSError or HTTPException for what another attempt may mend.
+    """
+    have, version, size = partial.known(url)
+    if size is not None and have == size:
+        return size
+    headers = {"Accept-Encoding": "identity", "User-Agent": "maskdit"}
+    if have and version:
+        headers |= {"Range": f"bytes={have}-", "If-Range": version}
+    with build_opener(Redirects).open(Request(url, headers=headers), timeout=TIMEOUT) as answer:
+        span = (answer.headers.get("Content-Range") or "").removeprefix("bytes ")
+        resumed = answer.status == 206 and span.startswith(f"{have}-")
+        if answer.status == 206 and not resumed:
+            partial.forget()
+            raise ConnectionError(f"answers with bytes {span}, asked for those from {have}")
+        if answer.headers.get_content_type() == "text/html":
+            partial.forget()
+            raise UserError(f"{url}: answers with a page, not a file; open it in a browser to see what it says")
+        total = span.partition("/")[2] if resumed else answer.headers.get("Content-Length")
+        size = int(total) if total and total.isdigit() else None
+        if not resumed:
+            have = 0
+            write_json(partial.note, {"url": url, "version": version_of(answer.headers), "size": size})
+        said = time.monotonic()
+        with partial.part.open("ab" if resumed else "wb") as stream:
+            while block := answer.read(CHUNK):
+                stream.write(block)
+                have += len(block)
+                if time.monotonic() - said > LOG_SECONDS:
+                    said = time.monotonic()
+                    say(f"download: {have / 1e6:.0f}{f' of {size / 1e6:.0f}' if size else ''} MB")
+            stream.flush()
+            os.fsync(stream.fileno())
+    return size
+
+
+def fetch_all(url: str, partial: Partial) -> int | None:
+    """Go on until all is there; the size of the whole. Raises UserError if that comes to nothing; what came is kept."""
+    failures, best = 0, -1
+    while True:
+        try:
+            size = fetch_rest(url, partial)
+            have = partial.part.stat().st_size
+            if size is None or have == size:
+                return size
+            problem = f"ends after {have} of {size} bytes"
+            if have > size:
+                partial.forget()
+        except HTTPError as error:
+            error.close()
+            problem = f"answers {error.code} {error.reason}"
+            if error.code == 416:  # what we have is no beginning of what they have
+                partial.forget()
+            elif error.code < 500 and error.code not in (408, 429):
+                raise UserError(f"{url}: {problem}; correct the url") from None
+        except (HTTPException, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            reason = error.reason if isinstance(error, URLError) else error
+            if isinstance(reason, FileNotFoundError) or url.startswith("file:"):
+                raise UserError(f"{url}: {getattr(reason, 'strerror', None) or reason}") from None
+            problem = " ".join(str(reason).split()) or type(reason).__name__
+        have = partial.part.stat().st_size if partial.part.exists() else 0
+        failures, best = (0, have) if have > best else (failures + 1, best)
+        if failures >= ATTEMPTS:
+            raise UserError(f"{url}: {problem}; run it again to go on")
+        say(f"download: {problem}; going on from {have / 1e6:.0f} MB")
+        time.sleep(WAIT * 2**failures)
+
+
+def download(url: str, path: Path, wanted: str | None) -> str:
+    """Get a file and return its sha256; `wanted` is what it must be, None to take what comes.
+
+    What is half there lies beside it as .part and is gone on from. Raises UserError, in one line, for an address that is not https,
+    a refusal, a page of HTML, a wrong size or a wrong hash; of the last three nothing is kept.
+    """
+    demand(url)
+    if path.exists() and (found := sha256(path)) and wanted in (None, found):
+        return found
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Partial(path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json"))
+    size = fetch_all(url, partial)
+    with partial.part.open("rb") as stream:
+        start = stream.read(64).lstrip().lower()
+    found = sha256(partial.part)
+    refusal = None
+    if start.startswith((b"<!doctype html", b"<html")):
+        refusal = "is a page, not a file; open it in a browser to see what it says"
+    elif wanted is not None and found != wanted:
+        refusal = f"has sha256 {found}, not {wanted}; nothing is kept"
+    elif wanted is None and size is None:
+        refusal = "does not tell its size, so a cut would go unseen; name its sha256"
+    if refusal:
+        partial.forget()
+        raise UserError(f"{url}: {refusal}")
+    partial.part.replace(path)
+    partial.forget()
+    return found

@@ -1,0 +1,173 @@
+"""A checkpoint of a run, as others read it: MaskDiT's torch file, or a folder from which diffusers samples without this package."""
+
+import re
+import shutil
+from importlib.metadata import files, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskdit import autoencoder, checkpoint
+from maskdit.config import UserError
+from maskdit.data import Space
+from maskdit.files import inputs_of, publishing, read_json, replacing, write_json
+from maskdit.foreign import Tensors, wrapped
+from maskdit.runtime import say
+
+PREFIX = "maskdit_"  # of our modules in an exported folder: diffusers copies the files of all folders into one
+
+
+def weights_of(run: Path, step: int | None, kinds: list[str]) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    """The ema and net weights of a milestone, as `kinds` names them, and their facts.
+
+    Raises UserError if the run has no such milestone or did not keep its raw weights.
+    """
+    index = read_json(run / "index.json")
+    milestones = {mark["step"]: mark["file"] for mark in index["milestones"]}
+    step = max(milestones) if step is None else step
+    if step not in milestones:
+        raise UserError(f"{run}: has no milestone {step}, only {sorted(milestones)}")
+    files = {"ema": milestones[step], "net": f"net-{step:07d}.safetensors"}
+    if "net" in kinds and index["final"] != files["net"]:
+        raise UserError(f"{run}: has no raw weights of step {step}; export --weights ema")
+    found, facts = {}, dict[str, Any]()
+    for kind in kinds:
+        found[kind], facts = checkpoint.load(run / files[kind])
+    if facts.get("preconditioning", "edm") != "edm":
+        raise UserError(f"{run}: holds DiT's own weights, which neither format has; pass on the file that they came from")
+    return found, facts
+
+
+def plain(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts that MaskDiT's file keeps as its `args`: what a reader of it asks for."""
+    return {name: facts[name] for name in ("model", "phase", "step", "images", "parameters", "architecture", "space")}
+
+
+def export(run: Path, format: str, out: Path, step: int | None, weights: str, vae: Path | None) -> None:  # noqa: A002, an option
+    """`maskdit export`: one milestone of a run to a new file (upstream) or folder (diffusers).
+
+    Raises UserError if `out` is there already, or the format cannot hold what is asked for.
+    """
+    if out.exists():
+        raise UserError(f"{out}: is already there; name a new place")
+    [(_, manifest)] = inputs_of(run)
+    found, facts = weights_of(run, step, ["ema", "net"] if weights == "both" else [weights])
+    if format == "upstream":
+        tree = {{"ema": "ema", "net": "model"}[kind]: wrapped(tensors) for kind, tensors in found.items()}
+        with replacing(out) as temporary:
+            torch.save({**tree, "args": plain(facts)}, temporary)
+    else:
+        if weights == "both" or vae is None or out.suffix:
+            wrong = (
+                "has a dot; name a folder"
+                if out.suffix
+                else "needs --vae FOLDER"
+                if vae is None
+                else "holds one: --weights ema or net"
+            )
+            raise UserError(f"{out}: a folder for diffusers {wrong}")
+        with publishing(out, f"export/{out.name}", {"weights": weights}, manifest.lineage) as place:
+            write_folder(place, found[weights], facts, vae)
+    say(f"export: {facts['model']} at step {facts['step']}, {weights} weights, to {out}")
+
+
+def write_folder(folder: Path, tensors: Tensors, facts: dict[str, Any], vae: Path) -> None:
+    """A folder for DiffusionPipeline.from_pretrained: both networks, the code that they need, and a card.
+
+    Raises UserError if `vae` is not the autoencoder that made the latents.
+    """
+    from maskdit.diffusers_network import MaskDiTNetwork
+
+    space = Space.parse(facts["space"])
+    autoencoder.demand(vae, space.vae)
+    latents = {"latent_shift": list(space.shift), "latent_scale": list(space.scale), "class_names": list(space.classes)}
+    net = MaskDiTNetwork(**facts["architecture"], **latents)
+    net.net.load_state_dict(tensors)
+    net.save_pretrained(folder / "transformer")
+    for path in (folder / "transformer").iterdir():  # safetensors writes for the owner only
+        path.chmod((folder / "transformer" / "config.json").stat().st_mode)
+    (folder / "vae").mkdir()
+    for name in ("config.json", autoencoder.WEIGHTS):
+        shutil.copyfile(vae / name, folder / "vae" / name)
+    write_code(folder / "transformer", "diffusers_network", f"{PREFIX}network")
+    write_code(folder, "diffusers_pipeline", "pipeline")
+    index = {
+        "_class_name": ["pipeline", "MaskDiTPipeline"],
+        "_diffusers_version": version("diffusers"),
+        "transformer": [f"{PREFIX}network", "MaskDiTNetwork"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(folder / "model_index.json", index)
+    shutil.copyfile(licence(), folder / "LICENSE")
+    with replacing(folder / "README.md") as temporary:
+        temporary.write_text(card(facts))
+
+
+def licence() -> Path:
+    """The licence's text, from the package's metadata."""
+    return next(Path(str(path.locate())) for path in files("maskdit") or () if path.name == "LICENSE")
+
+
+def write_code(folder: Path, module: str, name: str) -> None:
+    """Copy a module as `name`.py, and those of ours that it needs beside it, with imports from the same folder."""
+    sources: dict[str, str] = {}
+    todo = [module]
+    while todo:
+        each = todo.pop()
+        if each not in sources:
+            text = (Path(__file__).parent / f"{each}.py").read_text()
+            todo += re.findall(r"^from maskdit\.(\w+) import", text, re.M)
+            sources[each] = re.sub(r"^from maskdit\.(\w+) import", rf"from .{PREFIX}\1 import", text, flags=re.M)
+    for each in sorted(sources.keys() - {module}):
+        (folder / f"{PREFIX}{each}.py").write_text(sources[each])
+        if f".{PREFIX}{each} import" not in sources[module]:
+            sources[module] += f"\nfrom .{PREFIX}{each} import __name__ as _  # diffusers copies only the files named here\n"
+    (folder / f"{name}.py").write_text(sources[module])
+
+
+def card(facts: dict[str, Any]) -> str:
+    """The README.md of an exported folder: what it is, what it cost, how to use it, under which licence."""
+    space, architecture = facts["space"], facts["architecture"]
+    halves = {half: architecture[half] for half in ("encoder", "decoder") if architecture[half]}
+    sizes = "; ".join(
+        f"{half} " + ", ".join(f"{name} {value}" for name, value in sorted(each.items())) for half, each in halves.items()
+    )
+    rows = {
+        "model": facts["model"],
+        "phase": facts["phase"],
+        "parameters": f"{facts['parameters']:,}",
+        "network": sizes,
+        "latents": f"{space['channels']} x {space['side']} x {space['side']}, autoencoder sha256 {space['vae']}",
+        "classes": len(space["classes"]),
+        "training steps": facts["step"],
+        "training images": facts["images"],
+        "training seconds": facts["seconds"],
+        "training FLOPs": facts["flops"],
+        "made from": " ".join(str(value) for value in facts.get("source", {}).values()) or "trained by maskdit",
+    }
+    table = "".join(f"| {name} | {'unknown' if value is None else value} |\n" for name, value in rows.items())
+    return CARD.format(title=f"{facts['model']}, step {facts['step']}", table=table)
+
+
+CARD = """---
+library_name: diffusers
+---
+# {title}
+
+| | |
+| --- | --- |
+{table}
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
+images = pipe([0, 1], guidance_scale=1.5, num_inference_steps=40).images
+```
+
+`trust_remote_code` lets diffusers run `pipeline.py` and `transformer/*.py` of this folder; read them first. The network is in
+float32, the sampler EDM's Heun in float64; a guidance of 1 is none.
+
+The code is under the Apache License 2.0 (`LICENSE`). The weights are under the terms of whoever trained them and of the images that
+they were trained on; weights that were imported, and the autoencoder in `vae/`, keep the licence of their source.
+"""
