@@ -22,6 +22,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "train_seconds": round(checkpoint["seconds"], 1),
         "train_tflop": round(checkpoint["flops"] / 1e12, 1),
         "parameters": checkpoint["parameters"],
+        "sampler": protocol["sampler"],
         "nfe": protocol["nfe"],
         "images": protocol["images"],
         **rounded(record["metrics"]),
