@@ -45,7 +45,9 @@ def test_pixels_survive_the_way_to_the_unit_range_and_back():
     assert to_unit(pixels).min() == -1
     assert to_unit(pixels).max() == 1
     assert torch.equal(to_pixels(to_unit(pixels)), pixels)
-    assert to_pixels(torch.tensor([-2.0, 0.0039, 2.0]).reshape(1, 3, 1, 1)).flatten().tolist() == [0, 128, 255]
+    between = torch.tensor([-2.0, 0.0039, 2.0]).reshape(1, 3, 1, 1)  # 0.0039 is level 127.997
+    assert to_pixels(between).flatten().tolist() == [0, 128, 255]
+    assert to_pixels(between, "floor").flatten().tolist() == [0, 127, 255]
 
 
 def test_at_its_own_side_it_is_torchvision_s_network_behind_torchvision_s_normalisation():

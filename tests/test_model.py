@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskdit.diffusion import Draw, loss
-from maskdit.model import MaskDiT, attend, positions
+from maskdit.model import MaskDiT, attend, for_inference, positions
 from papers import loss_by_hand, network_by_hand
 
 ENCODER = {"patch": 2, "depth": 2, "width": 16, "heads": 2}
@@ -160,3 +160,32 @@ def test_a_new_block_passes_its_tokens_on():
     net = MaskDiT(side=8, channels=2, classes=3, encoder=ENCODER, decoder=DECODER)
     x, condition = torch.randn(2, 4, 16), torch.randn(2, 16)
     assert all(torch.equal(block(x, condition), x) for block in net.blocks)
+
+
+def test_a_network_with_more_output_channels_counts_them_and_keeps_the_first_where_they_were(given):
+    twice, once = network(decoder=None, out_channels=4), network(decoder=None)
+    out = once.final_layer.linear.out_features
+    shared = {name: tensor for name, tensor in twice.state_dict().items() if "final_layer.linear" not in name}
+    once.load_state_dict(shared, strict=False)
+    for wide, narrow in zip(twice.final_layer.linear.parameters(), once.final_layer.linear.parameters(), strict=True):
+        narrow.data = wide.detach().unflatten(0, (4, 4))[:, :2].flatten(0, 1).clone()  # (row, column, channel) of a patch
+    both = twice(*given)
+    assert both.shape == (3, 4, 8, 8)
+    torch.testing.assert_close(both[:, :2], once(*given))
+    assert twice.flops(16) - once.flops(16) == 2 * 16 * 16 * out
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_network_made_for_inference_is_the_same_within_its_precision(given, rows):
+    net = network()
+    x, c_noise, labels = (each[:rows] for each in given)
+    with torch.inference_mode():
+        wanted = net(x, c_noise, labels)
+        fast = for_inference(network(), torch.bfloat16).eval()
+        with torch.autocast("cpu", torch.bfloat16):
+            found, plain = fast(x, c_noise, labels).float(), net(x, c_noise, labels).float()
+
+    def error(output):
+        return ((output - wanted).norm() / wanted.norm()).item()
+
+    assert 0 < error(found) < 1.5 * error(plain), "no worse than autocast"

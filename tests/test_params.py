@@ -54,6 +54,15 @@ MISTAKES = [
     ("sample.demo-dit-plain.shards", 17, "sample.demo-dit-plain.shards: 17 shards of 16 images"),
     ("evaluate.demo-dit-plain.neighbours", 16, "evaluate.demo-dit-plain.neighbours: 16 needs more than 16 images"),
     (
+        "sample.demo-dit-plain.guidance_interval",
+        [1.6, 0.2],
+        "sample.demo-dit-plain.guidance_interval: an interval goes from a low sigma to a higher one, not [1.6, 0.2]",
+    ),
+    ("sample.demo-dit-plain.guidance_interval", [0.2], "sample.demo-dit-plain.guidance_interval"),
+    ("sample.demo-dit-plain.solver", "euler", "sample.demo-dit-plain.solver: Input should be 'heun', 'dpmpp-2m' or 'ddpm'"),
+    ("sample.demo-dit-plain.solver", "ddpm", "sample.demo-dit-plain.solver: ddpm needs a released network"),
+    ("curves.demo.evals", ["demo-dit-plain", "demo-maskdit-guided"], "curves.demo.evals: the points of a curve have one guidance"),
+    (
         "table.demo.evals",
         ["demo-dit-plane"],
         "table.demo.evals: evaluate has no entry 'demo-dit-plane'; did you mean",
@@ -65,7 +74,6 @@ MISTAKES = [
         "sample.demo-dit-plain.step: Input should be a valid integer or Input should be 'final' (got",
     ),
     ("table", {}, "table: has no entry"),
-    ("curves.demo.evals", ["demo-dit-plain", "demo-maskdit-guided"], "curves.demo.evals: the points of a curve have one guidance"),
     ("fetch.Demo", None, "fetch.Demo"),
 ]
 
@@ -82,6 +90,25 @@ def test_a_mistake_is_refused_in_one_line(tree, key, value, line):
     assert str(refusal.value).startswith("params.yaml: ")
     assert line in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("field", "value"), [("solver", "dpmpp-2m"), ("solver_steps", 9), ("guidance_interval", [0.2, 1.6])])
+def test_the_points_of_a_curve_are_sampled_alike(tree, field, value):
+    first = tree["sample"]["demo-dit-plain"]
+    tree["sample"]["demo-maskdit-guided"] = {**tree["sample"]["demo-maskdit-guided"], "guidance": first["guidance"]}
+    tree["curves"]["demo"]["evals"] = ["demo-dit-plain", "demo-maskdit-guided"]
+    tree["sample"]["demo-dit-plain"] = {**first, "solver_steps": tree["sample"]["demo-maskdit-guided"]["solver_steps"]}
+    validate(tree)
+    tree["sample"]["demo-dit-plain"] = {**first, field: value}
+    with pytest.raises(UserError, match=f"curves.demo.evals: the points of a curve have one {field}, these have"):
+        validate(tree)
+
+
+def test_ddpm_needs_two_timesteps_of_its_thousand(tree):
+    for steps in (1, 1001):
+        tree["sample"]["demo-dit-plain"] = {**tree["sample"]["demo-dit-plain"], "solver": "ddpm", "solver_steps": steps}
+        with pytest.raises(UserError, match="solver_steps: ddpm takes 2 to 1000 steps"):
+            validate(tree)
 
 
 def test_a_missing_number_is_named(tree):

@@ -52,13 +52,24 @@ def test_a_row_that_was_not_run_says_so_and_real_images_come_last(tmp_path):
     assert len({line.count("|") for line in lines[2:]}) == 1
 
 
-@pytest.mark.parametrize("field", ["family", "reference_sha256", "images", "nfe", "labels", "quantisation"])
+@pytest.mark.parametrize("field", ["family", "reference_sha256", "images", "labels", "quantisation"])
 def test_two_protocols_never_share_a_column(tmp_path, field):
     record(tmp_path, "a")
     record(tmp_path, "b", **{field: "other"})
     for step, entry, out in ((table, Table, "t.csv"), (curves, Curves, "c.csv")):
         with pytest.raises(UserError, match=f"b has {field} other, a has .* cannot share a column"):
             step(entry(title="T", evals=("a", "b")), metrics=tmp_path, out=tmp_path / out)
+
+
+@pytest.mark.parametrize("field", ["sampler", "nfe"])
+def test_two_samplers_share_a_table_that_names_them_but_no_curve(tmp_path, field):
+    record(tmp_path, "a")
+    record(tmp_path, "b", **{field: "other"})
+    table(Table(title="T", evals=("a", "b")), metrics=tmp_path, out=tmp_path / "t.csv")
+    rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
+    assert [row[field] for row in rows[:2]] == [str(PROTOCOL[field]), "other"]
+    with pytest.raises(UserError, match=f"b has {field} other, a has .* cannot share a column"):
+        curves(Curves(title="T", evals=("a", "b")), metrics=tmp_path, out=tmp_path / "c.csv")
 
 
 def test_no_offline_number_is_called_fid(tmp_path):

@@ -26,27 +26,36 @@ ENTRY = {
 }
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A run with one milestone and an autoencoder, both with random weights."""
-    folder = tmp_path_factory.mktemp("made")
+def make(folder, **changes):
+    """A run with one milestone and an autoencoder, both with random weights; `changes` are facts of its checkpoint."""
     torch.manual_seed(0)
     small = {"channels": (8, 8), "layers_per_block": 1, "latent_channels": 2, "steps": 1, "batch": 1, "lr": 1.0, "kl_weight": 0.0}
     vae = Vae.model_validate({**small, "source": "train", "dataset": "toy", "precision": "fp32", "seed": 0})
     autoencoder.build(vae).save_pretrained(folder / "vae")
     encoder = {"patch": 2, "depth": 1, "width": 16, "heads": 2}
-    architecture = {"side": 8, "channels": 2, "classes": 3, "encoder": encoder, "decoder": None}
+    architecture = {"side": 8, "channels": 2, "classes": 3, "encoder": encoder, "decoder": None, **changes.pop("architecture", {})}
     net = MaskDiT(**architecture)
     for parameter in net.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2)
     space = Space(2, 8, (0.0, 0.1), (0.5, 0.6), autoencoder.identity(folder / "vae"), ("a", "b", "c"))
     spent = {"model": "DiT", "phase": "pretrain", "step": 3, "images": 12, "seconds": 1.0, "flops": 1.0, "parameters": 1}
-    facts = {**spent, "precision": "fp32", "architecture": architecture, "space": space.__dict__}
+    facts = {**spent, "precision": "fp32", "architecture": architecture, "space": space.__dict__, **changes}
     (folder / "run").mkdir()
     checkpoint.save(folder / "run" / "ema-0000003.safetensors", net.state_dict(), facts)
     write_json(folder / "run" / "index.json", {"milestones": [{"step": 3, "file": "ema-0000003.safetensors"}]})
     return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A network like the released DiT: it predicts noise and its variance at discrete timesteps."""
+    return make(tmp_path_factory.mktemp("released"), architecture={"out_channels": 4}, preconditioning="vp")
 
 
 def draw(made, out, **changes):
@@ -72,7 +81,7 @@ def test_an_image_does_not_depend_on_the_number_of_shards(made, whole, tmp_path,
     np.testing.assert_array_equal(images, whole[0])
 
 
-@pytest.mark.parametrize("batch", [1, 5, 16])
+@pytest.mark.parametrize("batch", [1, 7, 16])
 def test_an_image_does_not_depend_on_the_size_of_the_batch(made, whole, tmp_path, batch):
     images, labels = draw(made, tmp_path / "out", batch=batch)
     np.testing.assert_array_equal(labels, whole[1])
@@ -120,3 +129,67 @@ def test_another_autoencoder_is_refused(made, whole, tmp_path, monkeypatch):
 def test_a_milestone_that_the_run_does_not_have_is_refused(made, whole, tmp_path):
     with pytest.raises(UserError, match=r"has no milestone 2, only \[3\]"):
         draw(made, tmp_path / "out", step=2)
+
+
+def near(images, others):
+    difference = np.abs(images.astype(int) - others.astype(int))
+    return difference.max() <= 1 and (difference > 0).mean() <= 1e-3
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("heun", 4), ("dpmpp-2m", 4), ("ddpm", 12)])
+def test_each_solver_draws_an_image_of_a_vp_network_as_a_function_of_its_number(released, whole, tmp_path, solver, steps):
+    entry = {"solver": solver, "solver_steps": steps, "guidance_channels": "first3", "phase": "released"}
+    seven, labels = draw(released, tmp_path / "seven", batch=7, **entry)
+    sixteen, again = draw(released, tmp_path / "sixteen", batch=16, shards=3, **entry)
+    np.testing.assert_array_equal(labels, again)
+    assert near(seven, sixteen)
+    assert len(np.unique(seven, axis=0)) == 14
+    other, _ = draw(released, tmp_path / "other", batch=7, seed=6, **entry)
+    assert not near(seven, other)
+
+
+COSTS = [  # of 4 steps: evaluations, and passes at guidance 2; the levels are 80, 9.7, 0.47 and 0.002
+    ({"solver": "heun"}, 7, 14),
+    ({"solver": "heun", "guidance": 1.0}, 7, 7),
+    ({"solver": "heun", "guidance_interval": [0.2, 1.6]}, 7, 9),
+    ({"solver": "dpmpp-2m"}, 4, 8),
+    ({"solver": "dpmpp-2m", "guidance_interval": [0.2, 1.6]}, 4, 5),
+]
+
+
+@pytest.mark.parametrize(("changes", "nfe", "passes"), COSTS, ids=[str(changes) for changes, _, _ in COSTS])
+def test_the_record_counts_what_was_asked_of_the_network(made, whole, tmp_path, monkeypatch, changes, nfe, passes):
+    seen, real = [], MaskDiT.forward
+    monkeypatch.setattr(MaskDiT, "forward", lambda net, x, *rest: (seen.append(len(x)), real(net, x, *rest))[1])
+    draw(made, tmp_path / "out", images=4, solver_steps=4, **changes)
+    protocol = read_json(tmp_path / "out" / "index.json")["protocol"]
+    assert (protocol["nfe"], protocol["network_passes"]) == (nfe, passes) == (len(seen), sum(seen) / 4)
+    assert protocol["guidance_interval"] == changes.get("guidance_interval")
+
+
+def test_the_record_names_the_solver_and_its_noise_levels(released, whole, tmp_path):
+    changes = {"guidance_channels": "first3", "guidance_interval": [0.5, 5.0], "quantisation": "floor"}
+    draw(released, tmp_path / "out", images=2, solver="ddpm", solver_steps=10, **changes)
+    protocol = read_json(tmp_path / "out" / "index.json")["protocol"]
+    assert {name: protocol[name] for name in changes} == changes
+    assert protocol["sampler"] == "DDPM"
+    assert protocol["nfe"] == 10
+    assert protocol["sigma_range"] == pytest.approx([0.01, 157.4], rel=1e-3)
+
+
+def test_floor_is_never_above_round(made, whole, tmp_path):
+    images, _ = draw(made, tmp_path / "out", quantisation="floor")
+    difference = whole[0].astype(int) - images
+    assert set(np.unique(difference)) == {0, 1}
+    assert 0.3 < difference.mean() < 0.7
+
+
+def test_half_precision_draws_nearly_the_same_images(made, whole, tmp_path):
+    images, labels = draw(made, tmp_path / "out", precision="bf16")
+    np.testing.assert_array_equal(labels, whole[1])
+    assert np.abs(images.astype(int) - whole[0]).mean() < 2
+
+
+def test_ddpm_of_a_network_that_predicts_no_variance_is_refused(made, whole, tmp_path):
+    with pytest.raises(UserError, match="ddpm needs a network that predicts noise and its variance"):
+        draw(made, tmp_path / "out", solver="ddpm", solver_steps=10)

@@ -50,6 +50,8 @@ def to_unit(pixels_BHWC: Tensor) -> Tensor:
     return pixels_BHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def to_pixels(images_BCHW: Tensor) -> Tensor:
-    """Float (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3), rounded to the nearest level and clipped."""
-    return (images_BCHW.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+def to_pixels(images_BCHW: Tensor, quantisation: str = "round") -> Tensor:
+    """Float (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3), clipped, by `quantisation` to the nearest level or the one below."""
+    levels = images_BCHW.float() * 127.5 + 127.5
+    levels = levels.floor() if quantisation == "floor" else levels.round()
+    return levels.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

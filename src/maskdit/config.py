@@ -169,20 +169,38 @@ class Released(Section):
 
 
 class Sample(Section):
-    """Images from one checkpoint (EDM Heun): NFE is 2 * solver_steps - 1."""
+    """Images from one checkpoint: heun asks the denoiser 2 * solver_steps - 1 times, the other solvers solver_steps times."""
 
     run: Key
     vae: Key
     phase: Literal["pretrain", "finetune", "released"]
     step: Count | Literal["final"]
     guidance: Annotated[float, Field(ge=1)]  # 1 is no guidance
+    guidance_channels: Literal["all", "first3"] = "all"  # first3 is DiT's
+    guidance_interval: Annotated[tuple[float, float], Field(strict=False)] | None = None  # guided where low < sigma <= high
     images: Count
     labels: Literal["random", "balanced"]
+    solver: Literal["heun", "dpmpp-2m", "ddpm"] = "heun"
     solver_steps: Count
     batch: Count
     shards: Count
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
+    quantisation: Literal["round", "floor"] = "round"  # floor is the published code's of MaskDiT
     seed: int
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _ordered(cls, interval: tuple[float, float] | None) -> tuple[float, float] | None:
+        if interval is not None and not 0 <= interval[0] < interval[1]:
+            raise ValueError(f"an interval goes from a low sigma to a higher one, not {list(interval)}")
+        return interval
+
+    @field_validator("solver_steps")
+    @classmethod
+    def _timesteps(cls, steps: int, info: Any) -> int:
+        if info.data.get("solver") == "ddpm" and not 2 <= steps <= 1000:
+            raise ValueError("ddpm takes 2 to 1000 steps")
+        return steps
 
 
 class Features(Section):

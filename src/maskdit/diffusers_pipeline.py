@@ -6,7 +6,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
-from maskdit.diffusion import guided, heun
+from maskdit.diffusion import guided, heun, sigma_steps
 
 
 class MaskDiTPipeline(DiffusionPipeline):  # type: ignore[misc]
@@ -42,7 +42,8 @@ class MaskDiTPipeline(DiffusionPipeline):  # type: ignore[misc]
             shape = (len(labels), config.channels, config.side, config.side)
             drawn_on = where if generator is None else generator.device
             latents = torch.randn(shape, generator=generator, device=drawn_on)
-        found = heun(guided(self.transformer, labels, guidance_scale), latents.to(where), num_inference_steps).float()
+        levels = sigma_steps(num_inference_steps)
+        found = heun(guided(self.transformer, labels, guidance_scale), latents.to(where), levels).float()
         shift, scale = (
             torch.tensor(list(factor), device=where).reshape(1, -1, 1, 1) for factor in (config.latent_shift, config.latent_scale)
         )

@@ -1,6 +1,7 @@
-"""Preconditioning, loss, sampler and guidance of EDM (Karras et al. 2022) and MaskDiT: formulas only.
+"""Preconditioning, loss, samplers and guidance of EDM (Karras et al. 2022), MaskDiT and DiT: formulas only.
 
 Symbols: x0 clean latent, y = x0 + sigma * eps noisy latent, D denoiser, F raw network.
+The released DiT is a VP model (Ho et al. 2020): abar_t is its share of signal, so that sigma_t^2 = (1 - abar_t) / abar_t.
 Shapes: B batch, C channels, H height, W width, L patches, K kept patches, P numbers in a patch.
 """
 
@@ -17,8 +18,12 @@ SIGMA_DATA = 0.5
 P_MEAN, P_STD = -1.2, 1.2
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7
 
+VP_STEPS = 1000
+VP_BETA_MIN, VP_BETA_MAX = 1e-4, 0.02
+
 Network = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+Ask = Callable[[Network, Tensor, Tensor, Tensor], Tensor]  # of a network: y, sigma and labels to D, or to what else it predicts
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # y and sigma, labels and guidance inside
 
 
 @dataclass(frozen=True)
@@ -84,32 +89,73 @@ def loss(
     return dsm, mae_weight * mae
 
 
-def guided(net: Network, labels_B: Tensor, guidance: float) -> Denoiser:
-    """Classifier-free guidance on all channels: D_null + w * (D_label - D_null); w = 1 asks the network once."""
-    if guidance == 1:
-        return lambda y, sigma: denoise(net, y, sigma, labels_B)
+def vp_sigmas() -> Tensor:
+    """sigma_t of the timesteps 0 to 999, in float64: about 0.01 to 157 (linear betas, Ho et al. 2020)."""
+    betas = torch.linspace(VP_BETA_MIN, VP_BETA_MAX, VP_STEPS, dtype=torch.float64)
+    abar = (1 - betas).cumprod(0)
+    return ((1 - abar) / abar).sqrt()
 
-    def both(y: Tensor, sigma: Tensor) -> Tensor:
+
+def timestep(sigma_B: Tensor) -> Tensor:
+    """The timestep (B,) whose noise level is sigma, between two of them interpolated in ln sigma; at most 999, at least 0."""
+    grid, log_B = vp_sigmas().to(sigma_B.device).log(), sigma_B.double().log()
+    above_B = torch.searchsorted(grid, log_B).clamp(1, VP_STEPS - 1)
+    low_B, high_B = grid[above_B - 1], grid[above_B]
+    return (above_B - 1 + (log_B - low_B) / (high_B - low_B)).clamp(0, VP_STEPS - 1)
+
+
+def predict_vp(net: Network, y_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor) -> Tensor:
+    """All that a VP network says of y: eps, and for a learned variance as many channels again, (B, 2 C, H, W)."""
+    c_in = 1 / (sigma_B.reshape(-1, 1, 1, 1) ** 2 + 1).sqrt()
+    return net((c_in * y_BCHW).float(), timestep(sigma_B).float(), labels_B, None)
+
+
+def denoise_vp(net: Network, y_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor) -> Tensor:
+    """D(y; sigma) = y - sigma * eps of a network that predicts eps: EDM table 1, column VP, with DiT's discrete timesteps."""
+    eps = predict_vp(net, y_BCHW, sigma_B, labels_B)[:, : y_BCHW.shape[1]]
+    return y_BCHW - sigma_B.reshape(-1, 1, 1, 1) * eps.to(y_BCHW.dtype)
+
+
+def guided(
+    net: Network,
+    labels_B: Tensor,
+    guidance: float,
+    *,
+    ask: Ask = denoise,
+    channels: int | None = None,
+    interval: tuple[float, float] | None = None,
+) -> Denoiser:
+    """Classifier-free guidance: D_null + w * (D_label - D_null), for whatever `ask` predicts; w = 1 asks with the label only.
+
+    Only the first `channels` are guided (None: all), the others are as the label has them: DiT guides three of its four.
+    Only sigmas with low < sigma <= high of `interval` are (Kynkäänniemi et al. 2024); elsewhere the label alone is asked.
+    """
+
+    def denoiser(y: Tensor, sigma: Tensor) -> Tensor:
+        # all images of a solver's step have one sigma
+        if guidance == 1 or (interval and not interval[0] < sigma[0] <= interval[1]):
+            return ask(net, y, sigma, labels_B)
         labels = torch.cat([labels_B, torch.full_like(labels_B, -1)])
-        given, null = denoise(net, torch.cat([y, y]), torch.cat([sigma, sigma]), labels).chunk(2)
-        return null + guidance * (given - null)
+        given, null = ask(net, torch.cat([y, y]), torch.cat([sigma, sigma]), labels).chunk(2)
+        mixed = null + guidance * (given - null)
+        return mixed if channels is None else torch.cat([mixed[:, :channels], given[:, channels:]], dim=1)
 
-    return both
+    return denoiser
 
 
-def sigma_steps(steps: int) -> Tensor:
-    """Noise levels (steps + 1,) in float64 from 80 to 0.002 and then 0, EDM eq. 5 with rho 7."""
+def sigma_steps(steps: int, low: float = SIGMA_MIN, high: float = SIGMA_MAX) -> Tensor:
+    """Noise levels (steps + 1,) in float64 from high to low and then 0, EDM eq. 5 with rho 7."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    high, low = SIGMA_MAX ** (1 / RHO), SIGMA_MIN ** (1 / RHO)
-    return torch.cat([(high + ramp * (low - high)) ** RHO, torch.zeros(1, dtype=torch.float64)])
+    first, last = high ** (1 / RHO), low ** (1 / RHO)
+    return torch.cat([(first + ramp * (last - first)) ** RHO, torch.zeros(1, dtype=torch.float64)])
 
 
-def heun(denoiser: Denoiser, noise_BCHW: Tensor, steps: int) -> Tensor:
-    """Integrate dy/dsigma = (y - D(y; sigma)) / sigma from sigma 80 to 0 by Heun's method, EDM algorithm 1, state in float64.
+def heun(denoiser: Denoiser, noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
+    """Integrate dy/dsigma = (y - D(y; sigma)) / sigma over the levels by Heun's method, EDM algorithm 1, state in float64.
 
     `noise_BCHW` is standard normal. The last step is Euler's, so the denoiser is asked 2 * steps - 1 times.
     """
-    sigmas = sigma_steps(steps).to(noise_BCHW.device)
+    sigmas = sigmas.to(noise_BCHW.device)
     y = noise_BCHW.double() * sigmas[0]
 
     def slope(at: Tensor, sigma: Tensor) -> Tensor:
@@ -120,3 +166,47 @@ def heun(denoiser: Denoiser, noise_BCHW: Tensor, steps: int) -> Tensor:
         euler = y + (following - now) * first
         y = euler if following == 0 else y + (following - now) * (first + slope(euler, following)) / 2
     return y
+
+
+def dpmpp_2m(denoiser: Denoiser, noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
+    """The same equation by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) with alpha 1 and lambda = -ln sigma, state in float64.
+
+    The denoiser is asked once a step. The first step is of first order, and so is the last, where y is D itself.
+    """
+    sigmas = sigmas.to(noise_BCHW.device)
+    y = noise_BCHW.double() * sigmas[0]
+    last: tuple[Tensor, Tensor] | None = None  # D and h = lambda_i - lambda_{i-1} of the step before
+    for now, following in pairwise(sigmas):
+        D = denoiser(y, now.expand(len(y))).double()
+        if following == 0:
+            return D
+        h = (now / following).log()
+        ahead = D if last is None else D + h / (2 * last[1]) * (D - last[0])
+        y, last = following / now * y + (1 - following / now) * ahead, (D, h)
+    return y
+
+
+def ddpm(predict: Denoiser, noise_BCHW: Tensor, steps: int, generators: list[torch.Generator]) -> Tensor:
+    """Ancestral sampling (Ho et al. 2020) on `steps` evenly spaced timesteps with a learned variance: DiT's published protocol.
+
+    `predict` gives eps and the variance's place between its bounds (Nichol and Dhariwal 2021), (B, 2 C, H, W), as `predict_vp`.
+    Each image has a generator of its own, on the CPU, so that its noise depends on neither batch nor device. State in float64.
+    """
+    from diffusers import DDPMScheduler  # seconds that training need not wait for
+
+    scheduler = DDPMScheduler(
+        num_train_timesteps=VP_STEPS,
+        beta_start=VP_BETA_MIN,
+        beta_end=VP_BETA_MAX,
+        beta_schedule="linear",
+        variance_type="learned_range",
+        clip_sample=False,
+        timestep_spacing="linspace",  # from 0 to 999, both included
+    )
+    scheduler.set_timesteps(steps)
+    sigmas, x = vp_sigmas().to(noise_BCHW.device), noise_BCHW.double()
+    for t in scheduler.timesteps:
+        sigma = sigmas[t]
+        said = predict(x * (sigma**2 + 1).sqrt(), sigma.expand(len(x))).double()
+        x = scheduler.step(said, t, x, generator=generators).prev_sample
+    return x

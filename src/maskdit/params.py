@@ -100,6 +100,7 @@ class Params(BaseModel):
         if not missing:  # the rest follows the references
             yield from self._sizes()
             yield from self._phases()
+            yield from self._solvers()
 
     def _missing(self) -> Iterator[str]:
         for verb, field, target in REFERENCES:
@@ -171,10 +172,16 @@ class Params(BaseModel):
                 for name in entry.evals:
                     if self.evaluate[name].bench != key:
                         yield f"{verb}.{key}.evals: '{name}' belongs to bench {self.evaluate[name].bench}"
+
+    def _solvers(self) -> Iterator[str]:
+        for key, sample in self.sample.items():
+            if sample.solver == "ddpm" and sample.phase != "released":
+                yield f"sample.{key}.solver: ddpm needs a released network that predicts noise; {sample.phase} has EDM's denoiser"
         for key, entry in self.curves.items():
-            scales = {self.sample[name].guidance for name in entry.evals}
-            if len(scales) > 1:
-                yield f"curves.{key}.evals: the points of a curve have one guidance, these have {sorted(scales)}"
+            for field in ("guidance", "guidance_channels", "guidance_interval", "solver", "solver_steps"):
+                values = {getattr(self.sample[name], field) for name in entry.evals}
+                if len(values) > 1:
+                    yield f"curves.{key}.evals: the points of a curve have one {field}, these have {sorted(values, key=str)}"
 
 
 VERBS = tuple(Params.model_fields)

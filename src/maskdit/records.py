@@ -6,7 +6,7 @@ from typing import Any
 from maskdit.config import UserError
 from maskdit.files import read_json
 
-COMPARABLE = ("family", "extractor_sha256", "reference_sha256", "images", "labels", "quantisation", "sampler", "nfe", "neighbours")
+COMPARABLE = ("family", "extractor_sha256", "reference_sha256", "images", "labels", "quantisation", "neighbours")
 
 
 def read(metrics: Path, evals: tuple[str, ...], same: tuple[str, ...]) -> dict[str, dict[str, Any]]:

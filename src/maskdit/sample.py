@@ -5,14 +5,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from maskdit import autoencoder, checkpoint
 from maskdit.config import Sample, UserError
 from maskdit.data import Array, Space, generator
-from maskdit.diffusion import guided, heun
+from maskdit.diffusion import (
+    SIGMA_MAX,
+    SIGMA_MIN,
+    Network,
+    ddpm,
+    denoise,
+    denoise_vp,
+    dpmpp_2m,
+    guided,
+    heun,
+    predict_vp,
+    sigma_steps,
+    vp_sigmas,
+)
 from maskdit.files import digest, read_json, save_array, sha256, write_json
-from maskdit.model import MaskDiT
+from maskdit.model import MaskDiT, for_inference
 from maskdit.runtime import autocast, device, progress, say, scratch
+
+SAMPLERS = {"heun": "EDM Heun", "dpmpp-2m": "DPM-Solver++(2M)", "ddpm": "DDPM"}
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def starts(config: Sample, space: Space, rows: Array) -> tuple[Array, Array]:
@@ -39,8 +56,41 @@ def find(run: Path, step: int | str) -> Path:
     return run / milestones[wanted]
 
 
+def sigma_range(vp: bool) -> tuple[float, float]:
+    """Lowest and highest noise level that a sampler goes through, for EDM's preconditioning or a VP network."""
+    return (vp_sigmas()[0].item(), vp_sigmas()[-1].item()) if vp else (SIGMA_MIN, SIGMA_MAX)
+
+
+def integrate(config: Sample, net: Network, rows: Array, noise_BCHW: Tensor, labels_B: Tensor, vp: bool) -> Tensor:
+    """Noise to the latents of the images numbered `rows`, by the entry's solver and guidance; `vp` is the network's kind."""
+    ask = predict_vp if config.solver == "ddpm" else denoise_vp if vp else denoise
+    channels = noise_BCHW.shape[1] if config.guidance_channels == "all" else min(3, noise_BCHW.shape[1])
+    denoiser = guided(net, labels_B, config.guidance, ask=ask, channels=channels, interval=config.guidance_interval)
+    levels = sigma_steps(config.solver_steps, *sigma_range(vp))
+    match config.solver:
+        case "heun":
+            return heun(denoiser, noise_BCHW, levels)
+        case "dpmpp-2m":
+            return dpmpp_2m(denoiser, noise_BCHW, levels)
+        case "ddpm":
+            seeds = [int(generator(config.seed, "ddpm", index=int(row)).integers(2**63)) for row in rows]
+            return ddpm(denoiser, noise_BCHW, config.solver_steps, [torch.Generator().manual_seed(seed) for seed in seeds])
+
+
+def count(config: Sample, vp: bool) -> tuple[int, int]:
+    """Denoiser evaluations and network passes that an image takes: counted, with a network that says nothing."""
+    asked: list[int] = []
+
+    def silent(x: Tensor, _c_noise: Tensor, _labels: Tensor, _kept: Tensor | None) -> Tensor:
+        asked.append(len(x))
+        return torch.zeros_like(torch.cat([x, x], dim=1) if vp else x)
+
+    integrate(config, silent, np.arange(1), torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.long), vp)
+    return len(asked), sum(asked)
+
+
 def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
-    """Draw images by EDM's Heun sampler from EMA weights: shards of uint8 images (n, H, W, 3), labels.npy and index.json.
+    """Draw images from EMA weights: shards of uint8 images (n, H, W, 3), labels.npy and index.json.
 
     Shards are contiguous in the image's number; those already drawn survive an interruption. Batches are filled up to one size,
     so that what an image becomes does not depend on how many are drawn with it.
@@ -49,21 +99,26 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     where = device()
     path = find(run, config.step)
     tensors, facts = checkpoint.load(path)
+    vp = facts.get("preconditioning", "edm") == "vp"
+    if config.solver == "ddpm" and not vp:
+        raise UserError(f"{path}: ddpm needs a network that predicts noise and its variance; set solver to heun or dpmpp-2m")
     space = Space.parse(facts["space"])
     autoencoder.demand(vae, space.vae)
     net = MaskDiT(**facts["architecture"])
     net.load_state_dict(tensors)
     net.to(where).eval().requires_grad_(False)
+    if config.precision in HALF:
+        for_inference(net, HALF[config.precision])
     decoder = autoencoder.load(vae, where)
     shift, scale = (torch.from_numpy(factor).to(where) for factor in space.factors())
 
     def draw(rows: Array) -> Array:
-        noise, labels = starts(config, space, np.resize(rows, config.batch))
-        denoiser = guided(net, torch.from_numpy(labels).to(where), config.guidance)
+        whole = np.resize(rows, config.batch)
+        noise, labels = (torch.from_numpy(array).to(where) for array in starts(config, space, whole))
         with autocast(where, config.precision):
-            latent = heun(denoiser, torch.from_numpy(noise).to(where), config.solver_steps)
+            latent = integrate(config, net, whole, noise, labels, vp)
         images = decoder.decode(latent.float() / scale + shift).sample
-        return autoencoder.to_pixels(images).cpu().numpy()[: len(rows)]
+        return autoencoder.to_pixels(images, config.quantisation).cpu().numpy()[: len(rows)]
 
     # 2. The shards, each finished one kept in the scratch folder
     home = scratch(f"sample-{digest([config.model_dump(mode='json'), sha256(path), space.vae])[:16]}")
@@ -80,12 +135,17 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     # 3. What a reader needs to know
     save_array(out / "labels.npy", starts(config, space, np.arange(config.images))[1])
     spent = ("model", "phase", "step", "images", "seconds", "flops", "parameters", "precision")
+    nfe, passes = count(config, vp)
     protocol = {
-        "sampler": "EDM Heun",
-        "nfe": 2 * config.solver_steps - 1,
+        "sampler": SAMPLERS[config.solver],
+        "nfe": nfe,
+        "network_passes": passes,
+        "sigma_range": sigma_range(vp),
         "guidance": config.guidance,
+        "guidance_channels": config.guidance_channels,
+        "guidance_interval": config.guidance_interval,
         "labels": config.labels,
-        "quantisation": "round",
+        "quantisation": config.quantisation,
         "weights": "EMA",
         "precision": config.precision,
         "seed": config.seed,
@@ -95,4 +155,4 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     checkpoint_facts = {name: facts[name] for name in spent}
     write_json(out / "index.json", {"shards": names, "checkpoint": checkpoint_facts, "protocol": protocol})
     shutil.rmtree(home)
-    say(f"sample: {config.images} images from {path.name}, {protocol['nfe']} NFE, guidance {config.guidance}")
+    say(f"sample: {config.images} images from {path.name}, {nfe} NFE, {passes} passes an image, guidance {config.guidance}")

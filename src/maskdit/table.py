@@ -22,6 +22,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "train_seconds": tenths(checkpoint["seconds"]),
         "train_tflop": tenths(checkpoint["flops"], 1e12),
         "parameters": checkpoint["parameters"],
+        "sampler": protocol["sampler"],
         "nfe": protocol["nfe"],
         "images": protocol["images"],
         **rounded(record["metrics"]),
