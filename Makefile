@@ -1,4 +1,4 @@
-# make demo: from images to a table and curves, on this machine. make test: the tests. The environment is .venv, made from requirements.lock.
+# make demo: from images to a table and curves, on this machine. make test: the tests. make bench: the speed. The environment is .venv, made from requirements.lock.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed-$(firstword $(shell cat requirements.lock pyproje
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo setup test check test-slow lock
+.PHONY: demo setup test check test-slow bench lock
 
 demo: setup
 	snakemake
@@ -28,6 +28,11 @@ test: setup
 
 test-slow: setup
 	pytest -m slow
+
+# Speed in pairs, on this machine alone: about half an hour.
+bench: setup
+	snakemake --force results/bench_cpu.csv
+	@cat results/bench_cpu.md
 
 check: setup
 	ruff check

@@ -180,6 +180,7 @@ def test_a_state_restored_goes_on_with_the_same_bits():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's compiler, about its own look at gradients
 @pytest.mark.parametrize("schedule", [{}, {"mask_schedule": "cosine4", "schedule_steps": 10}])
 def test_compiled_blocks_give_the_same_gradient(schedule):
     plain, compiled = learner(**schedule), learner(compile=True, **schedule)

@@ -27,6 +27,7 @@ STEPS = {  # verb -> module
     "grid": "grid",
     "table": "table",
     "curves": "curves",
+    "bench": "bench",
 }
 
 FORMATS = ("upstream", "dit", "diffusers")

@@ -47,8 +47,6 @@ class Learner:
         self.average = torch.cat([average[name].flatten() for name in weights]).to(where)
         self.posthoc = [self.masters.detach().clone() for _ in config.posthoc_ema]
         self.optimizer = torch.optim.AdamW([self.masters], lr=config.lr, betas=config.betas, weight_decay=0.0, fused=True)
-        moments = {name: torch.zeros_like(self.gradient) for name in ("exp_avg", "exp_avg_sq")}
-        self.optimizer.state[self.masters] = {"step": torch.zeros((), device=where), **moments}
         self.scale = torch.tensor(FIRST_SCALE if config.precision == "fp16" else 1.0, device=where)
         self.good, self.streak, self.skipped, self.norm = torch.zeros(4, device=where).unbind()
 
@@ -141,6 +139,9 @@ class Learner:
 
     def state(self) -> State:
         """Everything that the next step depends on: tensors to be restored in place."""
+        if not self.optimizer.state:
+            fresh = {name: torch.zeros_like(self.gradient) for name in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[self.masters] = {"step": torch.zeros((), device=self.where), **fresh}
         moments = self.optimizer.state[self.masters]
         named = {"masters": self.masters.detach(), "average": self.average, **moments}
         named |= {f"posthoc.{number}": average for number, average in enumerate(self.posthoc)}

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from maskdit.config import (
+    Bench,
     Curves,
     Encode,
     Encoder,
@@ -49,6 +50,7 @@ class Params(BaseModel):
     grid: dict[Key, Grid]
     table: dict[Key, Table]
     curves: dict[Key, Curves]
+    bench: dict[Key, Bench]
 
     def entry(self, verb: str, key: str) -> Any:
         """The entry that a verb sees.
@@ -91,7 +93,7 @@ class Params(BaseModel):
         benches = set(self.table)
         if not benches:
             yield "table: has no entry; each key begins with the name of one"
-        for verb in VERBS:
+        for verb in (verb for verb in VERBS if verb != "bench"):  # which is of no study
             for key in getattr(self, verb):
                 if not any(key == bench or key.startswith(f"{bench}-") for bench in benches):
                     yield f"{verb}.{key}: a key begins with its benchmark, one of {', '.join(sorted(benches))}"

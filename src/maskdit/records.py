@@ -1,7 +1,9 @@
-"""The records of evaluations, read together: two protocols never share a column."""
+"""The records of evaluations, read together: two protocols never share a column; and how a table is written."""
 
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from maskdit.config import UserError
 from maskdit.files import read_json
@@ -22,3 +24,9 @@ def read(metrics: Path, evals: tuple[str, ...], same: tuple[str, ...]) -> dict[s
             if ours != theirs:
                 raise UserError(f"{metrics}: {name} has {field} {ours}, {first} has {theirs}: they cannot share a column")
     return records
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A data frame as a Markdown table."""
+    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.fillna("").astype(str).values.tolist()]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

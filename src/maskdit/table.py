@@ -7,7 +7,7 @@ import pandas as pd
 
 from maskdit.config import Table
 from maskdit.files import replacing
-from maskdit.records import COMPARABLE, read
+from maskdit.records import COMPARABLE, markdown, read
 
 
 def row_of(record: dict[str, Any]) -> dict[str, Any]:
@@ -37,12 +37,6 @@ def tenths(value: float | None, unit: float = 1.0) -> float | None:
 def rounded(values: dict[str, float]) -> dict[str, float]:
     """Numbers to five significant digits; counts stay as they are."""
     return {name: value if isinstance(value, int) else float(f"{value:.5g}") for name, value in values.items()}
-
-
-def markdown(frame: pd.DataFrame) -> str:
-    """A data frame as a Markdown table."""
-    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.fillna("").astype(str).values.tolist()]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def table(config: Table, *, metrics: Path, out: Path) -> None:

@@ -48,3 +48,22 @@ rule grid:
         "Draw the samples of {wildcards.key} beside real images"
     shell:
         "maskdit grid {wildcards.key} --images {input.images} --samples {input.samples} --out {output} 2>&1 | tee {log}"
+
+
+rule bench:
+    output:
+        csv="results/bench_{key}.csv",
+        md="results/bench_{key}.md",
+        png="results/bench_{key}.png",
+        svg="results/bench_{key}.svg",
+        waterfall="results/bench_{key}_waterfall.csv",
+        factorial="results/bench_{key}_factorial.csv",
+    log:
+        "logs/bench/{key}.log",
+    threads: workflow.cores  # alone on the machine
+    params:
+        lookup(dpath="bench/{key}", within=config),
+    message:
+        "Measure the speed of {wildcards.key}"
+    shell:
+        "maskdit bench {wildcards.key} --out {output.csv} 2>&1 | tee {log}"
