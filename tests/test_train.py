@@ -23,6 +23,7 @@ from maskdit.learner import Learner
 from maskdit.model import MaskDiT
 from maskdit.recovery import Recovery
 from maskdit.runtime import Ranks
+from maskdit.sample import averaged
 
 COMMON = {
     "dataset": "toy",
@@ -319,6 +320,8 @@ def test_averages_by_power_functions_are_published_beside_the_milestones(latents
     narrow, wide, raw = (load_file(run / name) for name in (*index["milestones"][-1]["posthoc"], index["final"]))
     distance = [sum((average[name] - raw[name]).square().sum() for name in raw) for average in (narrow, wide)]
     assert 0 < distance[0] < distance[1], "the wider average lies further behind"
+    again = averaged(run, 4, 0.05)
+    assert all(torch.allclose(again[name], narrow[name], atol=1e-6) for name in narrow), "a kept width is itself"
 
 
 def test_a_step_is_made_while_the_one_before_is_used():

@@ -175,6 +175,7 @@ class Sample(Section):
     vae: Key
     phase: Literal["pretrain", "finetune", "released"]
     step: Count | Literal["final"]
+    ema_width: Positive | None = None  # relative width of an average made from a run's posthoc_ema; null: its ema
     guidance: Annotated[float, Field(ge=1)]  # 1 is no guidance
     guidance_channels: Literal["all", "first3"] = "all"  # first3 is DiT's
     guidance_interval: Annotated[tuple[float, float], Field(strict=False)] | None = None  # guided where low < sigma <= high
@@ -184,7 +185,7 @@ class Sample(Section):
     solver_steps: Count
     batch: Count
     shards: Count
-    precision: Literal["fp32", "tf32", "bf16", "fp16"]
+    precision: Precision
     quantisation: Literal["round", "floor"] = "round"  # floor is the published code's of MaskDiT
     seed: int
 

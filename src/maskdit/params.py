@@ -175,12 +175,17 @@ class Params(BaseModel):
                     if self.evaluate[name].bench != key:
                         yield f"{verb}.{key}.evals: '{name}' belongs to bench {self.evaluate[name].bench}"
 
+    def _phase_of(self, sample: Sample) -> Section:
+        return getattr(self, sample.phase)[sample.run]
+
     def _solvers(self) -> Iterator[str]:
         for key, sample in self.sample.items():
             if sample.solver == "ddpm" and sample.phase != "released":
                 yield f"sample.{key}.solver: ddpm needs a released network that predicts noise; {sample.phase} has EDM's denoiser"
+            if sample.ema_width and len(getattr(self._phase_of(sample), "posthoc_ema", ())) < 2:
+                yield f"sample.{key}.ema_width: {sample.phase}.{sample.run} keeps no two averages; give it posthoc_ema: [0.05, 0.1]"
         for key, entry in self.curves.items():
-            for field in ("guidance", "guidance_channels", "guidance_interval", "solver", "solver_steps"):
+            for field in ("ema_width", "guidance", "guidance_channels", "guidance_interval", "solver", "solver_steps"):
                 values = {getattr(self.sample[name], field) for name in entry.evals}
                 if len(values) > 1:
                     yield f"curves.{key}.evals: the points of a curve have one {field}, these have {sorted(values, key=str)}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from maskdit import autoencoder, checkpoint
+from maskdit.averaging import combination
 from maskdit.config import Sample, UserError
 from maskdit.data import Array, Space, generator
 from maskdit.diffusion import (
@@ -26,10 +27,9 @@ from maskdit.diffusion import (
 )
 from maskdit.files import digest, read_json, save_array, sha256, write_json
 from maskdit.model import MaskDiT, for_inference
-from maskdit.runtime import autocast, device, progress, say, scratch
+from maskdit.runtime import autocast, device, half, progress, say, scratch
 
 SAMPLERS = {"heun": "EDM Heun", "dpmpp-2m": "DPM-Solver++(2M)", "ddpm": "DDPM"}
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def starts(config: Sample, space: Space, rows: Array) -> tuple[Array, Array]:
@@ -54,6 +54,21 @@ def find(run: Path, step: int | str) -> Path:
     if wanted not in milestones:
         raise UserError(f"{run}: has no milestone {wanted}, only {sorted(milestones)}")
     return run / milestones[wanted]
+
+
+def averaged(run: Path, step: int, width: float) -> dict[str, Tensor]:
+    """The average of relative width `width` at a milestone, in least squares from those that the run keeps until then."""
+    marks = [mark for mark in read_json(run / "index.json")["milestones"] if mark["step"] <= step]
+    files = [run / name for mark in marks for name in mark["posthoc"]]
+    if len(files) < 2:
+        raise UserError(f"{run}: keeps no two averages of other widths; train it with posthoc_ema: [0.05, 0.1]")
+    kept = [(known["sigma_rel"], known["step"]) for known in map(checkpoint.facts, files)]
+    total: dict[str, Tensor] = {}
+    for factor, file in zip(combination(kept, width, step), files, strict=True):
+        for name, tensor in checkpoint.load(file)[0].items():
+            fixed = name.endswith("pos_embed")
+            total[name] = tensor if fixed else total.get(name, 0) + float(factor) * tensor
+    return total
 
 
 def sigma_range(vp: bool) -> tuple[float, float]:
@@ -99,6 +114,8 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     where = device()
     path = find(run, config.step)
     tensors, facts = checkpoint.load(path)
+    if config.ema_width is not None:
+        tensors = averaged(run, facts["step"], config.ema_width)
     vp = facts.get("preconditioning", "edm") == "vp"
     if config.solver == "ddpm" and not vp:
         raise UserError(f"{path}: ddpm needs a network that predicts noise and its variance; set solver to heun or dpmpp-2m")
@@ -107,8 +124,8 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     net = MaskDiT(**facts["architecture"])
     net.load_state_dict(tensors)
     net.to(where).eval().requires_grad_(False)
-    if config.precision in HALF:
-        for_inference(net, HALF[config.precision])
+    if (rounded := half(config.precision)) != torch.float32:
+        for_inference(net, rounded)
     decoder = autoencoder.load(vae, where)
     shift, scale = (torch.from_numpy(factor).to(where) for factor in space.factors())
 
@@ -146,7 +163,7 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
         "guidance_interval": config.guidance_interval,
         "labels": config.labels,
         "quantisation": config.quantisation,
-        "weights": "EMA",
+        "weights": "EMA" if config.ema_width is None else f"EMA of relative width {config.ema_width}",
         "precision": config.precision,
         "seed": config.seed,
         "images": config.images,
