@@ -54,5 +54,6 @@ lock:
 # What the README shows, from the results of the demo.
 .PHONY: docs
 docs:
-	mkdir -p docs && cp results/curves_demo.png results/table_demo.md docs/
+	mkdir -p docs && cp results/curves_demo.png results/table_demo.md results/bench_cpu.png results/bench_cpu.md docs/
 	sed -i -e '/<!-- table -->/,/<!-- \/table -->/{//!d}' -e '/<!-- table -->/r docs/table_demo.md' README.md
+	sed -i -e '/<!-- bench -->/,/<!-- \/bench -->/{//!d}' -e '/<!-- bench -->/r docs/bench_cpu.md' README.md

@@ -116,6 +116,46 @@ def test_maskdit_xl_2_has_the_published_parameters():
     assert shapes["x_embedder.proj.weight"] == (1152, 4, 2, 2)
 
 
+SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16), "H": (32, 1280, 16)}
+
+
+def sized(size, patch=2, side=32, decoder=PAPER, **changes):
+    depth, width, heads = SIZES[size]
+    encoder = {"patch": patch, "depth": depth, "width": width, "heads": heads}
+    with torch.device("meta"):
+        return MaskDiT(side=side, channels=4, classes=1000, encoder=encoder, decoder=decoder, **changes)
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "decoder", "total", "trained"),
+    [
+        ("S", 32, PAPER, 68_346_256, 68_116_880),
+        ("B", 32, PAPER, 175_909_648, 175_581_968),
+        ("L", 32, PAPER, 510_176_272, 509_783_056),
+        ("XL", 32, PAPER, 730_541_200, 730_115_216),
+        ("XL", 64, PAPER, 731_819_152, 730_115_216),
+        ("XL", 32, None, 675_110_032, 674_815_120),
+        ("XL", 64, None, 675_994_768, 674_815_120),
+        ("S", 64, PAPER, 69_034_384, 68_116_880),
+        ("B", 64, PAPER, 176_892_688, 175_581_968),
+        ("H", 32, PAPER, 1_010_002_192, 1_009_543_440),
+    ],
+)
+def test_each_size_has_the_parameters_of_the_authors_code(size, side, decoder, total, trained):
+    weights = list(sized(size, side=side, decoder=decoder).parameters())
+    assert sum(weight.numel() for weight in weights) == total
+    assert sum(weight.numel() for weight in weights if weight.requires_grad) == trained
+
+
+DIT_GFLOPS = {"S": (6.06, 1.41, 0.36), "B": (23.01, 5.56, 1.42), "L": (80.71, 19.70, 5.01), "XL": (118.64, 29.05, 7.39)}
+
+
+@pytest.mark.parametrize(("size", "place"), [(size, place) for size in DIT_GFLOPS for place in range(3)])
+def test_dit_s_multiply_adds_are_those_of_its_paper_s_table_4(size, place):
+    net = sized(size, patch=2 << place, decoder=None, out_channels=8)
+    assert net.flops((16 >> place) ** 2) / 2e9 == pytest.approx(DIT_GFLOPS[size][place], rel=0.01, abs=0.006)
+
+
 @pytest.mark.parametrize(("decoder", "kept", "published"), [(None, 256, 118.64), (PAPER, 256, 125.8), (PAPER, 128, 65.5)])
 def test_the_multiply_adds_at_256_pixels_are_the_published_ones(decoder, kept, published):
     with torch.device("meta"):

@@ -219,8 +219,8 @@ def test_an_entry_without_sha256_says_so(theirs):
         validate(theirs)
 
 
-@pytest.mark.parametrize(("verb", "key"), [("finetune", "demo-maskdot"), ("fetch", "demonstration")])
-def test_a_run_has_its_pretraining_and_a_key_its_benchmark(tree, verb, key):
+@pytest.mark.parametrize(("verb", "key"), [("finetune", "another-maskdit"), ("fetch", "demonstration")])
+def test_a_key_begins_with_its_benchmark(tree, verb, key):
     tree[verb][key] = next(iter(tree[verb].values()))
     with pytest.raises(UserError, match=rf"{verb}\.{key}"):
         validate(tree)

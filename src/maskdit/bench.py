@@ -197,7 +197,7 @@ def factorial(config: Bench, where: torch.device) -> Iterable[dict[str, Any]]:
         shared = {"precision": precision, "compile": compiled, "batch": batch}
         cases = {"DiT": like.model_copy(update={**shared, "decoder": None, "mask_ratio": 0.0})}
         cases |= {f"MaskDiT {ratio:g}": like.model_copy(update={**shared, "mask_ratio": ratio}) for ratio in grid.mask_ratios}
-        for name, facts in measure(cases, config.rounds, where).items():
+        for name, facts in measure(cases, config.rounds, where, with_memory=True).items():
             yield {
                 "model": name,
                 **shared,
@@ -228,7 +228,8 @@ def bench(config: Bench, *, out: Path) -> None:
     for slow in dict.fromkeys(pair.slow for pair in config.pairs.values()):
         group = {name: pair for name, pair in config.pairs.items() if pair.slow == slow}
         names = dict.fromkeys([slow, *(pair.fast for pair in group.values())])
-        found = measure({name: config.cases[name] for name in names}, config.rounds, where)
+        memory = any(pair.memory for pair in group.values())
+        found = measure({name: config.cases[name] for name in names}, config.rounds, where, memory)
         rows += [row_of(name, pair, found[slow], found[pair.fast]) for name, pair in group.items()]
     rows += update_rows(config.cases[config.update], config.rounds, where)
     rows.append(ranks_row(config.cases[config.ranks]))

@@ -9,6 +9,7 @@ Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Family = Literal["mobilenet-v2", "inception-2015"]  # the network whose features are compared
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # of matrix products; weights, sums and averages are float32
 
 
@@ -26,12 +27,22 @@ class Section(BaseModel):
 class Fetch(Section):
     """Images of one data set: where they come from, their size, and the split by emoji."""
 
-    source: Literal["openmoji"]
+    source: Literal["openmoji", "imagenet"]
     resolution: Count
-    per_class: Count  # at most so many images of a class, drawn by the seed
+    per_class: Count | None  # at most so many images of a class, drawn by the seed; null: all
     images: Count  # how many there must be in all: fetch fails if it finds another number
-    heldout: Annotated[float, Field(gt=0, lt=1)]
+    heldout: Fraction  # 0 where the source has a validation set of its own
     seed: int
+
+
+class DownloadedVae(Section):
+    """An autoencoder that others have published, from a model repository of the Hugging Face hub."""
+
+    source: Literal["download"]
+    repository: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]
+    dataset: Key
+    factor: Count  # pixels per latent position along one side
+    latent_channels: Count
 
 
 class Vae(Section):
@@ -68,7 +79,7 @@ class Reference(Section):
     """Statistics of the real images in a feature space, and a class probe fitted on them."""
 
     dataset: Key
-    family: Literal["mobilenet-v2"]
+    family: Family
     batch: Count
 
 
@@ -151,8 +162,9 @@ class Pretrain(Training):
 
 
 class Finetune(Training):
-    """A second phase of the run of the same key; the architecture comes from its checkpoint."""
+    """A second phase of a run; the architecture comes from its checkpoint."""
 
+    run: Key  # an entry of pretrain
     dataset: Key
 
 
@@ -207,7 +219,7 @@ class Sample(Section):
 class Features(Section):
     """Images to feature vectors."""
 
-    family: Literal["mobilenet-v2"]
+    family: Family
     batch: Count
 
 
@@ -216,7 +228,7 @@ class Evaluate(Section):
 
     bench: Key
     dataset: Key
-    family: Literal["mobilenet-v2"]
+    family: Family
     neighbours: Count  # k of precision and recall
 
 
@@ -232,6 +244,7 @@ class Table(Section):
     """Rows of a benchmark's table, in order."""
 
     title: str
+    published: Key | None = None  # the benchmark in published.csv whose rows are added: what others report
     evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
 
 

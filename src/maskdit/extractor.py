@@ -52,6 +52,12 @@ class MobileNet(torch.nn.Module):
         return features, self.net.classifier(features).softmax(1)
 
 
+def demand(family: str) -> None:
+    """Raise UserError unless this version has the network of a family."""
+    if family != "mobilenet-v2":
+        raise UserError(f"family: this version has no {family} yet; its studies can be planned (snakemake -n), not run")
+
+
 def extract(pixels_NHWC: NDArray[np.uint8], batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Features (N, 1280) and class probabilities (N, 1000) of uint8 images (N, H, W, 3)."""
     where = device()

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from maskdit.config import Features
-from maskdit.extractor import SHA256, extract
+from maskdit.extractor import SHA256, demand, extract
 from maskdit.files import read_json, save_array, write_json
 
 
 def features(config: Features, *, samples: Path, out: Path) -> None:
     """Features (n, F) and class probabilities (n, C) of each shard of images, and the index of the samples with the extractor's."""
+    demand(config.family)
     index = read_json(samples / "index.json")
     names = []
     for shard in index["shards"]:

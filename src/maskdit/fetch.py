@@ -66,7 +66,7 @@ def drawings() -> list[Drawing]:
     return found
 
 
-def chosen(candidates: list[Drawing], per_class: int, seed: int) -> list[Drawing]:
+def chosen(candidates: list[Drawing], per_class: int | None, seed: int) -> list[Drawing]:
     """At most `per_class` drawings of each class, drawn by the seed, in the order of the candidates."""
     keep: set[int] = set()
     for label in range(len(CLASSES)):
@@ -94,8 +94,10 @@ def render(path: Any, resolution: int) -> np.ndarray:
 def fetch(config: Fetch, *, out: Path) -> None:
     """Render the drawings, drop equal pictures, split by base emoji, and save them as one array.
 
-    Raises UserError if the number of images is not the declared one.
+    Raises UserError if the number of images is not the declared one, and for ImageNet, which it cannot acquire yet.
     """
+    if config.source == "imagenet":
+        raise UserError("fetch: this version cannot acquire ImageNet yet; its studies can be planned (snakemake -n), not run")
     picked = chosen(drawings(), config.per_class, config.seed)
     pixels = [render(picked[row].path, config.resolution) for row in progress(range(len(picked)), "render", len(picked))]
     first = sorted({picture.tobytes(): row for row, picture in reversed(list(enumerate(pixels)))}.values())

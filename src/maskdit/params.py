@@ -5,13 +5,14 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from maskdit.config import (
     Bench,
     Curves,
+    DownloadedVae,
     Encode,
     Encoder,
     Evaluate,
@@ -38,7 +39,7 @@ class Params(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     fetch: dict[Key, Fetch]
-    vae: dict[Key, Vae]
+    vae: dict[Key, Annotated[Vae | DownloadedVae, Field(discriminator="source")]]
     encode: dict[Key, Encode]
     reference: dict[Key, Reference]
     pretrain: dict[Key, Pretrain]
@@ -73,7 +74,7 @@ class Params(BaseModel):
             case "pretrain":
                 return {f"encode/{entry.dataset}"}
             case "finetune":
-                return {f"encode/{entry.dataset}", f"pretrain/{key}"}
+                return {f"encode/{entry.dataset}", f"pretrain/{entry.run}"}
             case "released":
                 return {f"vae/{entry.vae}"}
             case "sample":
@@ -107,15 +108,14 @@ class Params(BaseModel):
     def _missing(self) -> Iterator[str]:
         for verb, field, target in REFERENCES:
             for key, entry in getattr(self, verb).items():
-                place = "released" if field == "run" and entry.phase == "released" else target
+                place = entry.phase if field == "run" and verb == "sample" else target
+                if place == "finetune":
+                    continue  # what is missing then is the phase
                 known = getattr(self, place)
                 names = getattr(entry, field)
                 for name in names if isinstance(names, tuple) else (names,):
                     if name not in known:
                         yield f"{verb}.{key}.{field}: {place} has no entry '{name}'{_nearest(name, known)}"
-        for key in self.finetune:
-            if key not in self.pretrain:
-                yield f"finetune.{key}: pretrain has no entry '{key}'{_nearest(key, self.pretrain)}"
         for other in ("features", "evaluate"):
             for key in set(self.sample) ^ set(getattr(self, other)):
                 have, lack = ("sample", other) if key in self.sample else (other, "sample")
@@ -126,18 +126,20 @@ class Params(BaseModel):
             data = self.fetch[vae.dataset]
             if data.resolution % vae.factor:
                 yield f"vae.{key}.channels: {vae.factor} pixels per latent do not divide resolution {data.resolution}"
-            yield from self._batch_fits(f"vae.{key}", vae.batch, vae.dataset)
+            if isinstance(vae, Vae):
+                yield from self._batch_fits(f"vae.{key}", vae.batch, vae.dataset)
         for verb in ("pretrain", "finetune"):
             for key, run in getattr(self, verb).items():
                 encode = self.encode[run.dataset]
                 side = self.fetch[encode.dataset].resolution // self.vae[encode.vae].factor
-                patch = self.pretrain[key].encoder.patch
+                start = run.run if isinstance(run, Finetune) else key
+                patch = self.pretrain[start].encoder.patch
                 if side % patch:
-                    yield f"pretrain.{key}.encoder.patch: {patch} does not divide the latent's side of {side}"
+                    yield f"pretrain.{start}.encoder.patch: {patch} does not divide the latent's side of {side}"
                 elif not kept_tokens((side // patch) ** 2, run.mask_ratio):
                     yield f"{verb}.{key}.mask_ratio: {run.mask_ratio} keeps none of {(side // patch) ** 2} tokens"
-                if run.mask_ratio and self.pretrain[key].decoder is None:
-                    yield f"{verb}.{key}.mask_ratio: {run.mask_ratio} needs a decoder, and pretrain.{key}.decoder is null"
+                if run.mask_ratio and self.pretrain[start].decoder is None:
+                    yield f"{verb}.{key}.mask_ratio: {run.mask_ratio} needs a decoder, and pretrain.{start}.decoder is null"
                 yield from self._batch_fits(f"{verb}.{key}", run.batch, encode.dataset)
 
     def _batch_fits(self, where: str, batch: int, dataset: str) -> Iterator[str]:
@@ -148,8 +150,8 @@ class Params(BaseModel):
 
     def _phases(self) -> Iterator[str]:
         for key, finetune in self.finetune.items():
-            if finetune.dataset != self.pretrain[key].dataset:
-                yield f"finetune.{key}.dataset: pretrain.{key} has {self.pretrain[key].dataset}"
+            if finetune.dataset != self.pretrain[finetune.run].dataset:
+                yield f"finetune.{key}.dataset: pretrain.{finetune.run} has {self.pretrain[finetune.run].dataset}"
         for key, sample in self.sample.items():
             phase = getattr(self, sample.phase).get(sample.run)
             if phase is None:
@@ -199,6 +201,7 @@ REFERENCES = (
     ("reference", "dataset", "fetch"),
     ("pretrain", "dataset", "encode"),
     ("finetune", "dataset", "encode"),
+    ("finetune", "run", "pretrain"),
     ("released", "vae", "vae"),
     ("released", "dataset", "reference"),
     ("sample", "run", "pretrain"),  # or released
@@ -265,7 +268,8 @@ def _first(error: ValidationError) -> str:
 
 def _place(loc: Iterable[int | str]) -> list[int | str]:
     """The keys of a location, without what pydantic adds for the alternatives of a type."""
-    return [part for part in loc if not re.match(r"\[key\]|constrained-|literal\[", str(part))]
+    plain = [part for part in loc if not re.match(r"\[key\]|constrained-|literal\[", str(part))]
+    return plain[:2] + plain[3:] if plain[:1] == ["vae"] and plain[2:3] in (["train"], ["download"]) else plain
 
 
 def _fields_at(place: list[Any]) -> list[str]:
@@ -275,6 +279,8 @@ def _fields_at(place: list[Any]) -> list[str]:
     if len(place) > 2:
         parts: dict[Any, type[Section]] = {"encoder": Encoder, "decoder": Transformer}
         return list(parts.get(place[2], Section).model_fields)
+    if place[0] == "vae":
+        return [*Vae.model_fields, *DownloadedVae.model_fields]
     entries = Params.model_fields[place[0]].annotation
     return list(entries.__args__[1].model_fields) if entries else []
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from maskdit.config import Reference
 from maskdit.data import Images
-from maskdit.extractor import SHA256, extract
+from maskdit.extractor import SHA256, demand, extract
 from maskdit.files import write_json
 from maskdit.metrics import frechet_distance, inception_score, moments
 from maskdit.runtime import say
@@ -20,6 +20,7 @@ def reference(config: Reference, *, images: Path, out: Path) -> None:
     """
     from sklearn.linear_model import LogisticRegression
 
+    demand(config.family)
     data = Images.load(images)
     (pixels, labels), (unseen, unseen_labels) = data.part(heldout=False), data.part(heldout=True)
     both, probabilities = extract(np.concatenate([pixels, unseen]), config.batch)

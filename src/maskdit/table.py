@@ -39,9 +39,19 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: value if isinstance(value, int) else float(f"{value:.5g}") for name, value in values.items()}
 
 
+def published(bench: str | None) -> list[dict[str, Any]]:
+    """What others report of a benchmark, with its source: rows that say so instead of naming a model."""
+    every = pd.read_csv(Path(__file__).with_name("published.csv"), dtype=object)
+    rows = every[every.bench == bench].drop(columns="bench").rename(columns={"method": "eval"})
+    rows["phase"] = "published"
+    rows["parameters"] = rows.pop("parameters_m").map(lambda millions: round(float(millions) * 1e6), na_action="ignore")
+    return [{name: value for name, value in row.items() if pd.notna(value)} for row in rows.to_dict("records")]
+
+
 def table(config: Table, *, metrics: Path, out: Path) -> None:
     """Write the evaluations as CSV, and as Markdown beside it; an evaluation that was not run says so.
 
+    Below them come the rows that others report, if the entry names their benchmark.
     The last row is how well the probe names held-out real images. Raises UserError if rows were measured by different protocols.
     """
     records = read(metrics, config.evals, COMPARABLE)
@@ -49,6 +59,7 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
     for record in list(records.values())[:1]:  # no distance: it is over another number of images
         real = {name: record["real"]["heldout"][name] for name in ("images", "probe_accuracy")}
         rows.append({"eval": "real, held out", **rounded(real)})
+    rows += published(config.published)
     frame = pd.DataFrame(rows, dtype=object)
     with replacing(out) as temporary:
         frame.to_csv(temporary, index=False)

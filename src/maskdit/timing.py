@@ -69,7 +69,6 @@ class Ready:
     once: Callable[[], Any]
     flops: float  # of one image
     states: int
-    learner: Learner | None = None
 
 
 def ready(case: Case, where: torch.device) -> Ready:
@@ -84,8 +83,9 @@ def ready(case: Case, where: torch.device) -> Ready:
     if case.network == "ours":
         assert isinstance(net, MaskDiT)
         learner = Learner(net, net.state_dict(), training(case), where, Ranks(0, 1))
+        learner.average = torch.empty(0)  # no update here: room for the other network
         states = 0 if learner.copy.dtype == torch.float32 else learner.copy.nbytes
-        return Ready(case, lambda: learner.gradients(given, keep), 3 * counted.flops(keep), states, learner)
+        return Ready(case, lambda: learner.gradients(given, keep), 3 * counted.flops(keep), states)
     assert isinstance(net, Plain)
 
     def gradients() -> None:
@@ -172,16 +172,14 @@ def peak_of(one: Ready, where: torch.device) -> int:
     return resident("VmHWM") - before + one.states
 
 
-def measure(cases: dict[str, Case], rounds: int, where: torch.device) -> dict[str, dict[str, Any]]:
+def measure(cases: dict[str, Case], rounds: int, where: torch.device, with_memory: bool = False) -> dict[str, dict[str, Any]]:
     """Each case's seconds per image round by round, its FLOPs and peak memory, and the peak of matrix products in each round."""
     torch.compiler.reset()
     tidy()
     built = {name: ready(case, where) for name, case in cases.items()}
     for one in built.values():
         timed(one, where)  # compiles
-        if one.learner is not None:
-            one.learner.average = one.learner.average[:0]  # no update here: room for the other network
-    memory = {name: peak_of(one, where) for name, one in built.items() if not one.case.sampling}
+    memory = {name: peak_of(one, where) for name, one in built.items()} if with_memory else {}
     seconds: dict[str, list[float]] = {name: [] for name in built}
     peaks: dict[str, list[float]] = {precision: [] for precision in {case.precision for case in cases.values()}}
     for _ in range(rounds):

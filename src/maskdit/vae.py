@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from maskdit.autoencoder import build, to_pixels, to_unit
-from maskdit.config import Vae
+from maskdit.config import DownloadedVae, UserError, Vae
 from maskdit.data import Images, generator, order
 from maskdit.files import write_json
 from maskdit.runtime import autocast, device, progress, say
@@ -36,11 +36,13 @@ def rate(step: int, config: Vae) -> float:
     return config.lr * min(1.0, (step + 1) / WARMUP) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
 
 
-def vae(config: Vae, *, images: Path, out: Path) -> None:
+def vae(config: Vae | DownloadedVae, *, images: Path, out: Path) -> None:
     """Train AutoencoderKL with L1 + MSE + kl_weight * KL (mean per latent number) and save it in diffusers' layout.
 
-    metrics.json holds the PSNR in dB of the held-out images.
+    metrics.json holds the PSNR in dB of the held-out images. Raises UserError for an autoencoder of others.
     """
+    if isinstance(config, DownloadedVae):
+        raise UserError(f"vae: this version cannot download {config.repository} yet; its studies can be planned, not run")
     where = device()
     data = Images.load(images)
     pixels = data.part(heldout=False)[0]

@@ -1,7 +1,7 @@
 rule table:
     input:
         metrics_of,
-        code=["src/maskdit/table.py", "src/maskdit/records.py"],
+        code=["src/maskdit/table.py", "src/maskdit/records.py", "src/maskdit/published.csv"],
     output:
         csv="results/table_{key}.csv",
         md="results/table_{key}.md",

@@ -19,7 +19,7 @@ rule pretrain:
 rule finetune:
     input:
         latents=lambda wildcards: f"artifacts/latents/{params.finetune[wildcards.key].dataset}",
-        pretrained="artifacts/runs/{key}/pretrain",
+        pretrained=lambda wildcards: f"artifacts/runs/{params.finetune[wildcards.key].run}/pretrain",
     output:
         directory("artifacts/runs/{key}/finetune"),
     log:
