@@ -61,12 +61,22 @@ def test_a_small_benchmark_measures_everything_that_it_names(tmp_path, monkeypat
     monkeypatch.setattr(bench, "RANKS_STEPS", 1)
     monkeypatch.setattr(bench, "RANKS_ROUNDS", 1)
     plain = {**CASE, "network": "plain"}
-    cases = {"a": plain, "b": CASE, "c": {**CASE, "precision": "bf16"}, "d": {**CASE, "sampling": True, "mask_ratio": 0.0}}
+    cases = {
+        "a": plain,
+        "b": CASE,
+        "c": {**CASE, "precision": "bf16"},
+        "d": {**plain, "update": True},
+        "e": {**CASE, "update": True},
+    }
     entry = Bench.model_validate(
         {
             "rounds": 2,
             "cases": cases,
-            "pairs": {"one": {"slow": "a", "fast": "b", "target": 1e9}, "two": {"slow": "a", "fast": "b", "memory": True}},
+            "pairs": {
+                "one": {"slow": "a", "fast": "b", "target": 1e9},
+                "two": {"slow": "a", "fast": "b", "memory": True},
+                "three": {"slow": "d", "fast": "e"},
+            },
             "waterfall": ["a", "b", "c"],
             "ranks": "b",
             "update": "b",

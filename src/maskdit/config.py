@@ -268,6 +268,7 @@ class Case(Section):
     compile: bool = False
     checkpointing: bool = False
     attention: Literal["chosen", "sdpa"] = "chosen"  # sdpa: torch's kernel everywhere
+    update: bool = False  # with optimiser and average; plain: AdamW as torch has it by default, and an average in a loop
     sampling: bool = False  # four Heun steps with guidance 1.5
     interval: Annotated[tuple[float, float], Field(strict=False)] | None = None  # of sigma, that is guided
 

@@ -83,9 +83,16 @@ def ready(case: Case, where: torch.device) -> Ready:
     if case.network == "ours":
         assert isinstance(net, MaskDiT)
         learner = Learner(net, net.state_dict(), training(case), where, Ranks(0, 1))
-        learner.average = torch.empty(0)  # no update here: room for the other network
+        if not case.update:
+            learner.average = torch.empty(0)  # room for the other network
+
+        def step() -> None:
+            learner.gradients(given, keep)
+            if case.update:
+                learner.update(0)
+
         states = 0 if learner.copy.dtype == torch.float32 else learner.copy.nbytes
-        return Ready(case, lambda: learner.gradients(given, keep), 3 * counted.flops(keep), states)
+        return Ready(case, step, 3 * counted.flops(keep), states)
     assert isinstance(net, Plain)
 
     def gradients() -> None:
@@ -94,7 +101,18 @@ def ready(case: Case, where: torch.device) -> Ready:
             value = plain_loss(net, given, keep, 0.1, 0.1)
         torch.autograd.backward(value)
 
-    return Ready(case, gradients, 3 * counted.flops(keep), 0)
+    if not case.update:
+        return Ready(case, gradients, 3 * counted.flops(keep), 0)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=0.0)
+    average = [weight.detach().clone() for weight in net.parameters()]
+
+    def plain_step() -> None:
+        gradients()
+        optimizer.step()
+        for mean, weight in zip(average, net.parameters(), strict=True):
+            mean.mul_(0.9999).add_(weight.detach(), alpha=0.0001)
+
+    return Ready(case, plain_step, 3 * counted.flops(keep), 0)
 
 
 def sampling(case: Case, net: torch.nn.Module, given: Batch, where: torch.device, flops: int) -> Ready:
