@@ -67,6 +67,8 @@ def test_a_small_benchmark_measures_everything_that_it_names(tmp_path, monkeypat
         "c": {**CASE, "precision": "bf16"},
         "d": {**plain, "update": True},
         "e": {**CASE, "update": True},
+        "f": {**plain, "sampling": True, "mask_ratio": 0.0},
+        "g": {**CASE, "sampling": True, "mask_ratio": 0.0, "precision": "bf16", "interval": [0.19, 1.61]},
     }
     entry = Bench.model_validate(
         {
@@ -76,6 +78,7 @@ def test_a_small_benchmark_measures_everything_that_it_names(tmp_path, monkeypat
                 "one": {"slow": "a", "fast": "b", "target": 1e9},
                 "two": {"slow": "a", "fast": "b", "memory": True},
                 "three": {"slow": "d", "fast": "e"},
+                "four": {"slow": "f", "fast": "g"},
             },
             "waterfall": ["a", "b", "c"],
             "ranks": "b",
@@ -87,6 +90,7 @@ def test_a_small_benchmark_measures_everything_that_it_names(tmp_path, monkeypat
     rows = pd.read_csv(tmp_path / "bench_toy.csv").set_index("pair")
     assert rows.loc["one", "verdict"] == "missed"
     assert {"share of a step: waiting for data", "overhead of two ranks, 3 images each", "two"} <= set(rows.index)
+    assert rows.loc["four", "flops_ratio"] == 14 / 9, "the interval spares five of fourteen passes"
     assert (rows.low <= rows.ratio).all()
     assert (rows.ratio <= rows.high).all()
     chain = pd.read_csv(tmp_path / "bench_toy_waterfall.csv")
