@@ -1,7 +1,9 @@
 """One step of optimisation: what micro-batches, checkpointing, precision, ranks and bad gradients do to it, or must not."""
 
+import gc
 import os
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +179,15 @@ def test_a_state_restored_goes_on_with_the_same_bits():
         each.gradients(batch(3), 8)
         each.update(3)
     assert all(torch.equal(tensor, second.state()[name]) for name, tensor in first.state().items())
+
+
+def test_a_learner_that_is_let_go_frees_its_memory():
+    ours = learner()
+    ours.gradients(batch(), 8)
+    gone = weakref.ref(ours), weakref.ref(ours.masters), weakref.ref(ours.net)
+    del ours
+    gc.collect()
+    assert [each() for each in gone] == [None] * 3
 
 
 @pytest.mark.slow

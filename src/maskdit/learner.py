@@ -5,6 +5,7 @@ there are. The network's parameters are views of the flat weights; in bf16 and f
 gradients are added up in float32 as they arrive, and reduced over the ranks while the backward pass goes on.
 """
 
+import weakref
 from typing import Any
 
 import torch
@@ -67,12 +68,14 @@ class Learner:
         return flat[place].view(shape)
 
     def _collector(self, number: int, target: Tensor) -> Any:
+        learner = weakref.proxy(self)  # the collector of garbage does not see that a hook would hold the learner
+
         def collect(weight: Tensor) -> None:
             assert weight.grad is not None
-            (target.copy_ if self.first else target.add_)(weight.grad)
+            (target.copy_ if learner.first else target.add_)(weight.grad)
             weight.grad = None
-            if self.last:
-                self.buckets.arrived(number)
+            if learner.last:
+                learner.buckets.arrived(number)
 
         return collect
 
