@@ -142,7 +142,9 @@ def test_finetuning_starts_from_the_pretrained_weights_and_adds_up_what_was_spen
     run = pretrained(latents, "run", masked(4))
     out = latents.parent / "finetuned"
     out.mkdir()
-    config = Finetune.model_validate({**COMMON, "mask_ratio": 0.0, "milestones": (2,), "lr": 1e-12, "ema": 0.0, "ema_warmup": 1})
+    config = Finetune.model_validate(
+        {**COMMON, "run": "toy", "mask_ratio": 0.0, "milestones": (2,), "lr": 1e-12, "ema": 0.0, "ema_warmup": 1}
+    )
     train.finetune(config, latents=latents, pretrained=run, out=out)
     before, after = load_file(run / "net-0000004.safetensors"), load_file(out / "net-0000002.safetensors")
     assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before), "with no rate to speak of nothing moves"
@@ -157,7 +159,7 @@ def test_finetuning_refuses_latents_of_another_autoencoder(latents):
     index = read_json(latents / "index.json")
     index["space"]["vae"] = "1" * 64
     write_json(latents / "index.json", index)
-    config = Finetune.model_validate({**COMMON, "mask_ratio": 0.0, "milestones": (2,)})
+    config = Finetune.model_validate({**COMMON, "run": "toy", "mask_ratio": 0.0, "milestones": (2,)})
     with pytest.raises(UserError, match="not the latents"):
         train.finetune(config, latents=latents, pretrained=run, out=latents.parent)
 
