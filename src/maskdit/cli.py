@@ -27,8 +27,12 @@ STEPS = {  # verb -> module
     "grid": "grid",
     "table": "table",
     "curves": "curves",
+    "reconstruct": "reconstruct",
+    "recon": "table",
+    "calibrate": "calibrate",
     "bench": "bench",
 }
+SHARDED = {"encode", "sample", "features", "reference", "reconstruct", "calibrate"}  # any number of processes may share the work
 
 FORMATS = ("upstream", "dit", "diffusers")
 
@@ -39,6 +43,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
         self.exit(2, f"maskdit: {message}; see {self.prog} --help\n")
+
+
+def part(text: str) -> tuple[int, int]:
+    """K/N as numbers: the K-th of N parts, counted from 1."""
+    first, _, second = text.partition("/")
+    if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not K/N with 1 <= K <= N")
+    return int(first), int(second)
 
 
 def signature(verb: str) -> tuple[list[str], str]:
@@ -59,6 +71,8 @@ def parser() -> Parser:
         entry.add_argument("key", metavar="KEY", help=f"an entry of {verb}: in params.yaml")
         for path in paths:
             entry.add_argument(f"--{path}", type=Path, required=True, metavar="PATH")
+        if verb in SHARDED:
+            entry.add_argument("--part", type=part, metavar="K/N", help="make the K-th of N shares of the shards, and publish nothing")
     handoff = verbs.add_parser("handoff", help="Let the other engine take over what one engine has made.")
     handoff.add_argument("--to", choices=("dvc", "snakemake"), required=True)
     handoff.add_argument("bench", metavar="BENCH", nargs="?", default="demo", help="a benchmark, an entry of table:")
@@ -94,7 +108,7 @@ def interchange(verbs: "argparse._SubParsersAction[Parser]") -> None:
     entry.add_argument("--vae", type=Path, metavar="FOLDER", help="the autoencoder to copy (diffusers)")
 
 
-def step(verb: str, key: str, paths: dict[str, Path]) -> None:
+def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | None = None) -> None:
     """Run one step: check its inputs against today's params.yaml, run it on its own entry, publish what it made.
 
     Raises UserError if an input is missing, damaged, stale, or not the one that params.yaml names.
@@ -111,9 +125,14 @@ def step(verb: str, key: str, paths: dict[str, Path]) -> None:
 
     runtime.KEY = key
     training = STEPS[verb] == "train"
-    if training and "RANK" not in os.environ and (count := runtime.local_ranks()) > 1:
+    if (training or verb in SHARDED) and not share and "RANK" not in os.environ and (count := runtime.local_ranks()) > 1:
         words = [word for name in paths for word in (f"--{name}", str(paths[name]))]
-        sys.exit(runtime.launch([sys.executable, "-m", "maskdit.cli", verb, key, *words], count))
+        code = runtime.launch([sys.executable, "-m", "maskdit.cli", verb, key, *words], count)
+        if training or code:
+            sys.exit(code)
+    if verb in SHARDED and "RANK" in os.environ:
+        share = (int(os.environ["RANK"]) + 1, int(os.environ["WORLD_SIZE"]))
+    runtime.PART = share
     inputs = {name: path for name, path in paths.items() if name != "out"}
     found = [item for path in inputs.values() for item in inputs_of(path, getattr(entry, "evals", None))]
     upstream = params.upstream(verb, key)
@@ -122,8 +141,8 @@ def step(verb: str, key: str, paths: dict[str, Path]) -> None:
             raise UserError(f"{path}: holds {manifest.node}, {verb}.{key} wants {' and '.join(sorted(upstream))}")
     ancestors = lineage(found, params)
     run = getattr(import_module(f"maskdit.{STEPS[verb]}"), verb)
-    if training and not runtime.first_rank():
-        run(entry, **inputs, out=paths["out"])  # which the first rank publishes
+    if share or (training and not runtime.first_rank()):
+        run(entry, **inputs, out=paths["out"])  # which another process publishes
         return
     with publishing(paths["out"], f"{verb}/{key}", entry.model_dump(mode="json"), ancestors) as place:
         run(entry, **inputs, out=place)
@@ -159,7 +178,8 @@ def dispatch(arguments: dict[str, Any]) -> None:
     elif verb == "show":
         show(**arguments)
     else:
-        step(verb, arguments.pop("key"), arguments)
+        share = arguments.pop("part", None)
+        step(verb, arguments.pop("key"), arguments, share)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,23 +24,11 @@ class Section(BaseModel):
     revision: Count = 1  # raised by hand when a change of code changes this step's results
 
 
-class Fetch(Section):
-    """Images of one data set: where they come from, their size, and the split by emoji."""
-
-    source: Literal["openmoji", "imagenet"]
-    resolution: Count
-    per_class: Count | None  # at most so many images of a class, drawn by the seed; null: all
-    images: Count  # how many there must be in all: fetch fails if it finds another number
-    heldout: Fraction  # 0 where the source has a validation set of its own
-    seed: int
-
-
 class DownloadedVae(Section):
-    """An autoencoder that others have published, from a model repository of the Hugging Face hub."""
+    """An autoencoder that others have published."""
 
     source: Literal["download"]
-    repository: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]
-    dataset: Key
+    dataset: Key  # an entry of fetch whose source is autoencoder
     factor: Count  # pixels per latent position along one side
     latent_channels: Count
 
@@ -73,14 +61,17 @@ class Encode(Section):
     vae: Key
     batch: Count
     mirror: bool  # also store the moments of the mirrored image: a latent must not be flipped
+    shards: Count = 1  # files, each made by one of any number of processes
 
 
 class Reference(Section):
     """Statistics of the real images in a feature space, and a class probe fitted on them."""
 
     dataset: Key
-    family: Family
+    extractor: Key  # an entry of fetch whose source is extractor
     batch: Count
+    shards: Count = 1
+    neighbours_from: Count | None = None  # precision and recall see so many of the images, drawn by the number; null: all
 
 
 class Transformer(Section):
@@ -219,7 +210,7 @@ class Sample(Section):
 class Features(Section):
     """Images to feature vectors."""
 
-    family: Family
+    extractor: Key  # an entry of fetch whose source is extractor
     batch: Count
 
 
@@ -228,8 +219,47 @@ class Evaluate(Section):
 
     bench: Key
     dataset: Key
-    family: Family
     neighbours: Count  # k of precision and recall
+
+
+class Reconstruct(Section):
+    """Held-out images through an autoencoder and back: rFID, PSNR, SSIM."""
+
+    bench: Key
+    dataset: Key
+    vae: Key
+    extractor: Key
+    posterior: Literal["sample", "mean"]  # what is decoded
+    batch: Count
+    shards: Count
+    seed: int
+
+
+class Recon(Section):
+    """Rows of a table of reconstructions."""
+
+    title: str
+    published: Key | None = None
+    evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
+
+
+class Calibrate(Section):
+    """Images whose metrics others have published: what the evaluator must find."""
+
+    dataset: Key  # an entry of fetch whose source is npz: the images
+    reference: Key
+    extractor: Key
+    batch: Count
+    shards: Count
+    neighbours: Count
+    expected: dict[str, float]  # metric -> published value
+    tolerance: dict[str, Positive]  # metric -> largest absolute difference
+
+    @model_validator(mode="after")
+    def _same(self) -> Self:
+        if self.expected.keys() != self.tolerance.keys():
+            raise ValueError("expected and tolerance name the same metrics")
+        return self
 
 
 class Grid(Section):

@@ -1,27 +1,28 @@
 """The whole of params.yaml: one dictionary per step, one entry per node of the graph, and how the entries refer to each other."""
 
 import difflib
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from maskdit.config import (
     Bench,
+    Calibrate,
     Curves,
     DownloadedVae,
     Encode,
     Encoder,
     Evaluate,
     Features,
-    Fetch,
     Finetune,
     Grid,
     Key,
     Pretrain,
+    Recon,
+    Reconstruct,
     Reference,
     Released,
     Sample,
@@ -32,13 +33,14 @@ from maskdit.config import (
     Vae,
     kept_tokens,
 )
+from maskdit.sources import Autoencoder, Extractor, Fetch, Npz, Pictures
 
 
 class Params(BaseModel):
     """Every step's entries by key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    fetch: dict[Key, Fetch]
+    fetch: dict[Key, Annotated[Fetch, Field(discriminator="source")]]
     vae: dict[Key, Annotated[Vae | DownloadedVae, Field(discriminator="source")]]
     encode: dict[Key, Encode]
     reference: dict[Key, Reference]
@@ -51,6 +53,9 @@ class Params(BaseModel):
     grid: dict[Key, Grid]
     table: dict[Key, Table]
     curves: dict[Key, Curves]
+    reconstruct: dict[Key, Reconstruct]
+    recon: dict[Key, Recon]
+    calibrate: dict[Key, Calibrate]
     bench: dict[Key, Bench]
 
     def entry(self, verb: str, key: str) -> Any:
@@ -67,8 +72,10 @@ class Params(BaseModel):
         """The nodes VERB/KEY whose artifacts a node reads."""
         entry = self.entry(verb, key)
         match verb:
-            case "vae" | "reference":
+            case "vae":
                 return {f"fetch/{entry.dataset}"}
+            case "reference":
+                return {f"fetch/{entry.dataset}", f"fetch/{entry.extractor}"}
             case "encode":
                 return {f"fetch/{entry.dataset}", f"vae/{entry.vae}"}
             case "pretrain":
@@ -80,13 +87,19 @@ class Params(BaseModel):
             case "sample":
                 return {f"{entry.phase}/{entry.run}", f"vae/{entry.vae}"}
             case "features":
-                return {f"sample/{key}"}
+                return {f"sample/{key}", f"fetch/{entry.extractor}"}
             case "evaluate":
                 return {f"features/{key}", f"reference/{entry.dataset}"}
             case "grid":
                 return {f"fetch/{entry.dataset}", f"sample/{entry.sample}"}
             case "table" | "curves":
                 return {f"evaluate/{name}" for name in entry.evals}
+            case "reconstruct":
+                return {f"fetch/{entry.dataset}", f"vae/{entry.vae}", f"fetch/{entry.extractor}"}
+            case "recon":
+                return {f"reconstruct/{name}" for name in entry.evals}
+            case "calibrate":
+                return {f"fetch/{entry.dataset}", f"fetch/{entry.extractor}", f"reference/{entry.reference}"}
         return set()
 
     def problems(self) -> Iterator[str]:
@@ -100,7 +113,9 @@ class Params(BaseModel):
                     yield f"{verb}.{key}: a key begins with its benchmark, one of {', '.join(sorted(benches))}"
         missing = list(self._missing())
         yield from missing
-        if not missing:  # the rest follows the references
+        kinds = [] if missing else list(self._kinds())
+        yield from kinds
+        if not missing and not kinds:  # the rest follows the references
             yield from self._sizes()
             yield from self._phases()
             yield from self._solvers()
@@ -121,17 +136,38 @@ class Params(BaseModel):
                 have, lack = ("sample", other) if key in self.sample else (other, "sample")
                 yield f"{have}.{key}: has no twin in {lack}; sample, features and evaluate have the same keys"
 
+    def _kinds(self) -> Iterator[str]:
+        for verb, field, target in REFERENCES:
+            if target != "fetch":
+                continue
+            for key, entry in getattr(self, verb).items():
+                name = getattr(entry, field)
+                want: type[Section] = Extractor if field == "extractor" else Npz if verb == "calibrate" else Pictures
+                if isinstance(entry, DownloadedVae):
+                    want = Autoencoder
+                if not isinstance(self.fetch[name], want):
+                    kind = "an image source" if want is Pictures else f"source {want.__name__.lower()}"
+                    yield f"{verb}.{key}.{field}: fetch.{name} has source {self.fetch[name].source}, this needs {kind}"
+
+    def pictures(self, dataset: str) -> Pictures:
+        """An entry of fetch that is known to hold images."""
+        entry = self.fetch[dataset]
+        assert isinstance(entry, Pictures)
+        return entry
+
     def _sizes(self) -> Iterator[str]:
         for key, vae in self.vae.items():
-            data = self.fetch[vae.dataset]
-            if data.resolution % vae.factor:
-                yield f"vae.{key}.channels: {vae.factor} pixels per latent do not divide resolution {data.resolution}"
             if isinstance(vae, Vae):
+                yield from self._divides(f"vae.{key}.channels", vae.factor, vae.dataset)
                 yield from self._batch_fits(f"vae.{key}", vae.batch, vae.dataset)
+        for verb in ("encode", "reconstruct"):
+            for key, entry in getattr(self, verb).items():
+                if isinstance(self.vae[entry.vae], DownloadedVae):
+                    yield from self._divides(f"{verb}.{key}.vae", self.vae[entry.vae].factor, entry.dataset)
         for verb in ("pretrain", "finetune"):
             for key, run in getattr(self, verb).items():
                 encode = self.encode[run.dataset]
-                side = self.fetch[encode.dataset].resolution // self.vae[encode.vae].factor
+                side = self.pictures(encode.dataset).resolution // self.vae[encode.vae].factor
                 start = run.run if isinstance(run, Finetune) else key
                 patch = self.pretrain[start].encoder.patch
                 if side % patch:
@@ -142,9 +178,13 @@ class Params(BaseModel):
                     yield f"{verb}.{key}.mask_ratio: {run.mask_ratio} needs a decoder, and pretrain.{start}.decoder is null"
                 yield from self._batch_fits(f"{verb}.{key}", run.batch, encode.dataset)
 
+    def _divides(self, where: str, factor: int, dataset: str) -> Iterator[str]:
+        resolution = self.pictures(dataset).resolution
+        if resolution % factor:
+            yield f"{where}: {factor} pixels per latent do not divide resolution {resolution}"
+
     def _batch_fits(self, where: str, batch: int, dataset: str) -> Iterator[str]:
-        data = self.fetch[dataset]
-        count = math.floor(data.images * (1 - data.heldout))
+        count = self.pictures(dataset).training
         if batch > count:
             yield f"{where}.batch: {batch} is larger than the data ({count} training images of fetch.{dataset})"
 
@@ -165,6 +205,9 @@ class Params(BaseModel):
             if sample.vae != vae:
                 yield f"sample.{key}.vae: the run {sample.run} has {vae}"
             evaluate = self.evaluate[key]
+            ours, theirs = self.features[key].extractor, self.reference[evaluate.dataset].extractor
+            if ours != theirs:
+                yield f"features.{key}.extractor: {ours}, but reference.{evaluate.dataset} has {theirs}"
             if evaluate.dataset != dataset:
                 yield f"evaluate.{key}.dataset: the run {sample.run} has {dataset}"
             if evaluate.neighbours >= sample.images:
@@ -176,6 +219,11 @@ class Params(BaseModel):
                 for name in entry.evals:
                     if self.evaluate[name].bench != key:
                         yield f"{verb}.{key}.evals: '{name}' belongs to bench {self.evaluate[name].bench}"
+
+        for key, entry in self.recon.items():
+            for name in entry.evals:
+                if self.reconstruct[name].bench != key:
+                    yield f"recon.{key}.evals: '{name}' belongs to bench {self.reconstruct[name].bench}"
 
     def _phase_of(self, sample: Sample) -> Section:
         return getattr(self, sample.phase)[sample.run]
@@ -194,11 +242,22 @@ class Params(BaseModel):
 
 
 VERBS = tuple(Params.model_fields)
+SOURCES = {"train", "download", *(get_args(model.model_fields["source"].annotation)[0] for model in get_args(Fetch))}
 REFERENCES = (
     ("vae", "dataset", "fetch"),
     ("encode", "dataset", "fetch"),
     ("encode", "vae", "vae"),
     ("reference", "dataset", "fetch"),
+    ("reference", "extractor", "fetch"),
+    ("features", "extractor", "fetch"),
+    ("reconstruct", "dataset", "fetch"),
+    ("reconstruct", "extractor", "fetch"),
+    ("reconstruct", "vae", "vae"),
+    ("reconstruct", "bench", "recon"),
+    ("recon", "evals", "reconstruct"),
+    ("calibrate", "dataset", "fetch"),
+    ("calibrate", "extractor", "fetch"),
+    ("calibrate", "reference", "reference"),
     ("pretrain", "dataset", "encode"),
     ("finetune", "dataset", "encode"),
     ("finetune", "run", "pretrain"),
@@ -269,7 +328,7 @@ def _first(error: ValidationError) -> str:
 def _place(loc: Iterable[int | str]) -> list[int | str]:
     """The keys of a location, without what pydantic adds for the alternatives of a type."""
     plain = [part for part in loc if not re.match(r"\[key\]|constrained-|literal\[", str(part))]
-    return plain[:2] + plain[3:] if plain[:1] == ["vae"] and plain[2:3] in (["train"], ["download"]) else plain
+    return plain[:2] + plain[3:] if plain[:1] in (["vae"], ["fetch"]) and plain[2:3] and plain[2] in SOURCES else plain
 
 
 def _fields_at(place: list[Any]) -> list[str]:
@@ -279,8 +338,9 @@ def _fields_at(place: list[Any]) -> list[str]:
     if len(place) > 2:
         parts: dict[Any, type[Section]] = {"encoder": Encoder, "decoder": Transformer}
         return list(parts.get(place[2], Section).model_fields)
-    if place[0] == "vae":
-        return [*Vae.model_fields, *DownloadedVae.model_fields]
+    alternatives: dict[Any, tuple[type[Section], ...]] = {"vae": (Vae, DownloadedVae), "fetch": get_args(Fetch)}
+    if place[0] in alternatives:
+        return [name for model in alternatives[place[0]] for name in model.model_fields]
     entries = Params.model_fields[place[0]].annotation
     return list(entries.__args__[1].model_fields) if entries else []
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # steps that only count do not wait for torch
     import torch
 
 LOG_SECONDS = 10.0
+PART: tuple[int, int] | None = None  # of a step's shards, this process makes the K-th of N shares and publishes nothing; None: all
 KEY = ""  # of the entry that this process runs, before each line: several write to one terminal
 
 

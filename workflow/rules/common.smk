@@ -29,3 +29,9 @@ def bench_of(key):
 def metrics_of(wildcards):
     """All evaluations of a benchmark: the folder that a table and its curves read."""
     return [f"results/metrics/{wildcards.key}/{key}.json" for key, entry in params.evaluate.items() if entry.bench == wildcards.key]
+
+
+def reconstructions_of(wildcards):
+    """All reconstructions of a benchmark."""
+    made = params.reconstruct.items()
+    return [f"results/reconstructions/{wildcards.key}/{key}.json" for key, entry in made if entry.bench == wildcards.key]

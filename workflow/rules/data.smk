@@ -8,7 +8,7 @@ rule fetch:
     params:
         lookup(dpath="fetch/{key}", within=config),
     message:
-        "Fetch the images of {wildcards.key}"
+        "Fetch {wildcards.key}"
     shell:
         "maskdit fetch {wildcards.key} --out {output} 2>&1 | tee {log}"
 
@@ -25,7 +25,7 @@ rule vae:
     params:
         lookup(dpath="vae/{key}", within=config),
     message:
-        "Train the autoencoder of {wildcards.key}"
+        "Obtain the autoencoder of {wildcards.key}"
     shell:
         "maskdit vae {wildcards.key} --images {input.images} --out {output} 2>&1 | tee {log}"
 
@@ -51,6 +51,7 @@ rule encode:
 rule reference:
     input:
         images=lambda wildcards: f"artifacts/raw/{params.reference[wildcards.key].dataset}",
+        extractor=lambda wildcards: f"artifacts/raw/{params.reference[wildcards.key].extractor}",
     output:
         directory("artifacts/reference/{key}"),
     log:
@@ -62,4 +63,4 @@ rule reference:
     message:
         "Compute the reference statistics of {wildcards.key}"
     shell:
-        "maskdit reference {wildcards.key} --images {input.images} --out {output} 2>&1 | tee {log}"
+        "maskdit reference {wildcards.key} --images {input.images} --extractor {input.extractor} --out {output} 2>&1 | tee {log}"

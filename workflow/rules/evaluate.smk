@@ -19,6 +19,7 @@ rule sample:
 rule features:
     input:
         samples="artifacts/samples/{key}",
+        extractor=lambda wildcards: f"artifacts/raw/{params.features[wildcards.key].extractor}",
     output:
         directory("artifacts/features/{key}"),
     log:
@@ -30,7 +31,7 @@ rule features:
     message:
         "Extract the features of {wildcards.key}"
     shell:
-        "maskdit features {wildcards.key} --samples {input.samples} --out {output} 2>&1 | tee {log}"
+        "maskdit features {wildcards.key} --samples {input.samples} --extractor {input.extractor} --out {output} 2>&1 | tee {log}"
 
 
 rule evaluate:
@@ -49,3 +50,39 @@ rule evaluate:
         "Evaluate {wildcards.key}"
     shell:
         "maskdit evaluate {wildcards.key} --features {input.features} --reference {input.reference} --out {output} 2>&1 | tee {log}"
+
+
+rule reconstruct:
+    input:
+        images=lambda wildcards: f"artifacts/raw/{params.reconstruct[wildcards.key].dataset}",
+        vae=lambda wildcards: f"artifacts/vae/{params.reconstruct[wildcards.key].vae}",
+        extractor=lambda wildcards: f"artifacts/raw/{params.reconstruct[wildcards.key].extractor}",
+    output:
+        "results/reconstructions/{bench}/{key}.json",
+    log:
+        "logs/reconstruct/{bench}/{key}.log",
+    benchmark:
+        "logs/benchmarks/reconstruct/{bench}/{key}.tsv"
+    params:
+        lookup(dpath="reconstruct/{key}", within=config),
+    message:
+        "Reconstruct the held-out images of {wildcards.key}"
+    shell:
+        "maskdit reconstruct {wildcards.key} --images {input.images} --vae {input.vae} --extractor {input.extractor} --out {output} 2>&1 | tee {log}"
+
+
+rule calibrate:
+    input:
+        images=lambda wildcards: f"artifacts/raw/{params.calibrate[wildcards.key].dataset}",
+        reference=lambda wildcards: f"artifacts/reference/{params.calibrate[wildcards.key].reference}",
+        extractor=lambda wildcards: f"artifacts/raw/{params.calibrate[wildcards.key].extractor}",
+    output:
+        "results/calibrate_{key}.csv",
+    log:
+        "logs/calibrate/{key}.log",
+    params:
+        lookup(dpath="calibrate/{key}", within=config),
+    message:
+        "Compare the evaluator with published metrics: {wildcards.key}"
+    shell:
+        "maskdit calibrate {wildcards.key} --images {input.images} --reference {input.reference} --extractor {input.extractor} --out {output} 2>&1 | tee {log}"

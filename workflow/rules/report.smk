@@ -15,6 +15,23 @@ rule table:
         "maskdit table {wildcards.key} --metrics results/metrics/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
 
 
+rule recon:
+    input:
+        reconstructions_of,
+        code=["src/maskdit/table.py", "src/maskdit/records.py", "src/maskdit/published.csv"],
+    output:
+        csv="results/recon_{key}.csv",
+        md="results/recon_{key}.md",
+    log:
+        "logs/recon/{key}.log",
+    params:
+        lookup(dpath="recon/{key}", within=config),
+    message:
+        "Write the table of reconstructions of {wildcards.key}"
+    shell:
+        "maskdit recon {wildcards.key} --metrics results/reconstructions/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
+
+
 rule curves:
     input:
         metrics_of,

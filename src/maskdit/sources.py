@@ -1,0 +1,89 @@
+"""What comes from outside: one model per source of fetch."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from maskdit.config import Count, Family, Fraction, Section
+
+Url = Annotated[str, StringConstraints(pattern=r"^(https|file)://\S+$")]
+Sha = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Policy = Literal["fail", "skip", "list"]  # what a damaged image does: ends at the first, is left out, or all are listed, then it ends
+
+
+class Pictures(Section):
+    """Labelled images of one side."""
+
+    resolution: Count
+    images: Count  # how many there must be: fetch fails if it finds another number
+    heldout: Fraction = 0.0  # share set aside by the seed; 0 where the source has a validation set of its own
+    seed: int = 0
+
+    @property
+    def training(self) -> int:
+        """How many of the images are trained on, at least."""
+        return math.floor(self.images * (1 - self.heldout))
+
+
+class Openmoji(Pictures):
+    """OpenMoji's drawings, split by emoji."""
+
+    source: Literal["openmoji"]
+    per_class: Count | None  # at most so many images of a class, drawn by the seed; null: all
+
+
+class Folder(Pictures):
+    """Images of one's own: ROOT/CLASS/…/image, tar or zip files with CLASS/…/image inside, or a mixture; root may be one such file."""
+
+    source: Literal["folder"]
+    root: Annotated[str, StringConstraints(min_length=1)]  # relative to the project, or absolute
+    bad: Policy
+
+
+class ImageNet(Pictures):
+    """ImageNet-1k (ILSVRC 2012), from whatever form of it lies in root; `images` counts the training images."""
+
+    source: Literal["imagenet"]
+    root: Annotated[str, StringConstraints(min_length=1)]
+    origin: Literal["local", "huggingface", "official", "kaggle"]  # where it is got from if root lacks it
+    validation: Annotated[int, Field(ge=0)]  # how many held-out images there must be; 0: none are needed
+    classes: Count
+    bad: Policy
+
+
+class PublishedLatents(Pictures):
+    """Moments that others have encoded, as upstream stores them: nothing is encoded again."""
+
+    source: Literal["latents"]
+    format: Literal["lmdb", "webdataset"]
+    root: Annotated[str, StringConstraints(min_length=1)]
+    classes: Count
+
+
+class Npz(Pictures):
+    """A batch of images as ADM's evaluator stores it, with or without statistics of a larger set."""
+
+    source: Literal["npz"]
+    url: Url
+    sha256: Sha | None  # null: trust what comes, and say its hash
+
+
+class Autoencoder(Section):
+    """A published autoencoder, in a model repository of the Hugging Face hub or of its layout."""
+
+    source: Literal["autoencoder"]
+    url: Url  # of a folder that holds config.json and the weights
+    sha256: Sha | None  # of the weights
+
+
+class Extractor(Section):
+    """The weights of a feature network."""
+
+    source: Literal["extractor"]
+    family: Family
+    url: Url | None  # null: from a pip package
+    sha256: Sha | None
+
+
+Fetch = Openmoji | Folder | ImageNet | PublishedLatents | Npz | Autoencoder | Extractor
