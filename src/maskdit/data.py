@@ -36,9 +36,12 @@ def order(seed: int, count: int, start: int, stop: int) -> Array:
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images: pixels (N, H, W, 3) uint8, labels (N,) int64, class names; heldout marks the validation split."""
+    """Labelled images: pixels (N, H, W, 3) uint8, labels (N,) int64, class names; heldout marks the validation split.
 
-    pixels: Array
+    pixels is an array, or what reads each image where it lies when it is indexed, by a number, a slice or an array of numbers.
+    """
+
+    pixels: Any
     labels: Array
     heldout: Array
     classes: tuple[str, ...]
@@ -56,6 +59,10 @@ class Images:
         classes = tuple(read_json(folder / "index.json")["classes"])
         pixels = np.load(folder / "images.npy", mmap_mode="r")
         return cls(pixels, np.load(folder / "labels.npy"), np.load(folder / "heldout.npy"), classes)
+
+    def rows(self, heldout: bool) -> Array:
+        """Numbers of the images of one split, ascending."""
+        return np.flatnonzero(self.heldout == heldout)
 
     def part(self, heldout: bool) -> tuple[Array, Array]:
         """Pixels and labels of one split."""
