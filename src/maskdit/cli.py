@@ -77,6 +77,13 @@ def parser() -> Parser:
     handoff.add_argument("--to", choices=("dvc", "snakemake"), required=True)
     handoff.add_argument("bench", metavar="BENCH", nargs="?", default="demo", help="a benchmark, an entry of table:")
     interchange(verbs)
+    study = verbs.add_parser("study", help="Add a study of a folder of images to params.yaml.")
+    study.add_argument("name", metavar="NAME", help="what its keys begin with")
+    study.add_argument("root", type=Path, metavar="ROOT", help="a folder CLASS/image, or tar or zip files of that form")
+    study.add_argument("--resolution", type=int, default=32, metavar="PIXELS", help="side of the images (default 32)")
+    study.add_argument("--heldout", type=float, default=0.1, metavar="SHARE", help="share of the images set aside (default 0.1)")
+    doctor = verbs.add_parser("doctor", help="Say what is wrong with a folder or file, or with this machine, and how to mend it.")
+    doctor.add_argument("path", type=Path, nargs="?", metavar="PATH", help="images, latents, weights, a run, a reference batch")
     show = verbs.add_parser("show", help="Print a benchmark's table and where its results lie.")
     show.add_argument("bench", metavar="BENCH", nargs="?", default="demo")
     return top
@@ -177,6 +184,15 @@ def dispatch(arguments: dict[str, Any]) -> None:
         export(**arguments)
     elif verb == "show":
         show(**arguments)
+    elif verb == "study":
+        from maskdit.study import study
+
+        study(**arguments)
+    elif verb == "doctor":
+        from maskdit.doctor import doctor
+
+        if not doctor(**arguments):
+            sys.exit(1)
     else:
         share = arguments.pop("part", None)
         step(verb, arguments.pop("key"), arguments, share)

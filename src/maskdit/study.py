@@ -1,0 +1,85 @@
+"""A study of one's own images: the demo's entries of params.yaml under another name."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+from maskdit.config import Key, UserError
+from maskdit.files import replacing
+from maskdit.params import load, validate
+from maskdit.store import scan
+
+LIKE = "demo"
+PARAMS = Path("params.yaml")
+
+
+def renamed(tree: Any, name: str) -> Any:
+    """A copy in which each key of the demo, as a key of a dictionary or as a value, belongs to another benchmark."""
+    if isinstance(tree, dict):
+        return {renamed(key, name): renamed(value, name) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [renamed(value, name) for value in tree]
+    return re.sub(rf"^{LIKE}(?=-|$)", name, tree) if isinstance(tree, str) else tree
+
+
+def entries(tree: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """The demo's entries of each step, renamed."""
+    mine = {
+        verb: {key: entry for key, entry in known.items() if re.match(rf"{LIKE}(-|$)", key)} for verb, known in tree.items()
+    }
+    return {verb: renamed(known, name) for verb, known in mine.items() if known}
+
+
+def inserted(text: str, verb: str, new: dict[str, Any]) -> str:
+    """The text of params.yaml with more entries at the end of a step's; every other line stays as it is."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style, yaml.width, yaml.sort_base_mapping_type_on_output = False, 4096, False  # type: ignore[assignment]
+    stream = io.StringIO()
+    yaml.dump(new, stream)
+    plain = re.sub(r"(?<=\s)(\d+)e([-+]\d+)$", r"\1.0e\2", stream.getvalue(), flags=re.M)  # YAML 1.1 reads 1e-05 as text
+    block = "".join(f"  {line}\n" for line in plain.splitlines())
+    start = re.search(rf"^{verb}:.*\n", text, re.M)
+    assert start is not None
+    if start.group().rstrip() != f"{verb}:":  # an empty dictionary
+        return text[: start.start()] + f"{verb}:\n{block}" + text[start.end() :]
+    end = re.search(r"^\S", text[start.end() :], re.M)
+    place = start.end() + end.start() if end else len(text)
+    head = text[:place].rstrip("\n")
+    return f"{head}\n{block}" + ("\n" + text[place:] if end else "")
+
+
+def study(name: str, root: Path, resolution: int, heldout: float) -> None:
+    """`maskdit study`: add a study of a folder of images to params.yaml, with the demo's sizes; every other line stays as it is.
+
+    Raises UserError for a name that is taken or no key, and if the result would not be valid.
+    """
+    from pydantic import TypeAdapter, ValidationError
+    from ruamel.yaml import YAML
+
+    try:
+        TypeAdapter(Key).validate_python(name)
+    except ValidationError:
+        raise UserError(f"'{name}': a study's name is of lower-case letters, digits and single hyphens") from None
+    params = load(PARAMS)
+    taken = [bench for bench in params.table if f"{name}-".startswith(f"{bench}-") or f"{bench}-".startswith(f"{name}-")]
+    if taken:
+        raise UserError(f"'{name}': params.yaml has the study '{taken[0]}'; choose a name that does not begin like it")
+    images = len(scan(root))
+    if not images:
+        raise UserError(f"{root}: no images in it; wanted CLASS/image, tar or zip files")
+    text = PARAMS.read_text()
+    new = entries(YAML(typ="safe", pure=True).load(text), name)
+    seed = new["fetch"][name]["seed"]
+    new["fetch"][name] = {"source": "folder", "root": str(root), "bad": "fail"}
+    new["fetch"][name] |= {"resolution": resolution, "images": images, "heldout": heldout, "seed": seed}
+    for verb, key in (("table", "title"), ("curves", "title")):
+        new[verb][name][key] = f"DiT and MaskDiT on {root.name} at {resolution} pixels"
+    for verb, known in new.items():
+        text = inserted(text, verb, known)
+    validate(YAML(typ="safe", pure=True).load(text))
+    with replacing(PARAMS) as temporary:
+        temporary.write_text(text)
+    print(f"params.yaml has the study {name}: {images} images of {root}; run snakemake results/table_{name}.csv")
