@@ -1,0 +1,111 @@
+"""A study of one's own images, from a folder to a table."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+from maskdit.config import UserError
+from maskdit.params import load
+from maskdit.study import inserted, study
+from project import TOY, edit, nodes, project, run, says
+
+COLOURS = {"blue": (40, 60, 220), "green": (30, 190, 60), "red": (210, 40, 50)}
+
+
+def picture(name: str, seed: int) -> Image.Image:
+    """A noisy disc of a class's colour."""
+    rng = np.random.default_rng(seed)
+    high, wide = rng.integers(20, 40, 2)
+    y, x = np.mgrid[:high, :wide]
+    disc = (y - high / 2) ** 2 + (x - wide / 2) ** 2 < rng.integers(20, 90)
+    pixels = np.where(disc[..., None], COLOURS[name], 235) + rng.normal(0, 8, (high, wide, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 images of three classes: PNG and JPEG, one in CMYK, one that is a PNG by another name, one cut short."""
+    root = tmp_path_factory.mktemp("photos")
+    for place, name in enumerate(COLOURS):
+        (root / name / "more").mkdir(parents=True)
+        for number in range(80):
+            kind = random.Random(number).choice(["png", "jpg"])
+            folder = root / name / "more" if number % 10 == 0 else root / name
+            picture(name, 100 * place + number).save(folder / f"{number:03d}.{kind}")
+    picture("red", 900).convert("CMYK").save(root / "red" / "cmyk.jpg")
+    picture("red", 901).save(root / "red" / "really-a-png.jpg", format="png")
+    whole = root / "blue" / "cut.jpg"
+    picture("blue", 902).resize((200, 200)).save(whole)
+    whole.write_bytes(whole.read_bytes()[:1500])
+    return root
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the toy's params.yaml."""
+    (tmp_path / "params.yaml").write_text(TOY.read_text())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_study_is_added_and_every_line_that_was_there_stays(home: Path, photos: Path) -> None:
+    before = TOY.read_text().splitlines()
+    study("mine", photos, 16, 0.2)
+    after = (home / "params.yaml").read_text().splitlines()
+    left = iter(after)
+    assert all(line in left for line in before), "in their order"
+    params = load()
+    assert params.fetch["mine"].model_dump()["images"] == 243
+    ours, theirs = (params.pretrain[f"{name}-maskdit"].model_dump(exclude={"dataset"}) for name in ("mine", "demo"))
+    assert ours == theirs
+    assert params.upstream("sample", "mine-maskdit-guided") == {"finetune/mine-maskdit", "vae/mine"}
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-two", "My Study", "../x", "$(id)"])
+def test_a_name_that_is_taken_or_no_key_is_refused(home: Path, photos: Path, name: str) -> None:
+    with pytest.raises(UserError, match="name"):
+        study(name, photos, 16, 0.2)
+    assert (home / "params.yaml").read_text() == TOY.read_text()
+
+
+def test_too_few_images_for_the_demo_s_batch_are_refused_and_nothing_is_written(home: Path, tmp_path: Path) -> None:
+    picture("red", 0).save((tmp_path / "few" / "red").mkdir(parents=True) or tmp_path / "few" / "red" / "one.png")
+    with pytest.raises(UserError, match="larger than the data"):
+        study("mine", tmp_path / "few", 16, 0.0)
+    assert (home / "params.yaml").read_text() == TOY.read_text()
+
+
+def test_small_numbers_are_written_as_both_yaml_versions_read_them() -> None:
+    text = inserted("pretrain:\n  a:\n    lr: 1.0\n\nbench: {}\n", "pretrain", {"b": {"lr": 1e-5}})
+    assert YAML(typ="safe", pure=True).load(text)["pretrain"]["b"]["lr"] == 1e-5
+    assert "1.0e-05" in text
+
+
+@pytest.mark.pipeline
+def test_a_folder_of_images_becomes_a_table(photos: Path, tmp_path: Path) -> None:
+    where = project(tmp_path / "mine")
+    (where / "data").mkdir()
+    (where / "data" / "photos").symlink_to(photos)
+    said = says(where, "maskdit", "study", "mine", "data/photos", "--resolution", "16", "--heldout", "0.2")
+    assert "snakemake results/table_mine.csv" in said
+    code, said = run(where, "maskdit", "fetch", "mine", "--out", "artifacts/raw/mine")
+    assert code == 2
+    assert "cut.jpg" in said
+    assert "Traceback" not in said
+    edit(where / "params.yaml", "    bad: fail\n    resolution: 16\n    images: 243", "    bad: skip\n    resolution: 16\n    images: 242")
+    said = says(where, "snakemake", "--cores", "2", "results/table_mine.csv", "results/grid_mine-maskdit.png")
+    table = pd.read_csv(where / "results" / "table_mine.csv", index_col="eval")
+    assert set(table.index) == {"mine-dit-plain", "mine-maskdit-guided", "real, held out"}
+    assert table["fd_mobilenet"].iloc[:2].between(0, 1e4).all()
+    assert table["probe_accuracy"]["real, held out"] > 0.6, "the colours tell the classes"
+    assert nodes(says(where, "snakemake", "-n", "--printshellcmds", "results/table_mine.csv")) == set()
+    report = (where / "artifacts" / "raw" / "mine" / "report.json").read_text()
+    assert "cut.jpg" in report
+    assert "really-a-png.jpg" in report
+    for path in ("artifacts/raw/mine", "artifacts/latents/mine", "artifacts/runs/mine-maskdit/pretrain"):
+        assert "problem: 1 of" not in says(where, "maskdit", "doctor", path)
