@@ -97,7 +97,11 @@ def test_a_folder_of_images_becomes_a_table(photos: Path, tmp_path: Path) -> Non
     assert code == 2
     assert "cut.jpg" in said
     assert "Traceback" not in said
-    edit(where / "params.yaml", "    bad: fail\n    resolution: 16\n    images: 243", "    bad: skip\n    resolution: 16\n    images: 242")
+    edit(
+        where / "params.yaml",
+        "    bad: fail\n    resolution: 16\n    images: 243",
+        "    bad: skip\n    resolution: 16\n    images: 242",
+    )
     said = says(where, "snakemake", "--cores", "2", "results/table_mine.csv", "results/grid_mine-maskdit.png")
     table = pd.read_csv(where / "results" / "table_mine.csv", index_col="eval")
     assert set(table.index) == {"mine-dit-plain", "mine-maskdit-guided", "real, held out"}

@@ -72,7 +72,9 @@ def parser() -> Parser:
         for path in paths:
             entry.add_argument(f"--{path}", type=Path, required=True, metavar="PATH")
         if verb in SHARDED:
-            entry.add_argument("--part", type=part, metavar="K/N", help="make the K-th of N shares of the shards, and publish nothing")
+            entry.add_argument(
+                "--part", type=part, metavar="K/N", help="make the K-th of N shares of the shards, and publish nothing"
+            )
     handoff = verbs.add_parser("handoff", help="Let the other engine take over what one engine has made.")
     handoff.add_argument("--to", choices=("dvc", "snakemake"), required=True)
     handoff.add_argument("bench", metavar="BENCH", nargs="?", default="demo", help="a benchmark, an entry of table:")
@@ -82,6 +84,15 @@ def parser() -> Parser:
     study.add_argument("root", type=Path, metavar="ROOT", help="a folder CLASS/image, or tar or zip files of that form")
     study.add_argument("--resolution", type=int, default=32, metavar="PIXELS", help="side of the images (default 32)")
     study.add_argument("--heldout", type=float, default=0.1, metavar="SHARE", help="share of the images set aside (default 0.1)")
+    plan = verbs.add_parser("plan", help="Print what a study costs: jobs, device-hours, wall time, disk.")
+    plan.add_argument("bench", metavar="STUDY", help="a benchmark, an entry of table:")
+    plan.add_argument("--device", default="a100", metavar="NAME", help="a100 (default), h100, h200, v100, l40s or cpu")
+    plan.add_argument("--devices", type=int, default=8, metavar="N", help="devices of a training (default 8)")
+    plan.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="share of the peak that is reached (default 0.4)")
+    plan.add_argument(
+        "--limit", type=float, default=24.0, metavar="HOURS", help="how long a job may last (default 24; 0: for ever)"
+    )
+    plan.add_argument("--budget", type=float, metavar="HOURS", help="which evaluations so many device-hours pay for")
     doctor = verbs.add_parser("doctor", help="Say what is wrong with a folder or file, or with this machine, and how to mend it.")
     doctor.add_argument("path", type=Path, nargs="?", metavar="PATH", help="images, latents, weights, a run, a reference batch")
     show = verbs.add_parser("show", help="Print a benchmark's table and where its results lie.")
@@ -188,6 +199,11 @@ def dispatch(arguments: dict[str, Any]) -> None:
         from maskdit.study import study
 
         study(**arguments)
+    elif verb == "plan":
+        from maskdit.params import load
+        from maskdit.plan import plan
+
+        plan(load(), **arguments)
     elif verb == "doctor":
         from maskdit.doctor import doctor
 

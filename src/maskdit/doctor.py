@@ -100,7 +100,9 @@ def images(data: Images) -> Iterator[Finding]:
     """Whether images can be read, and what their classes are."""
     rows = sampled(len(data.labels))
     pixels = data.pixels[rows]
-    yield Finding(f"{len(data.labels)} images of {pixels.shape[1]} pixels, {int(data.heldout.sum())} held out; {len(rows)} of them read")
+    yield Finding(
+        f"{len(data.labels)} images of {pixels.shape[1]} pixels, {int(data.heldout.sum())} held out; {len(rows)} of them read"
+    )
     if (flat := pixels.reshape(len(rows), -1).std(1) == 0).any():
         yield Finding(f"{flat.sum()} of {len(rows)} images are of one colour", "look at them: a reader may have failed")
     yield from labels(data.labels[data.rows(heldout=False)], len(data.classes))
@@ -244,7 +246,13 @@ def machine() -> Iterator[Finding]:
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             yield Finding(f"{name} has no bf16", "set precision: fp16 in pretrain and sample")
     else:
-        yield Finding(f"no GPU; torch {torch.__version__} on {os.cpu_count()} cores: the demo runs here, the paper's studies do not")
+        yield Finding(
+            f"no GPU; torch {torch.__version__} on {os.cpu_count()} cores: the demo runs here, the paper's studies do not"
+        )
     free = shutil.disk_usage(".").free / 2**30
-    yield Finding(f"{free:.0f} GiB free here", "" if free > 10 else "the demo takes 1 GiB, in256 about 60: link artifacts/ to a larger disk")
-    yield Finding("HF_TOKEN is set" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set: needed only to fetch ImageNet from the hub")
+    yield Finding(
+        f"{free:.0f} GiB free here", "" if free > 10 else "the demo takes 1 GiB, in256 about 60: link artifacts/ to a larger disk"
+    )
+    yield Finding(
+        "HF_TOKEN is set" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set: needed only to fetch ImageNet from the hub"
+    )

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from maskdit.costs import FREQUENCIES, forward
 from maskdit.masking import gather, patchify, restore, unpatchify
 
-FREQUENCIES = 256  # of the noise level's sinusoid
 MLP_RATIO = 4
 
 
@@ -251,14 +251,8 @@ class MaskDiT(nn.Module):
         tokens, width = self.pos_embed.shape[1], self.pos_embed.shape[2]
         inner, outer = self.final_layer.linear.in_features, self.final_layer.linear.out_features
         numbers = self.x_embedder.proj.weight[0].numel()  # of a patch that comes in
-
-        def stack(depth: int, tokens: int, size: int) -> int:  # qkv, projection, MLP; two products of attention; modulation
-            return depth * (12 * tokens * size**2 + 2 * tokens**2 * size + 6 * width * size)
-
-        products = (FREQUENCIES + width) * width + kept * numbers * width + stack(len(self.blocks), kept, width)
-        if self.decoder_layer is not None:
-            products += kept * width * inner + 2 * width**2 + stack(len(self.decoder_blocks), tokens, inner)
-        return 2 * (products + tokens * inner * outer + 2 * width * inner)
+        depth = None if self.decoder_layer is None else len(self.decoder_blocks)
+        return forward(tokens, kept, numbers, width, len(self.blocks), inner, outer, depth)
 
 
 def for_inference(net: MaskDiT, dtype: torch.dtype) -> MaskDiT:

@@ -9,7 +9,9 @@ from maskdit.config import Count, Family, Fraction, Section
 
 Url = Annotated[str, StringConstraints(pattern=r"^(https|file)://\S+$")]
 Sha = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Policy = Literal["fail", "skip", "list"]  # what a damaged image does: ends at the first, is left out, or all are listed, then it ends
+Policy = Literal[
+    "fail", "skip", "list"
+]  # what a damaged image does: ends at the first, is left out, or all are listed, then it ends
 
 
 class Pictures(Section):
@@ -34,7 +36,7 @@ class Openmoji(Pictures):
 
 
 class Folder(Pictures):
-    """Images of one's own: ROOT/CLASS/…/image, tar or zip files with CLASS/…/image inside, or a mixture; root may be one such file."""
+    """Images of one's own: ROOT/CLASS/…/image, tar or zip files with CLASS/…/image inside; root may be one such file."""
 
     source: Literal["folder"]
     root: Annotated[str, StringConstraints(min_length=1)]  # relative to the project, or absolute

@@ -25,9 +25,7 @@ def renamed(tree: Any, name: str) -> Any:
 
 def entries(tree: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
     """The demo's entries of each step, renamed."""
-    mine = {
-        verb: {key: entry for key, entry in known.items() if re.match(rf"{LIKE}(-|$)", key)} for verb, known in tree.items()
-    }
+    mine = {verb: {key: entry for key, entry in known.items() if re.match(rf"{LIKE}(-|$)", key)} for verb, known in tree.items()}
     return {verb: renamed(known, name) for verb, known in mine.items() if known}
 
 
