@@ -1,4 +1,4 @@
-"""Floating-point operations of a forward pass, in closed form: what `plan` needs without a network, and a network without a counter."""
+"""Floating-point operations of a forward pass, in closed form: for `plan`, which has no network, and for networks."""
 
 FREQUENCIES = 256  # of the noise level's embedding
 

@@ -1,4 +1,4 @@
-"""What a study costs before anything is spent: jobs, device-hours, wall time and disk of each step, from FLOPs; no torch, no data."""
+"""What a study costs before anything is spent: jobs, device-hours, wall time and disk of each step, from FLOPs alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
