@@ -143,10 +143,10 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
 
     runtime.KEY = key
     training = STEPS[verb] == "train"
-    if (training or verb in SHARDED) and not share and "RANK" not in os.environ and (count := runtime.local_ranks()) > 1:
-        words = [word for name in paths for word in (f"--{name}", str(paths[name]))]
-        code = runtime.launch([sys.executable, "-m", "maskdit.cli", verb, key, *words], count)
-        if training or code:
+    if (training or verb in SHARDED) and not share and "RANK" not in os.environ:
+        words = [verb, key, *(word for name in paths for word in (f"--{name}", str(paths[name])))]
+        code = spread(words, training)
+        if code or (training and code is not None):
             sys.exit(code)
     if verb in SHARDED and "RANK" in os.environ:
         share = (int(os.environ["RANK"]) + 1, int(os.environ["WORLD_SIZE"]))
@@ -164,6 +164,19 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
         return
     with publishing(paths["out"], f"{verb}/{key}", entry.model_dump(mode="json"), ancestors) as place:
         run(entry, **inputs, out=place)
+
+
+def spread(words: list[str], training: bool) -> int | None:
+    """Run a command in several processes where there are several devices or nodes; its exit code, None: it is for this process."""
+    from maskdit import runtime, slurm
+
+    command = [sys.executable, "-m", "maskdit.cli", *words]
+    if training and (number := slurm.job()):
+        return slurm.over_nodes(number, command)
+    place, count = slurm.place() if training else slurm.Place(), runtime.local_ranks()
+    if count * place.nodes == 1:
+        return None
+    return runtime.launch(command, count, place.node, place.nodes, place.address, place.port)
 
 
 def show(bench: str) -> None:
@@ -219,9 +232,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(parser().parse_args(argv))
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half written is removed on the way out
     from maskdit.config import UserError
+    from maskdit.runtime import STOPPED, Stopped, say
 
     try:
         dispatch(arguments)
+    except Stopped as stop:
+        say(str(stop))
+        return STOPPED
     except UserError as error:
         print(f"maskdit: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,67 @@
+"""Slurm, as a training meets it: a job starts one task on each of its nodes, and goes back into the queue before its time is up."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+
+from maskdit.runtime import STOPPED, say
+
+PORTS = (20000, 20000)  # the first, and how many: a job's is a function of its number
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of a task among the nodes of a job, and where the first of them is."""
+
+    node: int = 0
+    nodes: int = 1
+    address: str = "127.0.0.1"
+    port: int = 0
+
+
+def asked(*words: str) -> str:
+    """What a command of Slurm prints, stripped."""
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def job() -> str | None:
+    """The number of the job whose script this process is of, None outside Slurm and in what srun has started."""
+    return None if "SLURM_PROCID" in os.environ else os.environ.get("SLURM_JOB_ID")
+
+
+def place() -> Place:
+    """Of this process, a task that srun has started; alone outside Slurm."""
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+    if nodes == 1:
+        return Place()
+    first = asked("scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]).split()[0]
+    found = re.search(r"NodeAddr=(\S+)", asked("scontrol", "--oneliner", "show", "node", first))
+    port = PORTS[0] + int(os.environ["SLURM_JOB_ID"]) % PORTS[1]
+    return Place(int(os.environ["SLURM_NODEID"]), nodes, found[1] if found else first, port)
+
+
+def over_nodes(number: str, command: list[str]) -> int:
+    """Run a command once on each node of a job, with all of its GPUs and cores; the exit code.
+
+    Tasks that were warned (SIGUSR1, by --signal) keep their state and end; then the job goes back into the queue, with its number.
+    One that was cancelled or preempted (SIGTERM comes here, too) does not: what happens next is for Slurm to decide.
+    """
+    told: list[int] = []
+    before = {each: signal.signal(each, lambda came, _: told.append(came)) for each in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        nodes, cores, things = asked("squeue", "--noheader", f"--jobs={number}", "--format=%D|%C|%b").split("|")
+        gpus = re.search(r"gpu(:[\w.-]+)?:\d+", things)
+        words = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={int(cores) // int(nodes)}"]
+        words += [f"--gres={gpus[0]}"] if gpus else []
+        code = subprocess.run(["srun", *words, "--kill-on-bad-exit=1", *command]).returncode
+        if code == STOPPED and signal.SIGTERM not in told:
+            say(f"job {number} goes back into the queue")
+            asked("scontrol", "requeue", number)
+            time.sleep(600)  # until Slurm ends this run of it
+        return code
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
