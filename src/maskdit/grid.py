@@ -1,6 +1,7 @@
 """A picture of samples by class beside real images."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -10,11 +11,11 @@ from maskdit.data import Array, Images
 from maskdit.files import read_json, replacing
 
 
-def rows_of(pixels: Array, labels: Array, classes: int, columns: int) -> Array:
-    """The first `columns` images of each class, white where there are fewer, as (classes, columns, H, W, 3)."""
+def rows_of(pixels: Any, labels: Array, numbers: Array, classes: int, columns: int) -> Array:
+    """The first `columns` images of each class among those numbered, white where there are fewer: (classes, columns, H, W, 3)."""
     picture = np.full((classes, columns, *pixels.shape[1:]), 255, np.uint8)
     for label in range(classes):
-        found = pixels[np.flatnonzero(labels == label)[:columns]]
+        found = pixels[numbers[labels[numbers] == label][:columns]]
         picture[label, : len(found)] = found
     return picture
 
@@ -30,15 +31,19 @@ def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
     index = read_json(samples / "index.json")
     drawn = np.concatenate([np.load(samples / shard) for shard in index["shards"]])
     sides = {
-        "real, held out": real.part(heldout=True),
-        f"{index['checkpoint']['model']}, guidance {index['protocol']['guidance']:g}": (drawn, np.load(samples / "labels.npy")),
+        "real, held out": (real.pixels, real.labels, real.rows(heldout=True)),
+        f"{index['checkpoint']['model']}, guidance {index['protocol']['guidance']:g}": (
+            drawn,
+            np.load(samples / "labels.npy"),
+            np.arange(len(drawn)),
+        ),
     }
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(1.2 * config.columns + 1, 0.6 * len(real.classes) + 0.4), layout="constrained")
-    for panel, (title, (pixels, labels)) in zip(panels, sides.items(), strict=True):
-        picture = tiled(rows_of(pixels, labels, len(real.classes), config.columns))
+    for panel, (title, (pixels, labels, numbers)) in zip(panels, sides.items(), strict=True):
+        picture = tiled(rows_of(pixels, labels, numbers, len(real.classes), config.columns))
         panel.imshow(picture, interpolation="nearest")
         panel.set_title(title)
         panel.set_xticks([])

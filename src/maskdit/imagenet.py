@@ -1,0 +1,272 @@
+"""ImageNet-1k (ILSVRC 2012) in every form that it comes in, got from where its terms allow, and read where it lies."""
+
+import csv
+import io
+import os
+import re
+import shutil
+import subprocess
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from maskdit.config import UserError
+from maskdit.download import Address, download, headers_of
+from maskdit.runtime import say
+from maskdit.sources import ImageNet, PublishedLatents
+from maskdit.store import RECORD, TABLE, Found, classified, gathered, records_of
+
+REVISION = "49e2ee26f3810fb5a7536bbf732a7b07389a47b5"  # of ILSVRC/imagenet-1k on the hub
+SHARDS = {"train": 294, "validation": 14}
+TARS = {  # name: bytes, sha256
+    "ILSVRC2012_img_train.tar": (147_897_477_120, "b08200a27a8e34218a0e58fde36b0fe8f73bc377f4acea2d91602057c3ca45bb"),
+    "ILSVRC2012_img_val.tar": (6_744_924_160, "c7e06a6c0baccf06d8dbeb6577d71efff84673a5dbdd50633ab44f8ea0456ae0"),
+}
+COMPETITION = "imagenet-object-localization-challenge"
+WNID = re.compile(r"n\d{8}")
+FORMS = "train/<wnid>/ and val/, ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, Kaggle's zip, or the hub's parquet files"
+
+
+def form(root: Path) -> str | None:
+    """Which form of ImageNet lies in a folder."""
+    if any((root / "train").glob("n*")):
+        return "folders"
+    if (root / "ILSVRC2012_img_train.tar").exists():
+        return "tars"
+    if (root / f"{COMPETITION}.zip").exists():
+        return "kaggle"
+    if tables(root, "train"):
+        return "tables"
+    return None
+
+
+def tables(root: Path, split: str) -> list[Path]:
+    """The parquet files of a split, in order."""
+    return sorted([*root.glob(f"{split}-*.parquet"), *root.glob(f"data/{split}-*.parquet")])
+
+
+def acquire(config: ImageNet, plan: str) -> None:
+    """Get ImageNet into the root, if no form of it is there and the entry says where from; files that are whole stay.
+
+    Raises UserError, in one line, for what is missing: the files, the terms, a token, an address, a client, room on the disk.
+    """
+    root = Path(config.root)
+    say(f"fetch: {plan}")
+    match config.origin:
+        case "local":
+            if form(root) is None:
+                raise UserError(
+                    f"{root}: holds no ImageNet; lay or link there {FORMS}, or set origin: huggingface, official or kaggle"
+                )
+        case "huggingface":
+            from_hub(root)
+        case "official":
+            from_official(root)
+        case "kaggle":
+            if form(root) is None:
+                from_kaggle(root)
+
+
+def room(root: Path, needed: int) -> None:
+    """Raise UserError unless so many bytes fit where the root is."""
+    root.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise UserError(f"{root}: {needed / 1e9:.1f} GB are to come, {free / 1e9:.1f} GB are free; link it to a larger disk")
+
+
+def from_hub(root: Path) -> None:
+    """The parquet files of the pinned revision, by the token in HF_TOKEN; each is checked by the hash that the hub tells."""
+    token = os.environ.get("HF_TOKEN")
+    if not token:
+        page = "huggingface.co/datasets/ILSVRC/imagenet-1k"
+        raise UserError(
+            f"fetch: origin: huggingface needs HF_TOKEN in the environment; accept the terms on {page}, make a token there"
+        )
+    base = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    names = [f"data/{split}-{number:05d}-of-{count:05d}.parquet" for split, count in SHARDS.items() for number in range(count)]
+    missing = [name for name in names if not (root / name).exists()]
+    room(root, 500_000_000 * len(missing))
+    for place, name in enumerate(missing):
+        say(f"fetch: {name}, {place + 1} of {len(missing)}")
+        url = f"{base}/datasets/ILSVRC/imagenet-1k/resolve/{REVISION}/{name}"
+        download(url, root / name, lfs_hash(url, token), token)
+
+
+def lfs_hash(url: str, token: str) -> str | None:
+    """The sha256 of a large file as the hub tells it before it redirects, None if it does not."""
+    tag = (headers_of(Address(url, token)).get("X-Linked-Etag") or "").strip('"')
+    return tag if re.fullmatch(r"[0-9a-f]{64}", tag) else None
+
+
+def from_official(root: Path) -> None:
+    """The two tars, from the personal address in IMAGENET_URL; it is shown nowhere."""
+    base = os.environ.get("IMAGENET_URL", "").rstrip("/")
+    missing = {name: known for name, known in TARS.items() if not whole(root / name, known[0])}
+    if missing and not base:
+        names = " and ".join(missing)
+        raise UserError(
+            f"fetch: {root} lacks {names}; lay them there, or set IMAGENET_URL to the folder that image-net.org gives you"
+        )
+    room(root, sum(size for size, _ in missing.values()))
+    for name, (_, known) in missing.items():
+        download(f"{base}/{name}", root / name, known, shown=f"IMAGENET_URL/{name}")
+
+
+def whole(path: Path, size: int) -> bool:
+    """Whether a file is there with this size."""
+    return path.exists() and path.stat().st_size == size
+
+
+def from_kaggle(root: Path) -> None:
+    """Kaggle's zip, by its own client, which asks for its own credentials."""
+    client = shutil.which("kaggle")
+    if client is None:
+        raise UserError(
+            "fetch: origin: kaggle needs its client (pip install kaggle), a token of it, and the competition's rules accepted"
+        )
+    room(root, 170_000_000_000)
+    done = subprocess.run([client, "competitions", "download", "--competition", COMPETITION, "--path", str(root)])
+    if done.returncode or form(root) != "kaggle":
+        raise UserError(
+            f"fetch: Kaggle's client did not bring {COMPETITION}.zip; accept the rules on the competition's page, run it again"
+        )
+
+
+def scanned(config: ImageNet) -> tuple[Found, Found]:
+    """The training images, sorted by wnid and name, and the validation images; labels of the latter are -1 where none are told."""
+    root = Path(config.root)
+    match form(root):
+        case "folders":
+            train, validation = below(root, root / "train"), below(root, root / "val")
+        case "tars":
+            train, validation = (
+                in_files(root, [root / "ILSVRC2012_img_train.tar"]),
+                in_files(root, [root / "ILSVRC2012_img_val.tar"]),
+            )
+        case "kaggle":
+            path = root / f"{COMPETITION}.zip"
+            every = in_files(root, [path])
+            base = "ILSVRC/Data/CLS-LOC"
+            train, validation = (part(every, f"{base}/{split}/") for split in ("train", "val"))
+            validation = told(validation, solution(path))
+        case _:
+            train, validation = (in_tables(root, split) for split in ("train", "validation"))
+    if not config.validation:
+        validation = validation.only(np.arange(0))
+    wrong = [name for name in train.classes if not WNID.fullmatch(name)]
+    if wrong:
+        raise UserError(f"{root}: '{wrong[0]}' is no wnid (n and eight digits); the folder of a training image is its wnid")
+    return train, validation
+
+
+def below(root: Path, folder: Path) -> Found:
+    """The images below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpeg", ".jpg", ".png"))
+    return part(in_files(root, files), f"{folder.name}/")
+
+
+def in_files(root: Path, files: list[Path]) -> Found:
+    """The images of some files, by name."""
+    containers, sizes, found = gathered(root, [path for path in files if path.exists()])
+    found = sorted(found, key=lambda each: each[1][0])
+    names = tuple(entry[0] for _, entry in found)
+    labels = np.full(len(names), -1)
+    return named(Found(root, tuple(containers), tuple(sizes), records_of(found), names, labels, ()))
+
+
+def part(found: Found, prefix: str) -> Found:
+    """The images whose names begin so, without it."""
+    rows = np.array([row for row, name in enumerate(found.names) if name.startswith(prefix)], int)
+    kept = found.only(rows)
+    return named(replace(kept, names=tuple(name.removeprefix(prefix) for name in kept.names)))
+
+
+def named(found: Found) -> Found:
+    """With labels and classes by the folders in the names, if those are wnids; else labels are not known."""
+    labels, classes = classified(found.names)
+    if not classes or not all(WNID.fullmatch(name) for name in classes):
+        folders = {name.split("/")[0] for name in found.names if "/" in name}
+        if folders and all(WNID.match(name) for name in folders):
+            return replace(found, labels=labels, classes=classes)
+        return replace(found, labels=np.full(len(found), -1), classes=classes if any(classes) else ())
+    return replace(found, labels=labels, classes=classes)
+
+
+def told(found: Found, wnids: dict[str, str]) -> Found:
+    """With the class of each image by the stem of its file."""
+    classes = tuple(sorted(set(wnids.values())))
+    number = {name: label for label, name in enumerate(classes)}
+    labels = [number.get(wnids.get(Path(name).stem, ""), -1) for name in found.names]
+    return replace(found, labels=np.array(labels, np.int64), classes=classes)
+
+
+def solution(path: Path) -> dict[str, str]:
+    """The wnid of each validation image, from Kaggle's table of solutions."""
+    with zipfile.ZipFile(path) as archive:
+        if "LOC_val_solution.csv" not in archive.namelist():
+            return {}
+        rows = csv.DictReader(io.StringIO(archive.read("LOC_val_solution.csv").decode()))
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+
+
+def in_tables(root: Path, split: str) -> Found:
+    """The images of parquet tables; labels are the tables' own, which must follow the wnids in the names."""
+    from pyarrow import ArrowException, parquet
+
+    records, names, labels = [], [], []
+    files = tables(root, split)
+    for container, path in enumerate(files):
+        try:
+            table = parquet.ParquetFile(path)
+            for group in range(table.num_row_groups):
+                columns = table.read_row_group(group, columns=["image.path", "label"])
+                known = columns.column("label").to_pylist()
+                told_names = columns.column("image").combine_chunks().field("path").to_pylist()
+                records += [(container, TABLE, group, row) for row in range(len(known))]
+                names += [name or f"{path.name}/{group}/{row}" for row, name in enumerate(told_names)]
+                labels += known
+        except (ArrowException, OSError, KeyError) as error:
+            raise UserError(f"{path}: not one of the hub's tables ({str(error).splitlines()[0]}); get it again") from None
+    wnids = [WNID.search(name) for name in names]
+    told_by_name = {label: found[0] for label, found in zip(labels, wnids, strict=True) if found}
+    if [told_by_name[label] for label in sorted(told_by_name)] != sorted(told_by_name.values()):
+        raise UserError(f"{root}: labels of {split} do not follow the order of the wnids; get the tables of revision {REVISION}")
+    classes = tuple(told_by_name.get(label, f"n{label:08d}") for label in range(max(labels, default=-1) + 1))
+    relative = tuple(str(path.relative_to(root)) for path in files)
+    sizes = tuple(path.stat().st_size for path in files)
+    return Found(root, relative, sizes, np.array(records, RECORD), tuple(names), np.array(labels, np.int64), classes)
+
+
+def joined(train: Found, validation: Found) -> Found:
+    """Training images, then validation images; classes are those of the former.
+
+    Raises UserError if the latter are of other classes.
+    """
+    if validation.labels.max(initial=-1) >= 0 and not set(validation.classes) <= set(train.classes):
+        other = sorted(set(validation.classes) - set(train.classes))[0]
+        raise UserError(f"{validation.root}: the validation images have the class {other}, the training images do not")
+    number = {name: label for label, name in enumerate(train.classes)}
+    moved = np.array([number[name] for name in validation.classes] or [-1])
+    labels = np.where(validation.labels >= 0, moved[validation.labels.clip(min=0)], -1)
+    records = validation.records.copy()
+    records["container"] += len(train.containers)
+    return Found(
+        train.root,
+        train.containers + validation.containers,
+        train.sizes + validation.sizes,
+        np.concatenate([train.records, records]),
+        train.names + validation.names,
+        np.concatenate([train.labels, labels]),
+        train.classes,
+    )
+
+
+def demand_latents(config: PublishedLatents) -> None:
+    """Raise UserError unless the root holds latents of the format."""
+    root = Path(config.root)
+    wanted = "data.mdb" if config.format == "lmdb" else "*.tar"
+    if not any(root.glob(wanted)):
+        raise UserError(f"{root}: holds no {wanted}; lay or link the published latents there")
