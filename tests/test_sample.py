@@ -6,8 +6,8 @@ import torch
 
 from maskdit import autoencoder, checkpoint, sample
 from maskdit.config import Sample, UserError, Vae
-from maskdit.data import Space
 from maskdit.files import read_json, write_json
+from maskdit.latents import Space
 from maskdit.model import MaskDiT
 
 ENTRY = {

@@ -34,6 +34,13 @@ def load(folder: Path, device: torch.device) -> AutoencoderKL:
     return vae.to(device).eval().requires_grad_(False)
 
 
+def factors(folder: Path) -> tuple[list[float], list[float]] | None:
+    """Shift and scale per channel that are published with an autoencoder; None: they are to be found from the latents."""
+    config = AutoencoderKL.load_config(folder, local_files_only=True)
+    scale, channels = config.get("scaling_factor", 0.18215), config["latent_channels"]  # SD's file leaves it out
+    return None if scale == 1.0 else ([config.get("shift_factor") or 0.0] * channels, [scale] * channels)
+
+
 def identity(folder: Path) -> str:
     """sha256 of the weights."""
     return sha256(folder / WEIGHTS)

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 from maskdit import autoencoder, checkpoint, foreign
 from maskdit.config import Released, UserError
-from maskdit.data import Space
 from maskdit.download import download
 from maskdit.files import digest, publishing, read_json, sha256, write_json
 from maskdit.foreign import Tensors
+from maskdit.latents import Space
 from maskdit.model import MaskDiT, positions
 from maskdit.runtime import say, scratch
 

@@ -1,7 +1,6 @@
 """The formats of images and latents on disk, the seeded order in which training visits them, and its batches."""
 
 import hashlib
-import json
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from torch import Tensor
 from maskdit.config import Training, UserError
 from maskdit.diffusion import Draw
 from maskdit.files import read_json, save_array, write_json
+from maskdit.latents import Latents
 from maskdit.store import Encoded, Found
 
 Array = NDArray[Any]
@@ -116,61 +116,6 @@ def npz_images(path: Path) -> Array:
 
 
 @dataclass(frozen=True)
-class Space:
-    """What a latent is: channels, side in positions, shift and scale per channel, and the hash of the VAE that decodes it.
-
-    A network sees (latent - shift) * scale.
-    """
-
-    channels: int
-    side: int
-    shift: tuple[float, ...]
-    scale: tuple[float, ...]
-    vae: str
-    classes: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, tree: dict[str, Any]) -> "Space":
-        """From its JSON form."""
-        lists = {name: tuple(tree[name]) for name in ("shift", "scale", "classes")}
-        return cls(channels=tree["channels"], side=tree["side"], vae=tree["vae"], **lists)
-
-    def factors(self) -> tuple[Array, Array]:
-        """Shift and scale as float32 arrays that broadcast over (B, C, H, W)."""
-        shape = (1, self.channels, 1, 1)
-        return np.array(self.shift, np.float32).reshape(shape), np.array(self.scale, np.float32).reshape(shape)
-
-
-@dataclass(frozen=True)
-class Latents:
-    """Posterior moments of a data set: (N, mirrors, 2 C, H, W) float16, mean then log variance; labels (N,)."""
-
-    moments: Array
-    labels: Array
-    space: Space
-    sha256: str
-
-    @classmethod
-    def load(cls, folder: Path) -> "Latents":
-        """Read a folder written by the encode step; moments are memory-mapped.
-
-        Raises UserError if the array's shape is not what the index says.
-        """
-        index = read_json(folder / "index.json")
-        moments = np.load(folder / "moments.npy", mmap_mode="r")
-        if list(moments.shape) != index["shape"]:
-            raise UserError(f"{folder}: moments.npy has shape {moments.shape}, its index says {index['shape']}; encode it again")
-        identity = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
-        return cls(moments, np.load(folder / "labels.npy"), Space.parse(index["space"]), identity)
-
-    def draw(self, rows: Array, mirrors: Array, normal: Array) -> Array:
-        """Latents z = (mean + std * normal - shift) * scale, float32 (B, C, H, W), read in one indexed access."""
-        shift, scale = self.space.factors()
-        mean, logvar = np.split(self.moments[rows, mirrors].astype(np.float32), 2, axis=1)
-        return (mean + np.exp(0.5 * np.clip(logvar, -30, 20)) * normal - shift) * scale
-
-
-@dataclass(frozen=True)
 class Batch:
     """Clean latents, labels, and everything random that one step does with them."""
 
@@ -216,7 +161,7 @@ def batch_at(step: int, config: Training, latents: Latents, patches: int, rank: 
         source.standard_normal(dtype=np.float32, out=posterior[place])
         source.standard_normal(dtype=np.float32, out=noise[place])
         source.random(dtype=np.float32, out=uniform[place])
-    mirrors = (uniform[:, -1] * latents.moments.shape[1]).astype(int)
+    mirrors = (uniform[:, -1] * latents.mirrors).astype(int)
     clean = latents.draw(rows, mirrors, posterior)
     draw = Draw(*(torch.from_numpy(part) for part in (normal, noise, uniform[:, :patches].copy(), uniform[:, patches].copy())))
     return Batch(torch.from_numpy(clean), torch.from_numpy(latents.labels[rows]), draw)

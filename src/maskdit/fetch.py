@@ -50,7 +50,7 @@ def fetch(config: Fetch, *, out: Path) -> None:
             store(both, np.arange(len(both)) >= len(train), config.resolution, report, out)
         case PublishedLatents():
             imagenet.demand_latents(config)
-            described = {"format": config.format, "root": config.root, "images": config.images}
+            described = {"format": config.format, "root": config.root, "images": config.images, "resolution": config.resolution}
             write_json(
                 out / "index.json", {"kind": "latents", **described, "classes": [str(name) for name in range(config.classes)]}
             )

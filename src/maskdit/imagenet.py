@@ -156,9 +156,10 @@ def scanned(config: ImageNet) -> tuple[Found, Found]:
             train, validation = (in_tables(root, split) for split in ("train", "validation"))
     if not config.validation:
         validation = validation.only(np.arange(0))
-    wrong = [name for name in train.classes if not WNID.fullmatch(name)]
-    if wrong:
-        raise UserError(f"{root}: '{wrong[0]}' is no wnid (n and eight digits); the folder of a training image is its wnid")
+    if len(train) and not train.classes:
+        raise UserError(
+            f"{root}: {train.names[0]} lies in no wnid (n and eight digits), which the folder of an image is"
+        )
     return train, validation
 
 
@@ -185,14 +186,11 @@ def part(found: Found, prefix: str) -> Found:
 
 
 def named(found: Found) -> Found:
-    """With labels and classes by the folders in the names, if those are wnids; else labels are not known."""
+    """With labels and classes by the folders in the names, if those are wnids; else neither is known."""
     labels, classes = classified(found.names)
-    if not classes or not all(WNID.fullmatch(name) for name in classes):
-        folders = {name.split("/")[0] for name in found.names if "/" in name}
-        if folders and all(WNID.match(name) for name in folders):
-            return replace(found, labels=labels, classes=classes)
-        return replace(found, labels=np.full(len(found), -1), classes=classes if any(classes) else ())
-    return replace(found, labels=labels, classes=classes)
+    if all(WNID.fullmatch(name) for name in classes):
+        return replace(found, labels=labels, classes=classes)
+    return replace(found, labels=np.full(len(found), -1), classes=())
 
 
 def told(found: Found, wnids: dict[str, str]) -> Found:

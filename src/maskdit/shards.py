@@ -2,9 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from maskdit import runtime
 from maskdit.files import digest
@@ -46,8 +49,25 @@ class Shards:
     def take(self, out: Path) -> None:
         """Give each shard its place in a folder, without a copy where the file system can, and remove the scratch folder."""
         for name in self.names:
-            try:
-                os.link(self.home / name, out / name)
-            except OSError:
-                shutil.copyfile(self.home / name, out / name)
+            place(self.home / name, out / name)
+        self.forget()
+
+    def forget(self) -> None:
+        """Remove the scratch folder."""
         shutil.rmtree(self.home)
+
+
+def place(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def savez(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as an npz, whatever the path's name ends with."""
+    with path.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+        stream.flush()
+        os.fsync(stream.fileno())

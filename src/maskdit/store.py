@@ -176,7 +176,9 @@ def entries_of(path: Path, relative: str) -> Iterator[Entry]:
 
 def gathered(root: Path, files: Sequence[Path]) -> tuple[list[str], list[int], list[tuple[int, Entry]]]:
     """Containers, their sizes, and the images in them in order, each with the number of its container."""
-    containers, sizes, found = [], [], []
+    containers: list[str] = []
+    sizes: list[int] = []
+    found: list[tuple[int, Entry]] = []
     for path in files:
         entries = list(entries_of(path, str(path.relative_to(root))))
         if too_large := [entry[0] for entry in entries if entry[3] > LARGEST]:

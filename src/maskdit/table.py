@@ -5,9 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from maskdit.config import Table
+from maskdit.config import Recon, Table
 from maskdit.files import replacing
 from maskdit.records import COMPARABLE, markdown, read
+
+APART = ("kid", "density", "coverage", "fid_infinity", "fd_infinity")  # in the records only
 
 
 def row_of(record: dict[str, Any]) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "sampler": protocol["sampler"],
         "nfe": protocol["nfe"],
         "images": protocol["images"],
-        **rounded(record["metrics"]),
+        **rounded({name: value for name, value in record["metrics"].items() if not name.startswith(APART)}),
     }
 
 
@@ -45,7 +47,8 @@ def published(bench: str | None) -> list[dict[str, Any]]:
     rows = every[every.bench == bench].drop(columns="bench").rename(columns={"method": "eval"})
     rows["phase"] = "published"
     rows["parameters"] = rows.pop("parameters_m").map(lambda millions: round(float(millions) * 1e6), na_action="ignore")
-    return [{name: value for name, value in row.items() if pd.notna(value)} for row in rows.to_dict("records")]
+    known = [{name: value for name, value in row.items() if pd.notna(value)} for row in rows.to_dict("records")]
+    return [{"eval": row.pop("eval"), **row} for row in known]
 
 
 def table(config: Table, *, metrics: Path, out: Path) -> None:
@@ -56,12 +59,35 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
     """
     records = read(metrics, config.evals, COMPARABLE)
     rows = [{"eval": name, **(row_of(records[name]) if name in records else {"model": "not run"})} for name in config.evals]
-    for record in list(records.values())[:1]:  # no distance: it is over another number of images
+    for record in [record for record in records.values() if record["real"]["heldout"]][
+        :1
+    ]:  # no distance: it is over another number of images
         real = {name: record["real"]["heldout"][name] for name in ("images", "probe_accuracy")}
         rows.append({"eval": "real, held out", **rounded(real)})
-    rows += published(config.published)
+    write(config.title, rows + published(config.published), out)
+
+
+def recon(config: Recon, *, metrics: Path, out: Path) -> None:
+    """Write the reconstructions as CSV, and as Markdown beside it; one that was not run says so. Below them what others report.
+
+    Raises UserError if two were measured by different protocols.
+    """
+    records = read(metrics, config.evals, ("family", "extractor_sha256", "images", "images_sha256", "resolution", "posterior"))
+    rows: list[dict[str, Any]] = []
+    for name in config.evals:
+        if name not in records:
+            rows.append({"eval": name, "posterior": "not run"})
+            continue
+        protocol = records[name]["protocol"]
+        shown = {field: protocol[field] for field in ("posterior", "images", "resolution")}
+        rows.append({"eval": name, "vae_sha256": protocol["vae_sha256"][:12], **shown, **rounded(records[name]["metrics"])})
+    write(config.title, rows + published(config.published), out)
+
+
+def write(title: str, rows: list[dict[str, Any]], out: Path) -> None:
+    """Rows as CSV, and as Markdown with the title beside it."""
     frame = pd.DataFrame(rows, dtype=object)
     with replacing(out) as temporary:
         frame.to_csv(temporary, index=False)
     with replacing(out.with_suffix(".md")) as temporary:
-        temporary.write_text(f"{config.title}\n\n{markdown(frame)}")
+        temporary.write_text(f"{title}\n\n{markdown(frame)}")

@@ -1,0 +1,97 @@
+"""Latents on disk: posterior moments in memory-mapped shards, read at random a whole batch at a time."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskdit.config import UserError
+from maskdit.files import read_json
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a latent is: channels, side in positions, shift and scale per channel, and the hash of the VAE that decodes it.
+
+    A network sees (latent - shift) * scale.
+    """
+
+    channels: int
+    side: int
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    vae: str
+    classes: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, tree: dict[str, Any]) -> "Space":
+        """From its JSON form."""
+        lists = {name: tuple(tree[name]) for name in ("shift", "scale", "classes")}
+        return cls(channels=tree["channels"], side=tree["side"], vae=tree["vae"], **lists)
+
+    def factors(self) -> tuple[Array, Array]:
+        """Shift and scale as float32 arrays that broadcast over (B, C, H, W)."""
+        shape = (1, self.channels, 1, 1)
+        return np.array(self.shift, np.float32).reshape(shape), np.array(self.scale, np.float32).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Posterior moments of a data set, (N, mirrors, 2 C, H, W) float16 in shards, mean then log variance; labels (N,)."""
+
+    shards: tuple[Array, ...]
+    bounds: Array  # number of the first sample of each shard, and of them all
+    labels: Array
+    space: Space
+    sha256: str
+
+    @classmethod
+    def load(cls, folder: Path) -> "Latents":
+        """Read a folder written by the encode step; shards are memory-mapped.
+
+        Raises UserError if a shard is missing, cut, or not of the shape that the index says.
+        """
+        index = read_json(folder / "index.json")
+        shards, counts = [], [0]
+        for known in index["shards"]:
+            path = folder / known["file"]
+            try:
+                shards.append(np.load(path, mmap_mode="r", allow_pickle=False))
+            except (OSError, ValueError) as error:
+                raise UserError(f"{path}: cannot be read ({error}); encode it again") from None
+            if list(shards[-1].shape) != [known["count"], *index["shape"][1:]] or shards[-1].dtype != np.float16:
+                raise UserError(f"{path}: holds {shards[-1].dtype} {shards[-1].shape}, its index says otherwise; encode it again")
+            counts.append(known["count"])
+        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        if not sum(counts) == len(labels) == index["shape"][0]:
+            raise UserError(f"{folder}: {sum(counts)} moments and {len(labels)} labels of {index['shape'][0]}; encode it again")
+        identity = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+        return cls(tuple(shards), np.cumsum(counts), labels, Space.parse(index["space"]), identity)
+
+    @property
+    def mirrors(self) -> int:
+        """1, or 2 if the moments of the mirrored images are there, too."""
+        return self.shards[0].shape[1]
+
+    def read(self, rows: Array, mirrors: Array) -> Array:
+        """Moments (B, 2 C, H, W) in float16: one indexed access to each shard that has some of them."""
+        if len(self.shards) == 1:
+            return self.shards[0][rows, mirrors]
+        places = np.searchsorted(self.bounds, rows, side="right") - 1
+        found = np.empty((len(rows), *self.shards[0].shape[2:]), np.float16)
+        for place in np.unique(places):
+            mine = np.flatnonzero(places == place)
+            found[mine] = self.shards[place][rows[mine] - self.bounds[place], mirrors[mine]]
+        return found
+
+    def draw(self, rows: Array, mirrors: Array, normal: Array) -> Array:
+        """Latents z = (mean + std * normal - shift) * scale, float32 (B, C, H, W)."""
+        shift, scale = self.space.factors()
+        mean, logvar = np.split(self.read(rows, mirrors).astype(np.float32), 2, axis=1)
+        return (mean + np.exp(0.5 * np.clip(logvar, -30, 20)) * normal - shift) * scale
