@@ -1,6 +1,8 @@
 """A download survives cuts and takes nothing for a file that is not the whole one."""
 
 import hashlib
+import itertools
+import random
 import re
 import threading
 from collections.abc import Iterator
@@ -222,3 +224,32 @@ def test_a_file_of_this_machine_is_copied_and_a_missing_one_is_named(tmp_path, p
     with pytest.raises(UserError, match=r"y\.pt: .*No such file") as refusal:
         download((tmp_path / "y.pt").as_uri(), tmp_path / "y2.pt", None)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_hundred_random_troubles_end_in_the_right_bytes_or_one_clear_line(server, path):
+    chance = random.Random(0)
+    right = 0
+    for _ in range(100):
+        server.data, server.etag, server.kind, server.ranges = DATA, '"one"', "application/octet-stream", True
+        server.asked, server.cuts = [], [chance.randrange(len(DATA)) for _ in range(chance.randrange(4))]
+        trouble = chance.choice(["none", "none", "no ranges", "changed", "page", "other bytes"])
+        if trouble == "no ranges":
+            server.ranges = False
+        elif trouble == "changed":
+            server.etag = f'"{chance.random()}"'
+        elif trouble == "page":
+            server.kind = "text/html"
+        elif trouble == "other bytes":
+            server.data = OTHER
+        sent = sum(server.cuts)
+        if trouble in ("page", "other bytes"):
+            refused(server, path, SHA)
+            continue
+        assert download(server.url, path, SHA) == SHA
+        assert path.read_bytes() == DATA
+        right += 1
+        if trouble in ("none", "changed"):
+            starts = [int(span.removeprefix("bytes=").rstrip("-")) if span else 0 for span in server.asked]
+            assert len(DATA) - starts[-1] + sum(b - a for a, b in itertools.pairwise(starts)) <= 1.05 * len(DATA), sent
+        path.unlink()
+    assert right > 40

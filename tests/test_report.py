@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskdit.config import Curves, Grid, Table, UserError
+from maskdit.config import Curves, Grid, Recon, Table, UserError
 from maskdit.curves import curves
 from maskdit.data import Images
 from maskdit.files import read_json, write_json
 from maskdit.grid import grid
-from maskdit.table import table
+from maskdit.table import recon, table
 
 PROTOCOL = {
     "family": "mobilenet-v2",
@@ -132,3 +132,24 @@ def test_a_grid_shows_real_images_and_samples_of_each_class(tmp_path):
     assert (left == [255, 0, 0]).all(-1).mean() > 0.1
     assert (right == [0, 0, 255]).all(-1).mean() > 0.1
     assert not (left == [0, 0, 255]).all(-1).any()
+
+
+def test_reconstructions_stand_above_what_others_report_of_theirs(tmp_path):
+    protocol = {"family": "mobilenet-v2", "extractor_sha256": "e", "images": 7, "images_sha256": "i", "resolution": 32}
+    record = {"metrics": {"rfd_mobilenet": 12.34567, "psnr": 25.0, "ssim": 0.7}, "protocol": protocol}
+    for name, changes in (
+        ("a", {"posterior": "mean", "vae_sha256": "ab" * 32}),
+        ("c", {"posterior": "sample", "vae_sha256": "c" * 64}),
+    ):
+        write_json(tmp_path / f"{name}.json", {**record, "protocol": protocol | changes})
+    config = Recon(title="T", published="in256-recon", evals=("a", "b"))
+    recon(config, metrics=tmp_path, out=tmp_path / "t.csv")
+    rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
+    assert [row["eval"] for row in rows[:2]] == ["a", "b"]
+    assert (rows[0]["rfd_mobilenet"], rows[0]["vae_sha256"], rows[0]["rfid"]) == ("12.346", "abababababab", "")
+    assert rows[1]["posterior"] == "not run"
+    published = {row["eval"]: (row["rfid"], row["phase"]) for row in rows[2:]}
+    assert published["sd-vae-ft-ema (VA-VAE)"] == ("0.61", "published")
+    assert all(row["source"] for row in rows[2:])
+    with pytest.raises(UserError, match="c has posterior sample, a has mean"):
+        recon(config.model_copy(update={"evals": ("a", "c")}), metrics=tmp_path, out=tmp_path / "t.csv")

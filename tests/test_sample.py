@@ -6,9 +6,10 @@ import torch
 
 from maskdit import autoencoder, checkpoint, sample
 from maskdit.config import Sample, UserError, Vae
-from maskdit.files import read_json, write_json
+from maskdit.files import read_json, sha256, write_json
 from maskdit.latents import Space
 from maskdit.model import MaskDiT
+from maskdit.pack import pack
 
 ENTRY = {
     "run": "toy",
@@ -193,3 +194,18 @@ def test_half_precision_draws_nearly_the_same_images(made, whole, tmp_path):
 def test_ddpm_of_a_network_that_predicts_no_variance_is_refused(made, whole, tmp_path):
     with pytest.raises(UserError, match="ddpm needs a network that predicts noise and its variance"):
         draw(made, tmp_path / "out", solver="ddpm", solver_steps=10)
+
+
+def test_samples_are_packed_as_adm_s_evaluator_reads_them(made, tmp_path):
+    draw(made, tmp_path / "samples", shards=3)
+    out = tmp_path / "samples"
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in out.iterdir()}
+    write_json(out / "manifest.json", {"node": "sample/toy", "files": files, "lineage": {}, "made": {}})
+    pack(out, tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as stored:
+        shards = [np.load(out / name) for name in read_json(out / "index.json")["shards"]]
+        np.testing.assert_array_equal(stored["arr_0"], np.concatenate(shards))
+        np.testing.assert_array_equal(stored["arr_1"], np.load(out / "labels.npy"))
+        assert stored["arr_0"].dtype == np.uint8
+    with pytest.raises(UserError, match="already there"):
+        pack(out, tmp_path / "x.npz")

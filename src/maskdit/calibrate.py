@@ -10,7 +10,7 @@ from maskdit.data import Images
 from maskdit.extractor import Network
 from maskdit.files import read_json, replacing, sha256
 from maskdit.runtime import say
-from maskdit.scores import loaded, scored, suffix
+from maskdit.scores import METRICS, loaded, scored, suffix
 from maskdit.shards import Shards, savez
 
 
@@ -20,6 +20,9 @@ def calibrate(config: Calibrate, *, images: Path, reference: Path, extractor: Pa
     Writes a table of metric, published and found value, difference and tolerance. Raises UserError, naming each metric that is out
     of its tolerance, for then no number of this evaluator is comparable with theirs.
     """
+    unknown = sorted(config.expected.keys() - set(METRICS))
+    if unknown:
+        raise UserError(f"calibrate.expected: no metric {unknown[0]}; known: {', '.join(METRICS)}")
     data, net = Images.load(images), Network(extractor)
     parts = np.array_split(np.arange(len(data.pixels)), config.shards)
     names = [f"features-{number:04d}.npz" for number in range(config.shards)]
@@ -33,23 +36,28 @@ def calibrate(config: Calibrate, *, images: Path, reference: Path, extractor: Pa
     name = suffix(net.family, net.sha256, len(data.pixels))
     metrics = scored(found, loaded(reference / "reference.npz"), config.neighbours, name)
     plain = {metric.removesuffix(name).replace("fd", "fid"): value for metric, value in metrics.items()}
-    unknown = sorted(config.expected.keys() - plain.keys())
-    if unknown:
-        raise UserError(f"calibrate.expected: no metric {unknown[0]}; known: {', '.join(sorted(plain))}")
-    frame = pd.DataFrame(
-        [
-            {"metric": key, "published": value, "found": plain[key], "tolerance": config.tolerance[key]}
-            for key, value in config.expected.items()
-        ]
-    )
-    frame["difference"] = frame["found"] - frame["published"]
-    frame["verdict"] = np.where(frame["difference"].abs() <= frame["tolerance"], "within", "outside")
+    frame = compared(config, plain)
     for line in frame.to_string(index=False).splitlines():
         say(f"calibrate: {line}")
+    demand_within(frame)
+    with replacing(out) as temporary:
+        frame.to_csv(temporary, index=False)
+    work.forget()
+
+
+def compared(config: Calibrate, found: dict[str, float]) -> pd.DataFrame:
+    """A row a metric: published and found value, difference, tolerance, and whether it is within it."""
+    names = list(config.expected)
+    frame = pd.DataFrame({"metric": names, "published": config.expected.values(), "found": [found[name] for name in names]})
+    frame["difference"] = frame["found"] - frame["published"]
+    frame["tolerance"] = [config.tolerance[name] for name in names]
+    frame["verdict"] = np.where(frame["difference"].abs() <= frame["tolerance"], "within", "outside")
+    return frame
+
+
+def demand_within(frame: pd.DataFrame) -> None:
+    """Raise UserError, naming each metric that is out of its tolerance, if there is one."""
     outside = frame[frame["verdict"] == "outside"]
     if len(outside):
         said = "; ".join(f"{row.metric} is {row.found:.6g}, published {row.published:.6g}" for row in outside.itertuples())
         raise UserError(f"calibrate: {said}: numbers of this evaluator are not comparable with theirs")
-    with replacing(out) as temporary:
-        frame.to_csv(temporary, index=False)
-    work.forget()

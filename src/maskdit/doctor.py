@@ -201,7 +201,7 @@ def training(path: Path) -> Iterator[Finding]:
     """What bounds a training: the loader, launches or the device; whether steps were lost."""
     rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
     if not rows:
-        yield Finding(f"{path}: no line yet", "wait for ten steps")
+        yield Finding(f"{path}: no line yet, for there were fewer than ten steps")
         return
     late = rows[len(rows) // 2 :]
     wait, busy = (float(np.median([row[name] for row in late])) for name in ("data_wait", "mfu"))

@@ -103,7 +103,8 @@ def encoded(config: Encode, index: dict[str, Any], images: Path, vae: Path) -> t
         starts = range(0, len(rows), config.batch)
 
         def read(number: int) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(data.pixels[rows[starts[number] : starts[number] + config.batch]]))
+            chosen = np.resize(rows[starts[number] : starts[number] + config.batch], config.batch)  # one size: the same sums
+            return torch.from_numpy(np.ascontiguousarray(data.pixels[chosen]))
 
         with ThreadPoolExecutor(1) as pool, torch.inference_mode():
             coming = pool.submit(read, 0)
@@ -115,7 +116,7 @@ def encoded(config: Encode, index: dict[str, Any], images: Path, vae: Path) -> t
                 views = (clean, clean.flip(-1)) if config.mirror else (clean,)
                 found = [net.encode(view).latent_dist.parameters.half().cpu() for view in views]
                 labels = data.labels[rows[starts[number] : starts[number] + config.batch]]
-                yield torch.stack(found, dim=1).numpy(), labels
+                yield torch.stack(found, dim=1)[: len(labels)].numpy(), labels
 
     return data.rows(heldout=False), data.classes, make
 

@@ -157,9 +157,7 @@ def scanned(config: ImageNet) -> tuple[Found, Found]:
     if not config.validation:
         validation = validation.only(np.arange(0))
     if len(train) and not train.classes:
-        raise UserError(
-            f"{root}: {train.names[0]} lies in no wnid (n and eight digits), which the folder of an image is"
-        )
+        raise UserError(f"{root}: {train.names[0]} lies in no wnid (n and eight digits), which the folder of an image is")
     return train, validation
 
 

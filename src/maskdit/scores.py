@@ -20,6 +20,7 @@ from maskdit.metrics import (
 )
 
 FULL = 50_000  # images of an FID
+METRICS = ("fid", "sfid", "is", "precision", "recall", "kid", "density", "coverage", "fid_infinity")
 SUFFIXES = {"mobilenet-v2": "_mobilenet", "dinov2": "_dinov2"}
 
 
