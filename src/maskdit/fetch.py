@@ -1,15 +1,16 @@
 """Acquire what comes from outside: images, published latents, reference batches, weights."""
 
-import io
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
-from PIL import Image
 
 from maskdit import imagenet, openmoji
 from maskdit.autoencoder import WEIGHTS
@@ -17,13 +18,15 @@ from maskdit.config import UserError
 from maskdit.data import Array, generator, npz_shape
 from maskdit.download import download
 from maskdit.extractor import packaged
-from maskdit.files import digest, save_array, sha256, write_json
+from maskdit.files import digest, read_json, save_array, sha256, write_json
+from maskdit.picture import decode, opened
 from maskdit.runtime import progress, say, scratch
 from maskdit.sources import Autoencoder, Extractor, Fetch, Folder, ImageNet, Npz, Openmoji, PublishedLatents
-from maskdit.store import IMAGES, THREADS, Found, decode, scan
+from maskdit.store import IMAGES, THREADS, Found, scan
 
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "TIFF": (".tif", ".tiff")}
 LISTED = 20  # bad images named in an error
+CHUNK = 1024  # images that are checked together, and not again after a kill
 
 
 def fetch(config: Fetch, *, out: Path) -> None:
@@ -36,16 +39,18 @@ def fetch(config: Fetch, *, out: Path) -> None:
         case Openmoji():
             openmoji.draw(config, out)
         case Folder():
-            found = checked(scan(Path(config.root)), config.bad, "images", report)
-            demand_count("images", len(found), config.images)
+            found = checked(scan(Path(config.root)), config.bad, "images", config.images, report)
             store(found, split(found.labels, config.heldout, config.seed), config.resolution, report, out)
         case ImageNet():
+            if config.heldout:
+                raise UserError("fetch: heldout is of sources without a validation set; leave it out, validation: 0 reads none")
             imagenet.acquire(config, plan(config))
-            parts = zip(("train", "validation"), imagenet.scanned(config), strict=True)
-            train, validation = (checked(found, config.bad, name, report) for name, found in parts)
-            demand_count("images", len(train), config.images)
-            demand_count("validation", len(validation), config.validation)
+            train, validation = imagenet.scanned(config)
             demand_count("classes", len(train.classes), config.classes)
+            for field, one, declared in (("images", train, config.images), ("validation", validation, config.validation)):
+                possible(field, len(one), declared, config.bad)
+            train = checked(train, config.bad, "images", config.images, report)
+            validation = checked(validation, config.bad, "validation", config.validation, report)
             both = imagenet.joined(train, validation)
             store(both, np.arange(len(both)) >= len(train), config.resolution, report, out)
         case PublishedLatents():
@@ -76,7 +81,7 @@ def got(url: str, wanted: str | None, out: Path) -> str:
     known = download(url, kept, wanted)
     if wanted is None:
         say(f"fetch: {url} has sha256 {known}: write it into params.yaml")
-    shutil.copyfile(kept, out)
+    shutil.move(kept, out)
     shutil.rmtree(kept.parent)
     return known
 
@@ -88,7 +93,7 @@ def extractor(config: Extractor, out: Path) -> None:
         name, known = path.name, sha256(path)
         shutil.copyfile(path, out / name)
     else:
-        name = Path(config.url).name
+        name = Path(unquote(urlsplit(config.url).path)).name or "weights"
         known = got(config.url, config.sha256, out / name)
     if config.sha256 not in (None, known):
         raise UserError(f"fetch: {name} of {config.family} has sha256 {known}, params.yaml declares {config.sha256}")
@@ -120,50 +125,72 @@ def store(found: Found, heldout: Array, side: int, report: dict[str, Any], out: 
     say(f"fetch: {len(found)} images of {len(found.classes)} classes in {len(found.containers)} files, {heldout.sum()} held out")
 
 
+def possible(field: str, found: int, declared: int, policy: str) -> None:
+    """Raise UserError, before hours of checking, if no leaving out of damaged images can give the declared number."""
+    if found < declared or policy != "skip":
+        demand_count(field, found, declared)
+
+
 def examined(found: Found, row: int) -> dict[str, Any]:
-    """Format, mode and what is odd of an image; `problem` if it is damaged."""
+    """Format, mode, checksum and what is odd of an image; `problem` if it is damaged."""
     name = found.names[row]
     try:
         data = found.read(row)
         decode(data, name)
-        image = Image.open(io.BytesIO(data))
+        image = opened(data)
     except UserError as error:
         return {"name": name, "problem": str(error)}
     suffix = Path(name).suffix.lower()
     odd = suffix in IMAGES and suffix not in FORMATS.get(image.format or "", (suffix,))
-    return {"name": name, "format": image.format, "mode": image.mode, "odd": odd}
+    return {"name": name, "format": image.format, "mode": image.mode, "odd": odd, "crc": zlib.crc32(data)}
 
 
-def checked(found: Found, policy: str, part: str, report: dict[str, Any]) -> Found:
-    """The images that can be decoded, each read once; the report's part says what they are.
+def facts(found: Found, home: Path) -> Iterator[dict[str, Any]]:
+    """What each image is; those that an earlier run has read in the same state are not read again, and lie in `home`."""
+    count = -(-len(found) // CHUNK)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for number in progress(range(count), f"check {len(found)} images, {CHUNK} at once", count):
+            rows = range(number * CHUNK, min((number + 1) * CHUNK, len(found)))
+            kept = home / f"{digest(found.state(rows))}.json"
+            if not kept.exists():
+                write_json(kept, list(pool.map(lambda row: examined(found, row), rows)))
+            yield from read_json(kept)
 
-    Raises UserError for a damaged one: at the first (fail) or after all are listed (list); with skip it is left out.
+
+def checked(found: Found, policy: str, part: str, declared: int, report: dict[str, Any]) -> Found:
+    """The images that can be decoded, each read once and with its checksum; the report's part says what they are.
+
+    Raises UserError for a damaged one: at the first (fail), or after all are listed in a file that it names (list); with skip it is
+    left out. Then also if there are not as many as declared.
     """
-
-    def facts() -> Iterator[dict[str, Any]]:
-        with ThreadPoolExecutor(THREADS) as pool:
-            for start in progress(range(0, len(found), 256), "check", -(-len(found) // 256)):
-                rows = range(start, min(start + 256, len(found)))
-                yield from pool.map(lambda row: examined(found, row), rows)
-
-    good, bad, odd = [], [], []
+    possible(part, len(found), declared, policy)
+    home = scratch(f"check-{digest([str(found.root.absolute()), part])[:16]}")
+    good, sums, bad, odd = [], [], [], []
     kinds: Counter[str] = Counter()
-    for row, fact in enumerate(facts()):
+    for row, fact in enumerate(facts(found, home)):
         if "problem" in fact:
             bad.append(fact)
             if policy == "fail":
                 raise UserError(f"fetch: {fact['problem']}; mend it, or leave it out by bad: skip")
             continue
         good.append(row)
+        sums.append(fact["crc"])
         kinds[f"{fact['format']} {fact['mode']}"] += 1
         odd += [fact["name"]] if fact["odd"] else []
+    report[part] = {"kinds": dict(kinds), "misnamed": odd, "damaged": bad}
     if bad and policy == "list":
         names = "; ".join(fact["problem"] for fact in bad[:LISTED])
-        raise UserError(f"fetch: {len(bad)} damaged images: {names}{'; …' * (len(bad) > LISTED)}")
+        write_json(home / "report.json", report)
+        more = f"; all in {home / 'report.json'}" if len(bad) > LISTED else ""
+        raise UserError(f"fetch: {len(bad)} damaged images: {names}{more}")
     if bad:
         say(f"fetch: {len(bad)} damaged images are left out, named in report.json")
-    report[part] = {"kinds": dict(kinds), "misnamed": odd, "damaged": bad}
-    return found.only(np.array(good, int))
+    demand_count(part, len(good), declared)
+    shutil.rmtree(home)
+    kept = found.only(np.array(good, int))
+    records = kept.records.copy()
+    records["crc"] = sums
+    return replace(kept, records=records)
 
 
 def plan(config: ImageNet) -> str:

@@ -1,29 +1,30 @@
 """Encoded images where they lie, in folders, tar and zip files or parquet tables: read one by one at random, never unpacked."""
 
-import io
 import os
+import stat
 import tarfile
 import threading
-import warnings
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from maskdit.config import UserError
 from maskdit.files import read_json, save_array, write_json
+from maskdit.picture import centre_crop, decode
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-RAW, DEFLATED, TABLE = 0, 1, 2  # bytes of a container as they are, compressed, or in a row group and row of a parquet table
-RECORD = np.dtype([("container", "<u4"), ("kind", "u1"), ("offset", "<u8"), ("length", "<u8")])
+# Bytes of a container as they are; a row group and row of a parquet table; a zip file's member, stored or deflated, at its header.
+RAW, DEFLATED, TABLE, STORED = range(4)
+RECORD = np.dtype([("container", "<u4"), ("kind", "u1"), ("offset", "<u8"), ("length", "<u8"), ("crc", "<u4")])  # crc 0: not known
 LARGEST = 2**28  # bytes of one encoded image
 THREADS = min(8, os.cpu_count() or 1)
 
@@ -48,6 +49,14 @@ class Found:
         names = tuple(self.names[row] for row in rows)
         return Found(self.root, self.containers, self.sizes, self.records[rows], names, self.labels[rows], self.classes)
 
+    def state(self, rows: range) -> list[Any]:
+        """Where some images lie and in which state: equal if, and only if, nothing was written there since."""
+        part = self.records[rows.start : rows.stop]
+        used = {int(number): (self.root / self.containers[number]).stat() for number in np.unique(part["container"])}
+        states = {number: [self.containers[number], known.st_size, known.st_mtime_ns] for number, known in used.items()}
+        places = part[["kind", "offset", "length"]].tolist()
+        return [[*states[number], *place] for number, place in zip(part["container"].tolist(), places, strict=True)]
+
     def read(self, row: int) -> bytes:
         """The encoded bytes of an image; raises UserError if its container is gone, changed or damaged."""
         record = self.records[row]
@@ -58,8 +67,15 @@ class Found:
             if record["kind"] == TABLE:
                 return _table(str(path), self.sizes[container]).row(offset, length)
             opened = _opened(str(path), self.sizes[container])  # held while it is read
+            if record["kind"] in (STORED, DEFLATED):
+                header = os.pread(opened.number, 30, offset)
+                if not header.startswith(b"PK\3\4") or len(header) < 30:
+                    raise OSError(f"no member at byte {offset}")
+                offset += 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
             data = os.pread(opened.number, length, offset)
-            return zlib.decompress(data, -15, LARGEST) if record["kind"] == DEFLATED else data
+            if len(data) != length:
+                raise OSError(f"ends before byte {offset + length}")
+            return inflated(data) if record["kind"] == DEFLATED else data
         except (OSError, zlib.error) as error:
             raise UserError(f"{path}: cannot be read ({error}); mend it and fetch again") from None
 
@@ -76,6 +92,15 @@ class Found:
         records, names = np.load(folder / "records.npy"), tuple(tree["names"])
         unknown = np.full(len(names), -1)
         return cls(Path(tree["root"]), tuple(tree["containers"]), tuple(tree["sizes"]), records, names, unknown, ())
+
+
+def inflated(data: bytes) -> bytes:
+    """What a deflated member holds, if it is no more than LARGEST; raises zlib.error otherwise."""
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    plain = stream.decompress(data, LARGEST)
+    if not stream.eof:
+        raise zlib.error(f"it is cut, or larger than {LARGEST >> 20} MiB")
+    return plain
 
 
 class _Opened:
@@ -100,22 +125,29 @@ def demand_size(path: str, found: int, size: int) -> None:
 
 
 class _Table:
-    """A parquet table with a column `image` of bytes; the row group read last is kept."""
+    """A parquet table with a column `image` of bytes; the two row groups read last are kept, for threads that pass a border."""
 
     def __init__(self, path: str, size: int) -> None:
         from pyarrow import parquet
 
         demand_size(path, Path(path).stat().st_size, size)
-        self.file, self.lock, self.group = parquet.ParquetFile(path), threading.Lock(), -1
-        self.column: Any = None
+        self.file, self.lock = parquet.ParquetFile(path), threading.Lock()
+        self.columns: OrderedDict[int, Any] = OrderedDict()
 
     def row(self, group: int, row: int) -> bytes:
-        """The bytes of an image."""
-        with self.lock:
-            if group != self.group:
-                self.column = self.file.read_row_group(group, columns=["image.bytes"]).column("image").combine_chunks()
-                self.group = group
-            return self.column[row]["bytes"].as_py()
+        """The bytes of an image; raises OSError if the table is damaged there."""
+        from pyarrow import ArrowException
+
+        try:
+            with self.lock:
+                if group not in self.columns:
+                    read = self.file.read_row_group(group, columns=["image.bytes"], use_threads=False)
+                    self.columns[group] = read.column("image").combine_chunks()
+                    if len(self.columns) > 2:
+                        self.columns.popitem(last=False)
+                return self.columns[group][row]["bytes"].as_py() or b""
+        except (ArrowException, IndexError) as error:
+            raise OSError(next(iter(str(error).splitlines()), "")) from None
 
 
 _table = lru_cache(16)(_Table)
@@ -125,35 +157,43 @@ Entry = tuple[str, int, int, int]  # name, kind, offset, length
 
 
 def tar_entries(stream: Any, stem: str, base: int = 0) -> Iterator[Entry]:
-    """Images of a tar file, and of tar files inside it, whose name is then their class: regular files with harmless names only."""
+    """Images of a tar file, and of tar files inside it, whose name is then their class: regular files with harmless names only.
+
+    Raises tarfile.TarError if it is damaged, also where tarfile itself takes damage for the end.
+    """
     with tarfile.open(fileobj=stream, mode="r:") as tar:
-        for member in tar:
-            if not member.isreg() or not harmless(member.name):
+        while (member := tar.next()) is not None:
+            cast(Any, tar).members.clear()  # or all members of a large archive stay in memory
+            if not member.isreg() or member.issparse() or not harmless(member.name):
                 continue
             if member.name.lower().endswith(".tar"):
                 inner = tar.extractfile(member)
                 yield from tar_entries(inner, Path(member.name).stem, base + member.offset_data)
             elif member.name.lower().endswith(IMAGES):
                 yield placed(member.name, stem), RAW, base + member.offset_data, member.size
+        stream.seek(tar.offset)
+        if any(stream.read(tarfile.BLOCKSIZE)):
+            raise tarfile.ReadError(f"no member at byte {base + tar.offset}")
 
 
 def zip_entries(stream: Any, stem: str) -> Iterator[Entry]:
-    """Images of a zip file, stored or deflated."""
+    """Images of a zip file, stored or deflated: regular files with harmless names only."""
     with zipfile.ZipFile(stream) as archive:
         for member in archive.infolist():
-            if member.is_dir() or not harmless(member.filename) or not member.filename.lower().endswith(IMAGES):
+            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG) or not harmless(member.filename):
+                continue
+            if not member.filename.lower().endswith(IMAGES):
                 continue
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
                 raise UserError(f"{stream.name}: {member.filename} is encrypted or packed otherwise than by deflate; pack it again")
-            stream.seek(member.header_offset + 26)
-            name, extra = (int.from_bytes(stream.read(2), "little") for _ in range(2))
-            kind = RAW if member.compress_type == zipfile.ZIP_STORED else DEFLATED
-            yield placed(member.filename, stem), kind, member.header_offset + 30 + name + extra, member.compress_size
+            kind = STORED if member.compress_type == zipfile.ZIP_STORED else DEFLATED
+            yield placed(member.filename, stem), kind, member.header_offset, member.compress_size
 
 
 def harmless(name: str) -> bool:
-    """Whether a member's name stays below where it is."""
-    return not name.startswith("/") and ".." not in Path(name).parts and "\0" not in name
+    """Whether a member's name stays below where it is, and is not a program's private matter, as .DS_Store and __MACOSX are."""
+    parts = name.removeprefix("./").split("/")
+    return "\0" not in name and not any(part in ("", "__MACOSX") or part.startswith(".") for part in parts)
 
 
 def placed(name: str, stem: str) -> str:
@@ -170,7 +210,7 @@ def entries_of(path: Path, relative: str) -> Iterator[Entry]:
     try:
         with path.open("rb") as stream:
             yield from zip_entries(stream, path.stem) if suffix == ".zip" else tar_entries(stream, path.stem)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); get it again") from None
 
 
@@ -192,7 +232,7 @@ def gathered(root: Path, files: Sequence[Path]) -> tuple[list[str], list[int], l
 
 def records_of(found: Sequence[tuple[int, Entry]]) -> NDArray[Any]:
     """The entries as an array."""
-    return np.array([(container, kind, offset, length) for container, (_, kind, offset, length) in found], RECORD)
+    return np.array([(container, kind, offset, length, 0) for container, (_, kind, offset, length) in found], RECORD)
 
 
 def classified(names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -208,11 +248,24 @@ def classified(names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]
 
 
 def listed(root: Path) -> list[Path]:
-    """Files below a root that are images or archives, in the order of their names; links to folders are followed once."""
+    """Files below a root that are images or archives, in the order of their names.
+
+    A folder of a class may be a link; deeper links to folders are not followed, for they may go round.
+    """
     if root.is_file():
         return [root]
     wanted = (*IMAGES, ".tar", ".zip")
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in wanted and path.is_file())
+
+    def below(folder: str, links: bool) -> Iterator[str]:
+        with os.scandir(folder) as inside:
+            entries = sorted((entry for entry in inside if harmless(entry.name)), key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=links):
+                yield from below(entry.path, False)
+            elif entry.name.lower().endswith(wanted) and entry.is_file():
+                yield entry.path
+
+    return [Path(name) for name in below(str(root), True)]
 
 
 def scan(root: Path) -> Found:
@@ -233,39 +286,6 @@ def scan(root: Path) -> Found:
     if "" in classes:
         raise UserError(f"{root}: {names[0]} lies in no folder; the folder of an image is its class")
     return Found(base, tuple(containers), tuple(sizes), records_of(found), names, labels, classes)
-
-
-def decode(data: bytes, name: str = "image") -> Image.Image:
-    """An encoded image as RGB: CMYK, grey and palettes converted, transparency laid on white, 16 bits cut to 8.
-
-    EXIF's orientation is not applied, as ADM does not. Raises UserError if it is damaged, or large enough to be a bomb.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning, EOFError) as error:
-        raise UserError(f"{name}: damaged ({' '.join(str(error).split())})") from None
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        clear = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
-    return image.convert("RGB")
-
-
-def centre_crop(image: Image.Image, side: int) -> NDArray[np.uint8]:
-    """The centre (side, side, 3) of an image whose shorter side is brought to `side`, as ADM prepares ImageNet.
-
-    It is halved by averaging while it is at least twice as large, and then resized by bicubic interpolation.
-    """
-    while min(image.size) >= 2 * side:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = side / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return np.asarray(image)[top : top + side, left : left + side]
 
 
 class Encoded:
@@ -289,4 +309,7 @@ class Encoded:
 
     def one(self, row: int) -> NDArray[np.uint8]:
         """One image."""
-        return centre_crop(decode(self.found.read(row), self.found.names[row]), self.side)
+        data, known = self.found.read(row), self.found.records[row]["crc"]
+        if known and zlib.crc32(data) != known:
+            raise UserError(f"{self.found.names[row]}: changed since it was fetched; fetch again")
+        return centre_crop(decode(data, self.found.names[row]), self.side)
