@@ -11,7 +11,7 @@ from maskdit.config import Curves, Grid, Recon, Table, UserError
 from maskdit.curves import curves
 from maskdit.data import Images
 from maskdit.files import read_json, write_json
-from maskdit.grid import grid
+from maskdit.grid import Stacked, grid
 from maskdit.table import recon, table
 
 PROTOCOL = {
@@ -153,3 +153,13 @@ def test_reconstructions_stand_above_what_others_report_of_theirs(tmp_path):
     assert all(row["source"] for row in rows[2:])
     with pytest.raises(UserError, match="c has posterior sample, a has mean"):
         recon(config.model_copy(update={"evals": ("a", "c")}), metrics=tmp_path, out=tmp_path / "t.csv")
+
+
+def test_images_of_several_files_are_indexed_as_one_array(tmp_path):
+    every = np.random.default_rng(0).integers(0, 256, (11, 2, 2, 3), np.uint8)
+    files = [tmp_path / f"{start}.npy" for start in (0, 4, 5)]
+    for file, part in zip(files, (every[:4], every[4:5], every[5:]), strict=True):
+        np.save(file, part)
+    rows = np.array([10, 0, 3, 4, 5, 4])
+    np.testing.assert_array_equal(Stacked(files)[rows], every[rows])
+    assert Stacked(files)[rows[:0]].shape == (0, 2, 2, 3)

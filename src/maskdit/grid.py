@@ -1,5 +1,6 @@
 """A picture of samples by class beside real images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,22 @@ import numpy as np
 from maskdit.config import Grid
 from maskdit.data import Array, Images
 from maskdit.files import read_json, replacing
+
+
+class Stacked:
+    """Images (N, H, W, 3) in several files, indexed by an array of numbers: only those asked for are read."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.parts = [np.load(file, mmap_mode="r") for file in files]
+        self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
+        self.shape = (int(self.starts[-1]), *self.parts[0].shape[1:])
+
+    def __getitem__(self, rows: Array) -> Array:
+        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for place, row in enumerate(rows):
+            part = int(np.searchsorted(self.starts, row, "right")) - 1
+            out[place] = self.parts[part][row - self.starts[part]]
+        return out
 
 
 def rows_of(pixels: Any, labels: Array, numbers: Array, classes: int, columns: int) -> Array:
@@ -29,13 +46,13 @@ def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
     """A row a class: held-out real images on the left, samples of that class on the right, the first of each."""
     real = Images.load(images)
     index = read_json(samples / "index.json")
-    drawn = np.concatenate([np.load(samples / shard) for shard in index["shards"]])
+    drawn = Stacked([samples / shard for shard in index["shards"]])
     sides = {
         "real, held out": (real.pixels, real.labels, real.rows(heldout=True)),
         f"{index['checkpoint']['model']}, guidance {index['protocol']['guidance']:g}": (
             drawn,
             np.load(samples / "labels.npy"),
-            np.arange(len(drawn)),
+            np.arange(drawn.shape[0]),
         ),
     }
     mpl.use("Agg")
