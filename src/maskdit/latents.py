@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,30 +56,34 @@ class Latents:
     sha256: str
 
     @classmethod
+    def of(cls, moments: Sequence[Array], labels: Array, space: Space, sha256: str = "") -> "Latents":
+        """From the moments (n, mirrors, 2 C, H, W) of each shard."""
+        shape = moments[0].shape[1:]
+        whole = np.dtype((np.void, 2 * math.prod(shape[1:])))
+        shards = tuple(np.asarray(part).reshape(-1).view(whole) for part in moments)
+        return cls(shards, np.cumsum([0, *map(len, moments)]), (len(labels), *shape), labels, space, sha256)
+
+    @classmethod
     def load(cls, folder: Path) -> "Latents":
         """Read a folder written by the encode step; shards are memory-mapped.
 
         Raises UserError if a shard is missing, cut, or not of the shape that the index says.
         """
         index = read_json(folder / "index.json")
-        shape = tuple(index["shape"])
-        whole = np.dtype((np.void, 2 * math.prod(shape[2:])))
-        shards, counts = [], [0]
+        shape, shards = tuple(index["shape"]), []
         for known in index["shards"]:
             path = folder / known["file"]
             try:
-                found = np.load(path, mmap_mode="r", allow_pickle=False)
+                shards.append(np.load(path, mmap_mode="r", allow_pickle=False))
             except (OSError, ValueError) as error:
                 raise UserError(f"{path}: cannot be read ({error}); encode it again") from None
-            if found.shape != (known["count"], *shape[1:]) or found.dtype != np.float16:
-                raise UserError(f"{path}: holds {found.dtype} {found.shape}, its index says otherwise; encode it again")
-            shards.append(np.asarray(found).reshape(-1).view(whole))
-            counts.append(known["count"])
+            if shards[-1].shape != (known["count"], *shape[1:]) or shards[-1].dtype != np.float16:
+                raise UserError(f"{path}: holds {shards[-1].dtype} {shards[-1].shape}, its index says otherwise; encode it again")
         labels = np.load(folder / "labels.npy", allow_pickle=False)
-        if not sum(counts) == len(labels) == index["shape"][0]:
-            raise UserError(f"{folder}: {sum(counts)} moments and {len(labels)} labels of {index['shape'][0]}; encode it again")
+        if not (count := sum(map(len, shards))) == len(labels) == shape[0]:
+            raise UserError(f"{folder}: {count} moments and {len(labels)} labels of {shape[0]}; encode it again")
         identity = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
-        return cls(tuple(shards), np.cumsum(counts), shape, labels, Space.parse(index["space"]), identity)
+        return cls.of(shards, labels, Space.parse(index["space"]), identity)
 
     @property
     def mirrors(self) -> int:

@@ -44,9 +44,10 @@ class Lmdb:
                 found = [transaction.get(key.encode()) for key in keys]
         except self.error as error:
             raise UserError(f"{self.root}: damaged ({error}); get it again") from None
-        if None in found:
+        whole = [data for data in found if data is not None]
+        if len(whole) < len(keys):
             raise UserError(f"{self.root}: has no {keys[found.index(None)]}; get it again")
-        return found
+        return whole
 
     def read(self, rows: NDArray[Any]) -> Samples:
         """Moments and labels of some samples."""
@@ -175,7 +176,9 @@ def unpickled(data: bytes, shape: tuple[int, ...], where: str) -> NDArray[np.flo
         found = described(data)
     except (ValueError, IndexError, KeyError) as error:
         raise UserError(f"{where}: not the pickle of an array ({error}); it is not read") from None
-    numbers, kind, dimensions = b"", None, None
+    numbers: Any = None
+    kind: Any = None
+    dimensions: Any = None
     match found:
         case State(Call(made, (Global("numpy ndarray"), (0,), b"b")), (1, dimensions, kind, False, numbers)) if made in RECONSTRUCT:
             pass

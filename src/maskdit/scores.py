@@ -1,5 +1,6 @@
 """Features of samples beside those of real images: every metric, under the name that it deserves."""
 
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -66,5 +67,5 @@ def loaded(path: Any) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return dict(stored)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: damaged ({error}); make it again") from None
