@@ -162,11 +162,9 @@ def converted(config: Encode, images: Path, vae: Path) -> tuple[Array, Maker]:
             found = [reader.read(mine + offset) for offset in views]
             labels = found[0][1]
             if any(not np.array_equal(labels, other) for _, other in found):
-                raise UserError(
-                    f"{root}: mirrors have other classes than their images; get it again, or set encode.mirror to false"
-                )
+                raise UserError(f"{root}: the second half are no mirrors, their classes differ; set encode.mirror to false")
             if labels.min() < 0 or labels.max() >= classes:
-                raise UserError(f"{root}: has class {labels.max()}, params.yaml declares {classes} classes; correct it")
+                raise UserError(f"{root}: has classes {labels.min()} to {labels.max()}, params.yaml declares {classes}; correct it")
             with np.errstate(over="ignore"):  # what is no float16 is refused where it is stored
                 yield np.stack([moments.astype(np.float16) for moments, _ in found], axis=1), labels
 
