@@ -95,6 +95,25 @@ def test_a_batch_is_read_from_any_shards_in_its_own_order(latents):
     np.testing.assert_array_equal(Latents.load(folder).read(rows, mirrors).astype(np.float32), moments[rows, mirrors])
 
 
+@pytest.mark.parametrize("cuts", [[], [1], [7, 7, 120], list(range(1, 200))], ids=["one", "two", "an empty one", "two hundred"])
+@pytest.mark.parametrize("batch", [1, 64, 130, 500])
+def test_reading_is_plain_indexing_however_the_moments_are_cut(cuts, batch):
+    rng = np.random.default_rng(0)
+    moments = rng.normal(size=(200, 2, 4, 3, 3)).astype(np.float16)
+    latents = Latents.of(np.split(moments, cuts), np.arange(200), Space(2, 3, (0.0,) * 2, (1.0,) * 2, "vae", ("a",)))
+    rows, mirrors = rng.integers(200, size=batch), rng.integers(2, size=batch)
+    np.testing.assert_array_equal(latents.read(rows, mirrors), moments[rows, mirrors])
+    assert latents.mirrors == 2
+
+
+@pytest.mark.parametrize("row", [-1, 200])
+def test_a_sample_that_is_not_there_is_an_error(row):
+    moments = np.zeros((200, 1, 4, 3, 3), np.float16)
+    latents = Latents.of(np.split(moments, [50]), np.arange(200), Space(2, 3, (0.0,) * 2, (1.0,) * 2, "vae", ("a",)))
+    with pytest.raises(IndexError):
+        latents.read(np.array([row]), np.array([0]))
+
+
 def test_a_shard_that_is_cut_or_missing_is_named(latents):
     folder, _ = latents
     path = folder / "moments-0001.npy"

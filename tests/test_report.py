@@ -12,7 +12,7 @@ from maskdit.curves import curves
 from maskdit.data import Images
 from maskdit.files import read_json, write_json
 from maskdit.grid import Stacked, grid
-from maskdit.table import recon, table
+from maskdit.table import published, recon, table
 
 PROTOCOL = {
     "family": "mobilenet-v2",
@@ -134,27 +134,6 @@ def test_a_grid_shows_real_images_and_samples_of_each_class(tmp_path):
     assert not (left == [0, 0, 255]).all(-1).any()
 
 
-def test_reconstructions_stand_above_what_others_report_of_theirs(tmp_path):
-    protocol = {"family": "mobilenet-v2", "extractor_sha256": "e", "images": 7, "images_sha256": "i", "resolution": 32}
-    record = {"metrics": {"rfd_mobilenet": 12.34567, "psnr": 25.0, "ssim": 0.7}, "protocol": protocol}
-    for name, changes in (
-        ("a", {"posterior": "mean", "vae_sha256": "ab" * 32}),
-        ("c", {"posterior": "sample", "vae_sha256": "c" * 64}),
-    ):
-        write_json(tmp_path / f"{name}.json", {**record, "protocol": protocol | changes})
-    config = Recon(title="T", published="in256-recon", evals=("a", "b"))
-    recon(config, metrics=tmp_path, out=tmp_path / "t.csv")
-    rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
-    assert [row["eval"] for row in rows[:2]] == ["a", "b"]
-    assert (rows[0]["rfd_mobilenet"], rows[0]["vae_sha256"], rows[0]["rfid"]) == ("12.346", "abababababab", "")
-    assert rows[1]["posterior"] == "not run"
-    published = {row["eval"]: (row["rfid"], row["phase"]) for row in rows[2:]}
-    assert published["sd-vae-ft-ema (VA-VAE)"] == ("0.61", "published")
-    assert all(row["source"] for row in rows[2:])
-    with pytest.raises(UserError, match="c has posterior sample, a has mean"):
-        recon(config.model_copy(update={"evals": ("a", "c")}), metrics=tmp_path, out=tmp_path / "t.csv")
-
-
 def test_images_of_several_files_are_indexed_as_one_array(tmp_path):
     every = np.random.default_rng(0).integers(0, 256, (11, 2, 2, 3), np.uint8)
     files = [tmp_path / f"{start}.npy" for start in (0, 4, 5)]
@@ -163,3 +142,50 @@ def test_images_of_several_files_are_indexed_as_one_array(tmp_path):
     rows = np.array([10, 0, 3, 4, 5, 4])
     np.testing.assert_array_equal(Stacked(files)[rows], every[rows])
     assert Stacked(files)[rows[:0]].shape == (0, 2, 2, 3)
+
+
+def reconstruction(folder, name, **protocol):
+    told = {"family": "inception-2015", "extractor_sha256": "e", "images": 50_000, "images_sha256": "i", "resolution": 256}
+    told |= {"crop": "ADM", "posterior": "sample", "quantisation": "round", "vae_sha256": "0123456789abcdef"} | protocol
+    write_json(folder / f"{name}.json", {"metrics": {"rfid": 0.612345, "psnr": 26.9, "ssim": 0.7}, "protocol": told})
+
+
+def test_reconstructions_stand_above_what_others_report_with_its_protocol_and_source(tmp_path):
+    reconstruction(tmp_path, "ema")
+    recon(Recon(title="R", published="in256-recon", evals=("ema", "mse")), metrics=tmp_path, out=tmp_path / "r.csv")
+    rows = list(csv.DictReader((tmp_path / "r.csv").read_text().splitlines()))
+    assert [row["phase"] for row in rows] == ["reconstructed", "not run", *["published"] * 8]
+    assert (rows[0]["rfid"], rows[0]["psnr"], rows[0]["vae"]) == ("0.61235", "26.9", "0123456789ab")
+    assert "50000 held-out images of 256 pixels against themselves" in rows[0]["protocol"]
+    assert not any(rows[1][name] for name in ("rfid", "psnr", "ssim", "posterior"))
+    assert sorted(float(row["rfid"]) for row in rows[2:]) == [0.61, 0.61, 0.61, 0.61, 0.62, 0.78, 0.9, 0.9]
+    assert all(row["source"] for row in rows[2:])
+    assert "sd-vae-ft-ema; val 50K" in rows[2]["protocol"]
+    lines = (tmp_path / "r.md").read_text().splitlines()
+    assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+@pytest.mark.parametrize("field", ["family", "images", "images_sha256", "resolution", "posterior", "crop", "quantisation"])
+def test_two_protocols_of_reconstruction_never_share_a_column(tmp_path, field):
+    reconstruction(tmp_path, "a")
+    reconstruction(tmp_path, "b", **{field: "other"})
+    with pytest.raises(UserError, match=f"b has {field} other, a has .* cannot share a column"):
+        recon(Recon(title="R", evals=("a", "b")), metrics=tmp_path, out=tmp_path / "r.csv")
+
+
+@pytest.mark.parametrize("bench", ["in256", "in512", "in256-recon"])
+def test_each_published_number_lies_in_its_own_column(bench):
+    numbers = {"fid", "sfid", "is", "precision", "recall", "rfid", "psnr", "ssim", "lpips", "parameters"}
+    rows = published(bench)
+    for row in rows:
+        assert row["source"]
+        assert row.keys() <= numbers | {"eval", "phase", "guidance", "posterior", "protocol", "source"}
+        assert all(float(row[name]) > 0 for name in numbers & row.keys())
+        assert all(float(row[name]) < 1 for name in {"precision", "recall", "ssim", "lpips"} & row.keys())
+        assert row.get("posterior", "sample") in ("sample", "mean")
+        assert row.get("parameters", 4e8) > 3e8
+    named = {row["eval"]: row for row in rows}
+    if bench == "in256":
+        assert (named["ADM-G,ADM-U"]["parameters"], named["ADM-G,ADM-U"]["fid"]) == (673_000_000, "3.94")
+    if bench == "in512":
+        assert (named["ADM-G,ADM-U"]["parameters"], named["MaskDiT"]["parameters"]) == (774_000_000, 731_800_000)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskdit import autoencoder, checkpoint, sample
+from maskdit import autoencoder, checkpoint, runtime, sample
 from maskdit.config import Sample, UserError, Vae
 from maskdit.files import read_json, sha256, write_json
 from maskdit.latents import Space
@@ -119,6 +119,19 @@ def test_finished_shards_survive_an_interruption(made, whole, tmp_path, monkeypa
     images, _ = draw(made, tmp_path / "out", shards=4)
     assert not set(again) & set(drawn), "what was finished is not drawn again"
     np.testing.assert_array_equal(images, whole[0])
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_an_image_does_not_depend_on_the_processes_that_draw_it(made, whole, tmp_path, monkeypatch, order):
+    for part in order:
+        monkeypatch.setattr(runtime, "PART", (part, 2))
+        sample.sample(Sample.model_validate({**ENTRY, "shards": 3}), run=made / "run", vae=made / "vae", out=tmp_path)
+        assert not (tmp_path / "index.json").exists()
+    monkeypatch.setattr(runtime, "PART", None)
+    monkeypatch.setattr(autoencoder, "to_pixels", None)  # nothing is left to draw
+    images, labels = draw(made, tmp_path / "out", shards=3)
+    np.testing.assert_array_equal(images, whole[0])
+    np.testing.assert_array_equal(labels, whole[1])
 
 
 def test_another_autoencoder_is_refused(made, whole, tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def update_rows(case: Case, rounds: int, where: torch.device) -> list[dict[str, 
     tidy()
     space = Space(4, case.side, (0.0,) * 4, (1.0,) * 4, "", tuple(map(str, range(CLASSES))))
     moments = np.zeros((256, 1, 8, case.side, case.side), np.float16)
-    latents = Latents((moments,), np.array([0, 256]), np.arange(256), space, "")
+    latents = Latents.of([moments], np.arange(256), space)
     net, config = network(case), training(case)
     assert isinstance(net, MaskDiT)
     learner = Learner(net, net.state_dict(), config, where, Ranks(0, 1))

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 
-from maskdit.autoencoder import factors, identity, load, to_unit
+from maskdit.autoencoder import factors, geometry, identity, load, to_unit
 from maskdit.config import Encode, UserError
 from maskdit.data import Array, Images
 from maskdit.diffusion import SIGMA_DATA
@@ -19,65 +18,87 @@ from maskdit.published_latents import READERS
 from maskdit.runtime import device, progress, say
 from maskdit.shards import Shards, place
 
-Part = tuple[Array, Array]  # moments (n, mirrors, 2 C, H, W) in float16, labels (n,)
+Batch = tuple[Array, Array]  # moments (n, mirrors, 2 C, H, W) in float16, labels (n,)
+Maker = Callable[[Array], Iterator[Batch]]  # makes the moments of the images of some numbers
+CONVERTED = 1024  # published latents read at once
 
 
 def encode(config: Encode, *, images: Path, vae: Path, out: Path) -> None:
     """Encode the training images, and their mirror images if asked, to posterior moments (N, mirrors, 2 C, H, W) in float16.
 
-    In shards by the image's number, that any number of processes make; the one that takes them together checks that each image is
-    there once. The index holds shift and scale per channel, those that are published with the VAE or else such that latents have
-    mean 0 and standard deviation 0.5; the class names, the hash of the VAE and of each shard. Published moments are converted.
+    In shards by the image's number, that any number of processes make, a batch at a time; the one that takes them together checks
+    that each image is there once. The index holds shift and scale per channel, those that are published with the VAE or else such
+    that latents have mean 0 and standard deviation 0.5; the class names, the hash of the VAE and of each shard. Published moments
+    are converted. Raises UserError for moments that are no float16 numbers, and for a shard that is damaged.
     """
     index = read_json(images / "index.json")
-    rows, classes, make = (converted if index["kind"] == "latents" else encoded)(config, index, images, vae)
+    rows, make = (converted if index["kind"] == "latents" else encoded)(config, images, vae)
+    if config.shards > len(rows):
+        raise UserError(f"encode.shards: {config.shards} shards of {len(rows)} images; lower it")
     parts = np.array_split(rows, config.shards)
     names = [f"part-{number:04d}" for number in range(config.shards)]
     work = Shards("encode", [config.model_dump(), sha256(images / "manifest.json"), identity(vae)], names)
-
-    def shard(number: int, folder: Path) -> None:
-        made = list(make(parts[number]))
-        moments, labels = (np.concatenate(column) for column in zip(*made, strict=True))
-        folder.mkdir()
-        save_array(folder / "moments.npy", moments)
-        save_array(folder / "labels.npy", labels)
-        save_array(folder / "rows.npy", parts[number])
-        write_json(folder / "facts.json", {**sums(moments), "count": len(moments), "sha256": sha256(folder / "moments.npy")})
-
-    if not work.fill(shard):
+    if not work.fill(lambda number, folder: store(folder, parts[number], make(parts[number]))):
         return
-    facts = [read_json(work.home / name / "facts.json") for name in names]
-    seen = np.concatenate([np.load(work.home / name / "rows.npy") for name in names])
-    if not np.array_equal(np.sort(seen), rows):
-        raise UserError(f"{work.home}: holds {len(seen)} images of {len(rows)}, or one twice; remove the folder and encode again")
+    facts = [checked(work.home / name, part) for name, part in zip(names, parts, strict=True)]
     listed = []
     for number, (name, known) in enumerate(zip(names, facts, strict=True)):
         file = f"moments-{number:04d}.npy"
         place(work.home / name / "moments.npy", out / file)
-        listed.append({"file": file, "count": known["count"], "sha256": known["sha256"]})
+        listed.append({"file": file, "count": known["shape"][0], "sha256": known["sha256"]["moments.npy"]})
     save_array(out / "labels.npy", np.concatenate([np.load(work.home / name / "labels.npy") for name in names]))
-    shape = np.load(out / "moments-0000.npy", mmap_mode="r").shape
+    shape = [len(rows), *facts[0]["shape"][1:]]
     shift, scale = factors(vae) or fitted(facts)
-    space = Space(shape[2] // 2, shape[3], tuple(shift), tuple(scale), identity(vae), classes)
-    write_json(
-        out / "index.json", {"shape": [len(seen), *shape[1:]], "dtype": "float16", "space": space.__dict__, "shards": listed}
-    )
+    space = Space(shape[2] // 2, shape[3], tuple(shift), tuple(scale), identity(vae), tuple(index["classes"]))
+    write_json(out / "index.json", {"shape": shape, "dtype": "float16", "space": space.__dict__, "shards": listed})
     work.forget()
-    say(f"encode: {len(seen)} images, moments {shape[1:]} float16, {2 * len(seen) * int(np.prod(shape[1:])) / 2**20:.1f} MiB")
+    say(f"encode: {shape[0]} images, moments {tuple(shape[1:])} float16, {2 * np.prod(shape) / 2**20:.1f} MiB")
 
 
-def sums(moments: Array) -> dict[str, list[float]]:
-    """What shift and scale need of a part, per channel: numbers, sum and sum of squares of the mean, sum of the variance."""
+def store(folder: Path, rows: Array, made: Iterator[Batch]) -> None:
+    """Write a part as it is made: moments, labels, the images' numbers, and facts: hashes, and sums for shift and scale."""
+    folder.mkdir()
+    labels: list[Array] = []
+    total: dict[str, Any] = {"numbers": 0, "mean": 0.0, "square": 0.0, "variance": 0.0}
+    with (folder / "moments.npy").open("wb") as stream:
+        for moments, known in made:
+            if wrong := np.flatnonzero(~np.isfinite(moments).reshape(len(moments), -1).all(1)).tolist():
+                number = rows[sum(map(len, labels)) + wrong[0]]
+                raise UserError(f"encode: the moments of image {number} are no float16 numbers; look at the image and at the VAE")
+            if not labels:
+                shape = (len(rows), *moments.shape[1:])
+                np.lib.format.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": shape})
+            stream.write(np.ascontiguousarray(moments, "<f2").data)
+            labels.append(known)
+            for name, value in sums(moments).items():
+                total[name] = total[name] + value
+    save_array(folder / "labels.npy", np.concatenate(labels))
+    save_array(folder / "rows.npy", rows)
+    hashes = {name: sha256(folder / name) for name in ("moments.npy", "labels.npy", "rows.npy")}
+    write_json(
+        folder / "facts.json", {"shape": shape, "sha256": hashes, **{name: np.asarray(total[name]).tolist() for name in total}}
+    )
+
+
+def sums(moments: Array) -> dict[str, Any]:
+    """What shift and scale need, per channel, in float64: numbers, sum and sum of squares of the mean, sum of the variance."""
     mean, logvar = np.split(moments.astype(np.float64), 2, axis=2)
     axes = (0, 1, 3, 4)
-    numbers = mean.size // mean.shape[2]
-    first, second = mean.sum(axes), np.square(mean).sum(axes)
-    return {
-        "numbers": [numbers] * mean.shape[2],
-        "mean": first.tolist(),
-        "square": second.tolist(),
-        "variance": np.exp(np.clip(logvar, -30, 20)).sum(axes).tolist(),
-    }
+    variance = np.exp(np.clip(logvar, -30, 20)).sum(axes)
+    return {"numbers": mean[:, :, 0].size, "mean": mean.sum(axes), "square": np.square(mean).sum(axes), "variance": variance}
+
+
+def checked(folder: Path, rows: Array) -> dict[str, Any]:
+    """The facts of a part; raises UserError, naming it, if it is damaged or does not hold each of its images once."""
+    facts: dict[str, Any] = read_json(folder / "facts.json")
+    for name, wanted in facts["sha256"].items():
+        if not (folder / name).is_file() or sha256(folder / name) != wanted:
+            raise UserError(f"{folder / name}: damaged (sha256 differs); remove {folder} and encode again")
+    found, labels = np.load(folder / "rows.npy"), np.load(folder / "labels.npy")
+    whole = np.load(folder / "moments.npy", mmap_mode="r").shape == tuple(facts["shape"])
+    if not (whole and np.array_equal(found, rows) and len(labels) == facts["shape"][0] == len(rows)):
+        raise UserError(f"{folder}: does not hold each of its {len(rows)} images once; remove it and encode again")
+    return facts
 
 
 def fitted(facts: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
@@ -88,51 +109,63 @@ def fitted(facts: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     return (mean / numbers).tolist(), (SIGMA_DATA / np.sqrt(spread)).tolist()
 
 
-Maker = Callable[[Array], Iterator[Part]]
+def encoded(config: Encode, images: Path, vae: Path) -> tuple[Array, Maker]:
+    """Numbers of the training images, and what encodes some of them; a thread reads the next batch meanwhile.
 
-
-def encoded(config: Encode, index: dict[str, Any], images: Path, vae: Path) -> tuple[Array, tuple[str, ...], Maker]:
-    """Training rows, classes, and what encodes some of them: images are decoded in a thread while the one before is encoded."""
+    Batches are filled up to one size, so that the moments of an image do not depend on how the work is cut.
+    """
     data = Images.load(images)
     where = device()
-    net: AutoencoderKL | None = None
+    net = load(vae, where)
+    gpu = where.type == "cuda"
+    net.to(memory_format=torch.channels_last if gpu else torch.contiguous_format)
 
-    def make(rows: Array) -> Iterator[Part]:
-        nonlocal net
-        net = net or load(vae, where)
-        starts = range(0, len(rows), config.batch)
+    def make(rows: Array) -> Iterator[Batch]:
+        batches = [rows[at : at + config.batch] for at in range(0, len(rows), config.batch)]
 
         def read(number: int) -> torch.Tensor:
-            chosen = np.resize(rows[starts[number] : starts[number] + config.batch], config.batch)  # one size: the same sums
-            return torch.from_numpy(np.ascontiguousarray(data.pixels[chosen]))
+            pixels = data.pixels[batches[number]]
+            whole = torch.from_numpy(pixels[np.resize(np.arange(len(pixels)), config.batch)])
+            return whole.pin_memory() if gpu else whole
 
         with ThreadPoolExecutor(1) as pool, torch.inference_mode():
             coming = pool.submit(read, 0)
-            for number in progress(range(len(starts)), "encode", len(starts)):
+            for number in progress(range(len(batches)), "encode", len(batches)):
                 pixels = coming.result()
-                if number + 1 < len(starts):
+                if number + 1 < len(batches):
                     coming = pool.submit(read, number + 1)
                 clean = to_unit(pixels.to(where, non_blocking=True))
                 views = (clean, clean.flip(-1)) if config.mirror else (clean,)
                 found = [net.encode(view).latent_dist.parameters.half().cpu() for view in views]
-                labels = data.labels[rows[starts[number] : starts[number] + config.batch]]
-                yield torch.stack(found, dim=1)[: len(labels)].numpy(), labels
+                mine = batches[number]
+                yield torch.stack(found, dim=1).numpy()[: len(mine)], data.labels[mine]
 
-    return data.rows(heldout=False), data.classes, make
+    return data.rows(heldout=False), make
 
 
-def converted(config: Encode, index: dict[str, Any], images: Path, vae: Path) -> tuple[Array, tuple[str, ...], Maker]:
-    """The same of moments that others have encoded; they have no mirrors."""
-    if config.mirror:
-        raise UserError("encode.mirror: published latents hold no mirrors; set it to false")
-    side = index["resolution"] // 8
-    reader = READERS[index["format"]](Path(index["root"]), (8, side, side))
-    if reader.count != index["images"]:
-        raise UserError(f"{index['root']}: holds {reader.count} latents, params.yaml declares {index['images']}; correct it")
+def converted(config: Encode, images: Path, vae: Path) -> tuple[Array, Maker]:
+    """The same of moments that others have encoded; if there are twice as many as images, the second half is their mirrors."""
+    index = read_json(images / "index.json")
+    factor, channels = geometry(vae)
+    side, count, classes = index["resolution"] // factor, index["images"], len(index["classes"])
+    root = Path(index["root"])
+    reader = READERS[index["format"]](root, (2 * channels, side, side))
+    if reader.count not in (count, 2 * count):
+        raise UserError(f"{root}: holds {reader.count} latents, params.yaml declares {count} images; correct it")
+    if config.mirror and reader.count == count:
+        raise UserError(f"encode.mirror: {root} holds no mirrors; set it to false")
+    views = (0, count) if config.mirror else (0,)
 
-    def make(rows: Array) -> Iterator[Part]:
-        for start in range(0, len(rows), 1024):
-            moments, labels = reader.read(rows[start : start + 1024])
-            yield moments.astype(np.float16)[:, None], labels
+    def make(rows: Array) -> Iterator[Batch]:
+        for start in range(0, len(rows), CONVERTED):
+            mine = rows[start : start + CONVERTED]
+            found = [reader.read(mine + offset) for offset in views]
+            labels = found[0][1]
+            if any(not np.array_equal(labels, other) for _, other in found):
+                raise UserError(f"{root}: the second half are no mirrors, their classes differ; set encode.mirror to false")
+            if labels.min() < 0 or labels.max() >= classes:
+                raise UserError(f"{root}: has classes {labels.min()} to {labels.max()}, params.yaml declares {classes}; correct it")
+            with np.errstate(over="ignore"):  # what is no float16 is refused where it is stored
+                yield np.stack([moments.astype(np.float16) for moments, _ in found], axis=1), labels
 
-    return np.arange(reader.count), tuple(index["classes"]), make
+    return np.arange(count), make

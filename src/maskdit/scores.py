@@ -1,6 +1,7 @@
 """Features of samples beside those of real images: every metric, under the name that it deserves."""
 
-from typing import Any
+import zipfile
+from pathlib import Path
 
 import numpy as np
 
@@ -62,10 +63,10 @@ def scored(found: dict[str, Array], known: dict[str, Array], neighbours: int, na
     return metrics
 
 
-def loaded(path: Any) -> dict[str, Array]:
+def loaded(path: Path) -> dict[str, Array]:
     """The arrays of an npz, which holds no pickles; raises UserError if it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return dict(stored)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: damaged ({error}); make it again") from None

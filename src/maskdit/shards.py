@@ -39,11 +39,13 @@ class Shards:
             if kept.exists():
                 continue
             half = kept.with_name(f".{os.getpid()}.{kept.name}")
+            remove(half)  # left by a process of this number that was killed
             try:
                 make(number, half)
-                half.rename(kept)
+                if not kept.exists():  # another process may have been quicker
+                    half.rename(kept)
             finally:
-                shutil.rmtree(half) if half.is_dir() else half.unlink(missing_ok=True)
+                remove(half)
         return runtime.PART is None
 
     def take(self, out: Path) -> None:
@@ -55,6 +57,11 @@ class Shards:
     def forget(self) -> None:
         """Remove the scratch folder."""
         shutil.rmtree(self.home)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def place(source: Path, target: Path) -> None:

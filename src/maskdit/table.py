@@ -9,6 +9,7 @@ from maskdit.config import Recon, Table
 from maskdit.files import replacing
 from maskdit.records import COMPARABLE, markdown, read
 
+RECONSTRUCTED = ("family", "extractor_sha256", "images", "images_sha256", "resolution", "crop", "posterior", "quantisation")
 APART = ("kid", "density", "coverage", "fid_infinity", "fd_infinity")  # in the records only
 
 
@@ -72,16 +73,18 @@ def recon(config: Recon, *, metrics: Path, out: Path) -> None:
 
     Raises UserError if two were measured by different protocols.
     """
-    records = read(metrics, config.evals, ("family", "extractor_sha256", "images", "images_sha256", "resolution", "posterior"))
-    rows: list[dict[str, Any]] = []
-    for name in config.evals:
-        if name not in records:
-            rows.append({"eval": name, "posterior": "not run"})
-            continue
-        protocol = records[name]["protocol"]
-        shown = {field: protocol[field] for field in ("posterior", "images", "resolution")}
-        rows.append({"eval": name, "vae_sha256": protocol["vae_sha256"][:12], **shown, **rounded(records[name]["metrics"])})
+    records = read(metrics, config.evals, RECONSTRUCTED)
+    rows = [{"eval": name, **(restored(records[name]) if name in records else {"phase": "not run"})} for name in config.evals]
     write(config.title, rows + published(config.published), out)
+
+
+def restored(record: dict[str, Any]) -> dict[str, Any]:
+    """One reconstruction as a row: by which autoencoder and how, and what it scores."""
+    protocol = record["protocol"]
+    against = f"{protocol['images']} held-out images of {protocol['resolution']} pixels against themselves"
+    made = f"crop {protocol['crop']}; uint8 by {protocol['quantisation']}; {protocol['family']}"
+    shown = {"phase": "reconstructed", "vae": protocol["vae_sha256"][:12], "posterior": protocol["posterior"]}
+    return {**shown, "protocol": f"{against}; {made}", **rounded(record["metrics"])}
 
 
 def write(title: str, rows: list[dict[str, Any]], out: Path) -> None:

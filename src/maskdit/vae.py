@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from maskdit.autoencoder import WEIGHTS, build, identity, load, psnr, to_pixels, to_unit
+from maskdit.autoencoder import WEIGHTS, build, geometry, identity, load, psnr, to_pixels, to_unit
 from maskdit.config import DownloadedVae, UserError, Vae
 from maskdit.data import Images, generator, order
 from maskdit.files import read_json, write_json
@@ -45,7 +45,7 @@ def take(config: DownloadedVae, folder: Path, out: Path) -> None:
     if known.get("kind") != "autoencoder" or identity(folder) != known["sha256"]:
         raise UserError(f"{folder}: not the autoencoder that was fetched; fetch it again")
     net = load(folder, torch.device("cpu"))
-    factor, channels = 2 ** (len(net.config.block_out_channels) - 1), net.config.latent_channels
+    factor, channels = geometry(folder)
     if (factor, channels) != (config.factor, config.latent_channels):
         raise UserError(
             f"{folder}: {factor} pixels a latent and {channels} channels, vae declares {config.factor} and {config.latent_channels}"
