@@ -54,7 +54,7 @@ def compared(config: Calibrate, found: dict[str, float]) -> pd.DataFrame:
     """A row a metric: expected and found value, difference, tolerance, and whether it is within it."""
     names = list(config.expected)
     frame = pd.DataFrame({"metric": names, "expected": config.expected.values(), "found": [found[name] for name in names]})
-    frame["difference"] = frame["found"] - frame["published"]
+    frame["difference"] = frame["found"] - frame["expected"]
     frame["tolerance"] = [config.tolerance[name] for name in names]
     frame["verdict"] = np.where(frame["difference"].abs() <= frame["tolerance"], "within", "outside")
     return frame

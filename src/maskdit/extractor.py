@@ -51,7 +51,7 @@ def normalised(pixels_BHWC: Tensor) -> Tensor:
 class MobileNet(torch.nn.Module):
     """uint8 images (B, H, W, 3) to features (B, 1280) and logits (B, 1000) of ImageNet, float32."""
 
-    RESIZE = f"{SIDE} pixels, bilinear"
+    RESIZE, WIDTHS = f"{SIDE} pixels, bilinear", {"features": 1280}
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class MobileNet(torch.nn.Module):
 class Dino(torch.nn.Module):
     """uint8 images (B, H, W, 3) to DINOv2's features (B, 1024): ViT-L/14 at 224 pixels, its positions resampled as timm does."""
 
-    RESIZE = "224 pixels, bicubic with antialiasing; timm"
+    RESIZE, WIDTHS = "224 pixels, bicubic with antialiasing; timm", {"features": 1024}
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         super().__init__()

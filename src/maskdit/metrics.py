@@ -21,7 +21,7 @@ PART = 4096  # images held at once in float64
 
 @dataclass(frozen=True)
 class Sums:
-    """Features of images added up: how many, their mean (F,), and the sum of the squares of what differs from it (F, F), float64."""
+    """Features of images added up in float64: how many, their mean (F,), sum of outer products of what differs from it (F, F)."""
 
     count: int
     mean: Array

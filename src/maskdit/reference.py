@@ -31,8 +31,9 @@ def reference(config: Reference, *, images: Path, extractor: Path, out: Path) ->
     if len(rows) < max(2, config.shards):
         raise UserError(f"{images}: {len(rows)} training images are too few for statistics in {config.shards} shards")
     given = brought(images)
-    if given:
-        demand_fit(given, net.extract(data.pixels, rows[:1], 1), images)
+    for space, (mean, _) in SPACES.items():
+        if mean in given and len(given[mean]) != net.net.WIDTHS.get(space):
+            raise UserError(f"{images / 'batch.npz'}: {mean} {given[mean].shape} is not of {net.family}; take the batch for it")
     kept = np.sort(generator(0, "neighbours").permutation(rows)[: config.neighbours_from or len(rows)])
     parts = np.array_split(rows, config.shards)
     names = [f"reference-{number:04d}.npz" for number in range(config.shards)]
@@ -130,14 +131,6 @@ def brought(images: Path) -> dict[str, Array]:
     if given and "mu" not in given:
         raise UserError(f"{path}: holds mu_s without mu; get it again")
     return given
-
-
-def demand_fit(given: dict[str, Array], seen: Arrays, images: Path) -> None:
-    """Raise UserError if statistics that a batch brings are not as wide as what the network says of an image."""
-    for space, (mean, _) in SPACES.items():
-        width = seen[space].shape[1] if space in seen else 0
-        if mean in given and len(given[mean]) != width:
-            raise UserError(f"{images / 'batch.npz'}: {mean} {given[mean].shape} is not of this network; take the batch for it")
 
 
 def held(net: Network, found: Arrays, labels_N: Array, known: dict[str, Array]) -> dict[str, Any]:
