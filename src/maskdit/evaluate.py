@@ -6,37 +6,41 @@ import numpy as np
 
 from maskdit.config import Evaluate, UserError
 from maskdit.files import read_json, sha256, write_json
-from maskdit.metrics import SPLIT
 from maskdit.runtime import say
-from maskdit.scores import loaded, scored, suffix
+from maskdit.scores import gathered, loaded, protocol, scored, suffix
+
+SAME = {  # what features and reference must agree in -> what to do
+    "family": "make both with one extractor",
+    "extractor_sha256": "make both with one extractor",
+    "resize": "make both with one extractor",
+    "resolution": "take the reference for images of this side",
+}
 
 
 def evaluate(config: Evaluate, *, features: Path, reference: Path, out: Path) -> None:
     """The metrics of samples; where the reference has a class probe also how often it names the intended class.
 
-    Raises UserError if the features are of another network than the reference, or are not all there.
+    Raises UserError if the features are of another network than the reference, or of images of another side, or are not all there.
     """
     index, real = read_json(features / "index.json"), read_json(reference / "real.json")
-    protocol = index["protocol"]
-    if any(protocol[field] != real[field] for field in ("family", "extractor_sha256")):
-        raise UserError(
-            f"{features}: features of {protocol['family']}, the reference {reference} has another network; make both again"
-        )
-    parts = [loaded(features / shard) for shard in index["shards"]]
-    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    made = index["protocol"]
+    for field, hint in SAME.items():
+        if made.get(field) != real.get(field):
+            raise UserError(f"{features}: {field} {made.get(field)}, the reference {reference} has {real.get(field)}; {hint}")
+    found = gathered([features / shard for shard in index["shards"]])
     labels = np.load(features / "labels.npy")
-    if not len(found["features"]) == len(labels) == protocol["images"]:
-        raise UserError(f"{features}: {len(found['features'])} features of {protocol['images']} images; make them again")
+    if not len(found["features"]) == len(labels) == made["images"]:
+        raise UserError(f"{features}: {len(found['features'])} features of {made['images']} images; make them again")
     known = loaded(reference / "reference.npz")
-    metrics = scored(found, known, config.neighbours, suffix(protocol["family"], protocol["extractor_sha256"], len(labels)))
+    name = suffix(made["family"], made["extractor_sha256"], len(labels))
+    metrics = scored(found, known, config.neighbours, name, features)
     if "probe_weight" in known:
         guessed = (found["features"] @ known["probe_weight"].T + known["probe_bias"]).argmax(1)
         metrics["probe_accuracy"] = float((guessed == labels).mean())
-    protocol |= {
+    made |= protocol(config.neighbours) | {
         "reference_sha256": sha256(reference / "reference.npz"),
         "statistics": real["statistics"],
-        "neighbours": config.neighbours,
-        "is_split": SPLIT,
+        "neighbours_from": len(known["features"]),
     }
-    write_json(out, {"metrics": metrics, "checkpoint": index["checkpoint"], "protocol": protocol, "real": real})
+    write_json(out, {"metrics": metrics, "checkpoint": index["checkpoint"], "protocol": made, "real": real})
     say("evaluate: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))

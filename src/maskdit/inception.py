@@ -17,6 +17,8 @@ class Inception(torch.nn.Module):
     Spatial features are the first seven channels of what TensorFlow calls mixed_6/conv, place by place, channels last.
     """
 
+    RESIZE, WIDTHS = "299 pixels, bilinear as in TensorFlow 1", {"features": 2048, "spatial": 2023}
+
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         super().__init__()
         copy = io.BytesIO()  # of what was read here: the library itself would download, and execute what it loads

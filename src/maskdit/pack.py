@@ -13,7 +13,8 @@ from maskdit.runtime import progress, say
 def pack(samples: Path, out: Path) -> None:
     """`maskdit export SAMPLES --format npz`: images as arr_0, uint8 (N, H, W, 3) in their order, and labels as arr_1.
 
-    They are written shard by shard, without holding them all. Raises UserError if `out` is there already or samples are not whole.
+    They are written shard by shard, without holding them all; the same samples give the same bytes. Raises UserError if `out` is
+    there already or samples are not whole.
     """
     if out.exists():
         raise UserError(f"{out}: is already there; name a new place")
@@ -24,11 +25,11 @@ def pack(samples: Path, out: Path) -> None:
     shards = [np.load(samples / name, mmap_mode="r") for name in index["shards"]]
     shape = (sum(len(shard) for shard in shards), *shards[0].shape[1:])
     with replacing(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
+        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as stream:
             header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
             for number in progress(range(len(shards)), "export", len(shards)):
                 stream.write(np.ascontiguousarray(shards[number]).data)
-        with archive.open("arr_1.npy", "w") as stream:
+        with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as stream:
             np.lib.format.write_array(stream, np.load(samples / "labels.npy"), allow_pickle=False)
     say(f"export: {shape[0]} images of {shape[1]} pixels to {out}")

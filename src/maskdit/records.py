@@ -18,7 +18,13 @@ COMPARABLE = (
     "neighbours",
     "statistics",
     "is_split",
+    "is_order",
+    "kid_subsets",
+    "near",
+    "resize",
+    "resolution",
 )
+SAMPLING = ("weights", "precision", "guidance_channels", "guidance_interval")  # shown where rows differ in it
 
 
 def read(metrics: Path, evals: tuple[str, ...], same: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -7,13 +7,13 @@ import pandas as pd
 
 from maskdit.config import Recon, Table
 from maskdit.files import replacing
-from maskdit.records import COMPARABLE, markdown, read
+from maskdit.records import COMPARABLE, SAMPLING, markdown, read
 
 RECONSTRUCTED = ("family", "extractor_sha256", "images", "images_sha256", "resolution", "crop", "posterior", "quantisation")
 APART = ("kid", "density", "coverage", "fid_infinity", "fd_infinity")  # in the records only
 
 
-def row_of(record: dict[str, Any]) -> dict[str, Any]:
+def row_of(record: dict[str, Any], differing: list[str]) -> dict[str, Any]:
     """One evaluation as a row: what was trained and how long, how it was sampled, what it scores."""
     checkpoint, protocol = record["checkpoint"], record["protocol"]
     return {
@@ -27,6 +27,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "parameters": checkpoint["parameters"],
         "sampler": protocol["sampler"],
         "nfe": protocol["nfe"],
+        **{field: protocol.get(field) for field in differing},
         "images": protocol["images"],
         **rounded({name: value for name, value in record["metrics"].items() if not name.startswith(APART)}),
     }
@@ -56,14 +57,16 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
     """Write the evaluations as CSV, and as Markdown beside it; an evaluation that was not run says so.
 
     Below them come the rows that others report, if the entry names their benchmark.
-    The last row is how well the probe names held-out real images. Raises UserError if rows were measured by different protocols.
+    The last row is how well the probe names held-out real images. How images were sampled has a column where rows differ in it.
+    Raises UserError if rows were measured by different protocols.
     """
     records = read(metrics, config.evals, COMPARABLE)
-    rows = [{"eval": name, **(row_of(records[name]) if name in records else {"model": "not run"})} for name in config.evals]
-    for record in [record for record in records.values() if record["real"]["heldout"]][
-        :1
-    ]:  # no distance: it is over another number of images
-        real = {name: record["real"]["heldout"][name] for name in ("images", "probe_accuracy")}
+    differing = [field for field in SAMPLING if len({str(record["protocol"].get(field)) for record in records.values()}) > 1]
+    rows = [
+        {"eval": name, **(row_of(records[name], differing) if name in records else {"model": "not run"})} for name in config.evals
+    ]
+    for record in [record for record in records.values() if record["real"]["heldout"]][:1]:
+        real = {name: record["real"]["heldout"][name] for name in ("images", "probe_accuracy")}  # a distance is over their number
         rows.append({"eval": "real, held out", **rounded(real)})
     write(config.title, rows + published(config.published), out)
 
