@@ -185,7 +185,7 @@ def draw_waterfall(frame: pd.DataFrame, title: str, out: Path) -> None:
     panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     panel.minorticks_off()
     panel.set_xlabel("times faster per image than plain DiT in float32")
-    panel.legend(loc="lower right")
+    panel.legend(loc="upper right")
     figure.suptitle(title, fontsize=10)
     for suffix in (".png", ".svg"):
         with replacing(out.with_suffix(suffix)) as temporary:
