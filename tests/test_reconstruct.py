@@ -55,6 +55,7 @@ def run(made, out, **changes):
     entry = {"bench": "toy", "dataset": "toy", "vae": "toy", "extractor": "toy", "posterior": "sample", "batch": 3, "seed": 1}
     config = Reconstruct.model_validate({**entry, "shards": 1, **changes})
     reconstruct.reconstruct(config, images=made / "images", vae=made / "vae", extractor=made / "extractor", out=out)
+    runtime.tidy()  # as the command does when it has published
     return read_json(out) if out.exists() else None
 
 

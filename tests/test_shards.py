@@ -81,6 +81,8 @@ def test_taken_files_survive_their_scratch(make, tmp_path):
     shards.fill(lambda number, path: path.write_text("whole"))
     shards.take(tmp_path)
     assert (tmp_path / "a").read_text() == "whole"
+    assert shards.home.exists(), "until that is published"
+    runtime.tidy()
     assert not shards.home.exists()
 
 

@@ -169,6 +169,7 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
         return
     with publishing(paths["out"], f"{verb}/{key}", entry.model_dump(mode="json"), ancestors) as place:
         run(entry, **inputs, out=place)
+    runtime.tidy()
 
 
 def show(bench: str) -> None:

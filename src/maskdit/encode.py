@@ -21,6 +21,7 @@ from maskdit.shards import Shards, place
 Batch = tuple[Array, Array]  # moments (n, mirrors, 2 C, H, W) in float16, labels (n,)
 Maker = Callable[[Array], Iterator[Batch]]  # makes the moments of the images of some numbers
 CONVERTED = 1024  # published latents read at once
+FILE = 2**36  # bytes of moments in one file
 
 
 def encode(config: Encode, *, images: Path, vae: Path, out: Path) -> None:
@@ -41,11 +42,7 @@ def encode(config: Encode, *, images: Path, vae: Path, out: Path) -> None:
     if not work.fill(lambda number, folder: store(folder, parts[number], make(parts[number]))):
         return
     facts = [checked(work.home / name, part) for name, part in zip(names, parts, strict=True)]
-    listed = []
-    for number, (name, known) in enumerate(zip(names, facts, strict=True)):
-        file = f"moments-{number:04d}.npy"
-        place(work.home / name / "moments.npy", out / file)
-        listed.append({"file": file, "count": known["shape"][0], "sha256": known["sha256"]["moments.npy"]})
+    listed = [joined(work.home, group, out / f"moments-{number:04d}.npy") for number, group in enumerate(grouped(names, facts))]
     save_array(out / "labels.npy", np.concatenate([np.load(work.home / name / "labels.npy") for name in names]))
     shape = [len(rows), *facts[0]["shape"][1:]]
     shift, scale = factors(vae) or fitted(facts)
@@ -78,6 +75,38 @@ def store(folder: Path, rows: Array, made: Iterator[Batch]) -> None:
     write_json(
         folder / "facts.json", {"shape": shape, "sha256": hashes, **{name: np.asarray(total[name]).tolist() for name in total}}
     )
+
+
+Named = list[tuple[str, dict[str, Any]]]  # parts and their facts
+
+
+def grouped(names: list[str], facts: list[dict[str, Any]]) -> list[Named]:
+    """Parts that share a file, in order: a batch is read at random several times faster from one file than from many."""
+    groups: list[Named] = []
+    room = 0
+    for name, known in zip(names, facts, strict=True):
+        size = 2 * int(np.prod(known["shape"]))
+        if size > room:
+            groups.append([])
+            room = FILE
+        groups[-1].append((name, known))
+        room -= size
+    return groups
+
+
+def joined(home: Path, group: Named, out: Path) -> dict[str, Any]:
+    """Put the moments of some parts into one file, and describe it; a part alone is not copied."""
+    shape = (sum(known["shape"][0] for _, known in group), *group[0][1]["shape"][1:])
+    if len(group) == 1:
+        place(home / group[0][0] / "moments.npy", out)
+        return {"file": out.name, "count": shape[0], "sha256": group[0][1]["sha256"]["moments.npy"]}
+    with out.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        for number in progress(range(len(group)), "join", len(group)):
+            part = np.load(home / group[number][0] / "moments.npy", mmap_mode="r")
+            for at in range(0, len(part), CONVERTED):
+                stream.write(np.ascontiguousarray(part[at : at + CONVERTED]).data)
+    return {"file": out.name, "count": shape[0], "sha256": sha256(out)}
 
 
 def sums(moments: Array) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from maskdit.download import download
 from maskdit.extractor import packaged
 from maskdit.files import digest, read_json, save_array, sha256, write_json
 from maskdit.picture import decode, opened
-from maskdit.runtime import progress, say, scratch
+from maskdit.runtime import FINISHED, progress, say, scratch
+from maskdit.shards import place
 from maskdit.sources import Autoencoder, Extractor, Fetch, Folder, ImageNet, Npz, Openmoji, PublishedLatents
 from maskdit.store import IMAGES, THREADS, Found, scan
 
@@ -81,8 +82,8 @@ def got(url: str, wanted: str | None, out: Path) -> str:
     known = download(url, kept, wanted)
     if wanted is None:
         say(f"fetch: {url} has sha256 {known}: write it into params.yaml")
-    shutil.move(kept, out)
-    shutil.rmtree(kept.parent)
+    place(kept, out)
+    FINISHED.append(kept.parent)
     return known
 
 
@@ -186,7 +187,7 @@ def checked(found: Found, policy: str, part: str, declared: int, report: dict[st
     if bad:
         say(f"fetch: {len(bad)} damaged images are left out, named in report.json")
     demand_count(part, len(good), declared)
-    shutil.rmtree(home)
+    FINISHED.append(home)
     kept = found.only(np.array(good, int))
     records = kept.records.copy()
     records["crc"] = sums

@@ -49,14 +49,14 @@ class Shards:
         return runtime.PART is None
 
     def take(self, out: Path) -> None:
-        """Give each shard its place in a folder, without a copy where the file system can, and remove the scratch folder."""
+        """Give each shard its place in a folder, without a copy where the file system can, and need the scratch no more."""
         for name in self.names:
             place(self.home / name, out / name)
         self.forget()
 
     def forget(self) -> None:
-        """Remove the scratch folder."""
-        shutil.rmtree(self.home)
+        """Let the scratch folder be removed when what was made of it is published, so that a kill before loses nothing."""
+        runtime.FINISHED.append(self.home)
 
 
 def remove(path: Path) -> None:
