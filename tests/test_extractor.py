@@ -1,8 +1,11 @@
-"""The offline features, and the frozen autoencoder's pixels."""
+"""The feature networks of torchvision and timm, and the frozen autoencoder's pixels."""
 
 import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 from torchvision.transforms.functional import normalize, to_tensor
@@ -11,7 +14,7 @@ from maskdit import extractor
 from maskdit.autoencoder import to_pixels, to_unit
 from maskdit.config import UserError
 from maskdit.fetch import fetch
-from maskdit.files import sha256
+from maskdit.files import sha256, write_json
 from maskdit.params import load
 from project import ROOT
 
@@ -83,3 +86,46 @@ def test_at_its_own_side_it_is_torchvision_s_network_behind_torchvision_s_normal
         pooled = adaptive_avg_pool2d(net.features(images), 1).flatten(1).numpy()
     np.testing.assert_allclose(found["logits"], wanted, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(found["features"], pooled, rtol=1e-3, atol=1e-4)
+
+
+def test_dinov2_is_timm_s_network_at_224_pixels_of_images_that_pillow_made_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(extractor, "DINO", "vit_small_patch14_dinov2.lvd142m")  # the large one is 1.2 GB
+    torch.manual_seed(0)
+    stock = timm.create_model("vit_small_patch14_dinov2.lvd142m", pretrained=False, num_classes=0)
+    for name, tensor in stock.named_parameters():
+        if tensor.ndim > 1 or "gamma" in name:  # as it is made, a new network sees next to nothing
+            torch.nn.init.normal_(tensor, mean=float("gamma" in name), std=0.1)
+    save_file(stock.state_dict(), tmp_path / "x.safetensors")  # for 518 pixels, as published
+    index = {"kind": "extractor", "family": "dinov2", "file": "x.safetensors", "sha256": sha256(tmp_path / "x.safetensors")}
+    write_json(tmp_path / "index.json", index)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+    found = extractor.Network(tmp_path).extract(pixels, np.arange(2), 2)["features"]
+
+    planes = pixels.transpose(0, 3, 1, 2).reshape(6, 256, 256).astype(np.float32)
+    small = [np.asarray(Image.fromarray(plane).resize((224, 224), Image.Resampling.BICUBIC)) for plane in planes]
+    images = np.stack(small).reshape(2, 3, 224, 224) / 255
+    mean, std = (np.array(stock.pretrained_cfg[name], np.float32)[:, None, None] for name in ("mean", "std"))
+    stock.set_input_size((224, 224))
+    with torch.inference_mode():
+        wanted = stock.eval()(torch.from_numpy((images - mean) / std)).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+    assert np.abs(found[0] - found[1]).max() > 0.05
+
+
+def test_the_network_sees_in_float32_whatever_was_allowed_before(folder):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    net = extractor.Network(folder)
+    wanted = net.extract(pixels, np.arange(2), 2)
+    seen = {}
+
+    def watch(module, given, out):
+        seen["type"], seen["tf32"] = out.dtype, torch.backends.cudnn.allow_tf32
+        seen["matmul"], seen["choice"] = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+
+    net.net.net.features[0].register_forward_hook(watch)
+    torch.set_float32_matmul_precision("medium")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = net.extract(pixels, np.arange(2), 2)
+    assert seen == {"type": torch.float32, "tf32": False, "matmul": "highest", "choice": False}
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array)

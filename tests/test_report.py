@@ -12,6 +12,7 @@ from maskdit.curves import curves
 from maskdit.data import Images
 from maskdit.files import read_json, write_json
 from maskdit.grid import Stacked, grid
+from maskdit.records import COMPARABLE, SAMPLING
 from maskdit.table import published, recon, table
 
 PROTOCOL = {
@@ -52,7 +53,7 @@ def test_a_row_that_was_not_run_says_so_and_real_images_come_last(tmp_path):
     assert len({line.count("|") for line in lines[2:]}) == 1
 
 
-@pytest.mark.parametrize("field", ["family", "reference_sha256", "images", "labels", "quantisation"])
+@pytest.mark.parametrize("field", COMPARABLE)
 def test_two_protocols_never_share_a_column(tmp_path, field):
     record(tmp_path, "a")
     record(tmp_path, "b", **{field: "other"})
@@ -70,6 +71,20 @@ def test_two_samplers_share_a_table_that_names_them_but_no_curve(tmp_path, field
     assert [row[field] for row in rows[:2]] == [str(PROTOCOL[field]), "other"]
     with pytest.raises(UserError, match=f"b has {field} other, a has .* cannot share a column"):
         curves(Curves(title="T", evals=("a", "b")), metrics=tmp_path, out=tmp_path / "c.csv")
+
+
+@pytest.mark.parametrize("field", SAMPLING)
+def test_how_images_were_sampled_has_a_column_only_where_rows_differ_in_it(tmp_path, field):
+    record(tmp_path, "a", **{field: "one"})
+    record(tmp_path, "b", **{field: "one"})
+    record(tmp_path, "c", **{field: "other"})
+    columns = {}
+    for evals in (("a", "b"), ("a", "c", "d")):
+        table(Table(title="T", evals=evals), metrics=tmp_path, out=tmp_path / "t.csv")
+        columns[evals] = [row.get(field) for row in csv.DictReader((tmp_path / "t.csv").read_text().splitlines())]
+    assert columns == {("a", "b"): [None] * 3, ("a", "c", "d"): ["one", "other", "", ""]}
+    with pytest.raises(UserError, match=f"c has {field} other, a has one: they cannot share a column"):
+        curves(Curves(title="T", evals=("a", "c")), metrics=tmp_path, out=tmp_path / "c.csv")
 
 
 def test_no_offline_number_is_called_fid(tmp_path):

@@ -1,11 +1,14 @@
 """Sampling: an image is a function of the checkpoint, the seed and its own number."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from maskdit import autoencoder, checkpoint, runtime, sample
 from maskdit.config import Sample, UserError, Vae
+from maskdit.data import npz_images
 from maskdit.files import read_json, sha256, write_json
 from maskdit.latents import Space
 from maskdit.model import MaskDiT
@@ -220,5 +223,13 @@ def test_samples_are_packed_as_adm_s_evaluator_reads_them(made, tmp_path):
         np.testing.assert_array_equal(stored["arr_0"], np.concatenate(shards))
         np.testing.assert_array_equal(stored["arr_1"], np.load(out / "labels.npy"))
         assert stored["arr_0"].dtype == np.uint8
+    np.testing.assert_array_equal(npz_images(tmp_path / "x.npz"), np.concatenate(shards))  # where it lies in the file
     with pytest.raises(UserError, match="already there"):
         pack(out, tmp_path / "x.npz")
+    os.utime(out / "images-0000.npy")
+    pack(out, tmp_path / "y.npz")
+    assert (tmp_path / "x.npz").read_bytes() == (tmp_path / "y.npz").read_bytes()
+    (out / "images-0001.npy").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"images-0001\.npy: missing or truncated"):
+        pack(out, tmp_path / "z.npz")
+    assert not list(tmp_path.glob("*z.npz*"))

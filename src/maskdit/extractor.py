@@ -42,10 +42,12 @@ def packaged(family: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / "weights" / name
 
 
-def normalised(pixels_BHWC: Tensor) -> Tensor:
-    """uint8 images to what networks trained on ImageNet see, (B, 3, H, W)."""
-    mean, std = (torch.tensor(triple, device=pixels_BHWC.device).reshape(1, 3, 1, 1) for triple in (MEAN, STD))
-    return (pixels_BHWC.permute(0, 3, 1, 2).float() / 255 - mean) / std
+def resized(pixels_BHWC: Tensor, side: int, mode: str) -> Tensor:
+    """uint8 images to what networks trained on ImageNet see (B, 3, side, side): resized, then normalised."""
+    images = pixels_BHWC.permute(0, 3, 1, 2).float() / 255
+    images = F.interpolate(images, size=(side, side), mode=mode, align_corners=False, antialias=mode == "bicubic")
+    mean, std = (torch.tensor(triple, device=images.device).reshape(1, 3, 1, 1) for triple in (MEAN, STD))
+    return (images - mean) / std
 
 
 class MobileNet(torch.nn.Module):
@@ -60,8 +62,7 @@ class MobileNet(torch.nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, pixels_BHWC: Tensor) -> dict[str, Tensor]:
-        small = F.interpolate(normalised(pixels_BHWC), size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-        features = self.net.features(small).mean((2, 3))
+        features = self.net.features(resized(pixels_BHWC, SIDE, "bilinear")).mean((2, 3))
         return {"features": features, "logits": self.net.classifier(features)}
 
 
@@ -80,9 +81,7 @@ class Dino(torch.nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, pixels_BHWC: Tensor) -> dict[str, Tensor]:
-        images = normalised(pixels_BHWC)
-        small = F.interpolate(images, size=(224, 224), mode="bicubic", align_corners=False, antialias=True)
-        return {"features": self.net(small)}
+        return {"features": self.net(resized(pixels_BHWC, 224, "bicubic"))}
 
 
 NETWORKS: dict[str, Any] = {"mobilenet-v2": MobileNet, "inception-2015": Inception, "dinov2": Dino}
