@@ -99,9 +99,7 @@ def test_a_published_autoencoder_brings_its_scale(images, vae, tmp_path, name):
 
 
 @pytest.mark.parametrize(("shards", "room", "files"), [(2, 2**36, 1), (5, 0, 5), (20, 2**36, 1), (20, 600, 10)])
-def test_moments_are_the_same_bits_in_any_shards_and_files(
-    images, vae, whole, tmp_path, monkeypatch, shards, room, files
-):
+def test_moments_are_the_same_bits_in_any_shards_and_files(images, vae, whole, tmp_path, monkeypatch, shards, room, files):
     monkeypatch.setattr(encode, "FILE", room)
     run(images, vae, tmp_path / "out", shards=shards)
     np.testing.assert_array_equal(moments(tmp_path / "out").view(np.uint16), whole.view(np.uint16))
