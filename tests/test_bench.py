@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskdit import bench, timing
-from maskdit.config import Bench, Case, Pair
+from maskdit.cases import Bench, Case, Pair
 from maskdit.diffusion import loss
 from maskdit.plain import plain_loss
 

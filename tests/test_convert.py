@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from maskdit import autoencoder, checkpoint, convert, foreign
 from maskdit.cli import main
 from maskdit.config import Released, Sample, UserError, Vae
-from maskdit.data import Space
 from maskdit.files import read_json, sha256, write_json
+from maskdit.latents import Space
 from maskdit.model import MaskDiT, positions
 from maskdit.sample import sample, starts
 

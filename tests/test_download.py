@@ -1,5 +1,6 @@
 """A download survives cuts and takes nothing for a file that is not the whole one."""
 
+import contextlib
 import hashlib
 import re
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from maskdit import download as module
 from maskdit.config import UserError
-from maskdit.download import download
+from maskdit.download import Address, download
 
 DATA = np.random.default_rng(0).bytes(5_000_000)
 OTHER = np.random.default_rng(1).bytes(4_000_000)
@@ -26,6 +27,8 @@ class Server(ThreadingHTTPServer):
     ranges, sized, status, location = True, True, 0, ""
     cuts: list[int] = []  # noqa: RUF012, set anew by each test: bytes after which each answer ends
     asked: list[str | None] = []  # noqa: RUF012
+    tokens: list[str | None] = []  # noqa: RUF012
+    sent = 0  # bytes of the file, in all answers
     wrong_span = False
 
     def handle_error(self, *words: object) -> None:
@@ -42,10 +45,14 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *words: object) -> None:
         """Nothing."""
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         server, span = self.server, self.headers.get("Range")
         server.asked.append(span)
-        if server.status or server.location:
+        server.tokens.append(self.headers.get("Authorization"))
+        if server.status or (server.location and self.path != "/end"):
             self.send_response(server.status or 302)
             self.send_header("Location", server.location)
             self.send_header("Content-Length", "0")
@@ -64,7 +71,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start + server.wrong_span}-{len(whole) - 1}/{len(whole)}")
         self.end_headers()
         rest = whole[start:]
-        self.wfile.write(rest[: server.cuts.pop(0)] if server.cuts else rest)
+        rest = rest[: server.cuts.pop(0)] if server.cuts else rest
+        server.sent += len(rest)
+        self.wfile.write(rest)
 
 
 @pytest.fixture
@@ -72,7 +81,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(module, "WAIT", 0.0)
     monkeypatch.setenv("no_proxy", "*")
     with Server(("127.0.0.1", 0), Handler) as running:
-        running.cuts, running.asked = [], []
+        running.cuts, running.asked, running.tokens = [], [], []
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
         yield running
@@ -222,3 +231,48 @@ def test_a_file_of_this_machine_is_copied_and_a_missing_one_is_named(tmp_path, p
     with pytest.raises(UserError, match=r"y\.pt: .*No such file") as refusal:
         download((tmp_path / "y.pt").as_uri(), tmp_path / "y2.pt", None)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_token_goes_to_its_own_host_and_on_there_but_to_no_other(server, tmp_path):
+    with Server(("127.0.0.1", 0), Handler) as other:
+        other.tokens = []
+        thread = threading.Thread(target=other.serve_forever, args=(0.01,))
+        thread.start()
+        for number, host in enumerate((server, other)):
+            server.location = f"http://127.0.0.1:{host.server_port}/end"
+            assert download(Address(server.url, "s3cret"), tmp_path / str(number), None) == SHA
+        other.shutdown()
+        thread.join()
+    assert server.tokens == ["Bearer s3cret"] * 3
+    assert other.tokens == [None]
+
+
+@pytest.mark.parametrize("way", ["ranges", "no ranges", "changes", "wrong hash", "page"])
+def test_after_any_cuts_it_is_the_right_file_or_a_clear_refusal_and_hardly_a_byte_comes_twice(server, tmp_path, way):
+    for seed in range(20):  # 100 in all
+        chance = np.random.default_rng([seed, len(way)])
+        whole, other = chance.bytes(int(chance.integers(1, 400_000))), chance.bytes(200_000)
+        server.data, server.etag, server.kind, server.ranges = whole, f'"{seed}"', "application/octet-stream", way != "no ranges"
+        server.cuts, server.sent, server.asked = chance.integers(0, len(whole) // 2 + 1, 4).tolist(), 0, []
+        right, path = hashlib.sha256(whole).hexdigest(), tmp_path / f"{seed}"
+        match way:
+            case "changes":
+                server.cuts += [0] * (module.ATTEMPTS + 1)
+                with contextlib.suppress(UserError):
+                    download(server.url, path, right)
+                server.data, server.etag, server.cuts = other, '"other"', [1000]
+                right = hashlib.sha256(other).hexdigest()
+                path.unlink(missing_ok=True)  # where the first one came whole
+            case "wrong hash":
+                right = "0" * 64
+            case "page":
+                server.data = b"<!DOCTYPE html>" + whole
+        if way in ("wrong hash", "page"):
+            with pytest.raises(UserError, match=r"has sha256|is a page"):
+                download(server.url, path, right)
+            assert not list(tmp_path.glob(f"{seed}*"))
+        else:
+            assert download(server.url, path, right) == right
+            assert path.read_bytes() == server.data
+        if way in ("ranges", "wrong hash", "page"):
+            assert server.sent <= 1.05 * len(server.data)

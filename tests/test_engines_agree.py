@@ -155,6 +155,7 @@ def test_a_command_names_the_files_of_its_node(graphs: tuple[Graph, Graph]) -> N
         words = vars(parser().parse_args(node.command.split()[1:]))
         assert name == f"{words.pop('verb')}@{words.pop('key')}"
         assert str(words.pop("out")) in node.outputs
+        assert words.pop("part", None) is None
         for path in node.inputs:
             assert path.startswith("src/") or any(Path(path).is_relative_to(word) for word in words.values()), name
         for word in words.values():

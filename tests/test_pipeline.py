@@ -27,7 +27,12 @@ SCORED = {f"evaluate@{PLAIN}", f"evaluate@{GUIDED}"}
 REFINED = {f"sample@{GUIDED}", f"features@{GUIDED}", f"evaluate@{GUIDED}", "grid@demo-maskdit"} | SHOWN
 CHANGES = {  # what is there, what is there instead, the nodes that read it, the nodes that it feeds
     "finetune.lr": ("lr: 1.0e-3", "lr: 3.0e-3", {"finetune@demo-maskdit"}, REFINED),
-    "reference.batch": ("mobilenet-v2\n    batch: 64", "mobilenet-v2\n    batch: 32", {"reference@demo"}, SCORED | SHOWN),
+    "reference.batch": (
+        "extractor: demo-features\n    batch: 64",
+        "extractor: demo-features\n    batch: 32",
+        {"reference@demo"},
+        SCORED | SHOWN,
+    ),
     "evaluate.neighbours": ("neighbours: 3", "neighbours: 2", SCORED, SHOWN),
     "grid.columns": ("columns: 2", "columns: 3", {"grid@demo-maskdit"}, set()),
 }

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskdit.config import Curves, Grid, Table, UserError
+from maskdit.config import Curves, Grid, Recon, Table, UserError
 from maskdit.curves import curves
 from maskdit.data import Images
 from maskdit.files import read_json, write_json
-from maskdit.grid import grid
-from maskdit.table import table
+from maskdit.grid import Stacked, grid
+from maskdit.records import COMPARABLE, SAMPLING
+from maskdit.table import published, recon, table
 
 PROTOCOL = {
     "family": "mobilenet-v2",
@@ -52,7 +53,7 @@ def test_a_row_that_was_not_run_says_so_and_real_images_come_last(tmp_path):
     assert len({line.count("|") for line in lines[2:]}) == 1
 
 
-@pytest.mark.parametrize("field", ["family", "reference_sha256", "images", "labels", "quantisation"])
+@pytest.mark.parametrize("field", COMPARABLE)
 def test_two_protocols_never_share_a_column(tmp_path, field):
     record(tmp_path, "a")
     record(tmp_path, "b", **{field: "other"})
@@ -70,6 +71,20 @@ def test_two_samplers_share_a_table_that_names_them_but_no_curve(tmp_path, field
     assert [row[field] for row in rows[:2]] == [str(PROTOCOL[field]), "other"]
     with pytest.raises(UserError, match=f"b has {field} other, a has .* cannot share a column"):
         curves(Curves(title="T", evals=("a", "b")), metrics=tmp_path, out=tmp_path / "c.csv")
+
+
+@pytest.mark.parametrize("field", SAMPLING)
+def test_how_images_were_sampled_has_a_column_only_where_rows_differ_in_it(tmp_path, field):
+    record(tmp_path, "a", **{field: "one"})
+    record(tmp_path, "b", **{field: "one"})
+    record(tmp_path, "c", **{field: "other"})
+    columns = {}
+    for evals in (("a", "b"), ("a", "c", "d")):
+        table(Table(title="T", evals=evals), metrics=tmp_path, out=tmp_path / "t.csv")
+        columns[evals] = [row.get(field) for row in csv.DictReader((tmp_path / "t.csv").read_text().splitlines())]
+    assert columns == {("a", "b"): [None] * 3, ("a", "c", "d"): ["one", "other", "", ""]}
+    with pytest.raises(UserError, match=f"c has {field} other, a has one: they cannot share a column"):
+        curves(Curves(title="T", evals=("a", "c")), metrics=tmp_path, out=tmp_path / "c.csv")
 
 
 def test_no_offline_number_is_called_fid(tmp_path):
@@ -132,3 +147,60 @@ def test_a_grid_shows_real_images_and_samples_of_each_class(tmp_path):
     assert (left == [255, 0, 0]).all(-1).mean() > 0.1
     assert (right == [0, 0, 255]).all(-1).mean() > 0.1
     assert not (left == [0, 0, 255]).all(-1).any()
+
+
+def test_images_of_several_files_are_indexed_as_one_array(tmp_path):
+    every = np.random.default_rng(0).integers(0, 256, (11, 2, 2, 3), np.uint8)
+    files = [tmp_path / f"{start}.npy" for start in (0, 4, 5)]
+    for file, part in zip(files, (every[:4], every[4:5], every[5:]), strict=True):
+        np.save(file, part)
+    rows = np.array([10, 0, 3, 4, 5, 4])
+    np.testing.assert_array_equal(Stacked(files)[rows], every[rows])
+    assert Stacked(files)[rows[:0]].shape == (0, 2, 2, 3)
+
+
+def reconstruction(folder, name, **protocol):
+    told = {"family": "inception-2015", "extractor_sha256": "e", "images": 50_000, "images_sha256": "i", "resolution": 256}
+    told |= {"crop": "ADM", "posterior": "sample", "quantisation": "round", "vae_sha256": "0123456789abcdef"} | protocol
+    write_json(folder / f"{name}.json", {"metrics": {"rfid": 0.612345, "psnr": 26.9, "ssim": 0.7}, "protocol": told})
+
+
+def test_reconstructions_stand_above_what_others_report_with_its_protocol_and_source(tmp_path):
+    reconstruction(tmp_path, "ema")
+    recon(Recon(title="R", published="in256-recon", evals=("ema", "mse")), metrics=tmp_path, out=tmp_path / "r.csv")
+    rows = list(csv.DictReader((tmp_path / "r.csv").read_text().splitlines()))
+    assert [row["phase"] for row in rows] == ["reconstructed", "not run", *["published"] * 8]
+    assert (rows[0]["rfid"], rows[0]["psnr"], rows[0]["vae"]) == ("0.61235", "26.9", "0123456789ab")
+    assert "50000 held-out images of 256 pixels against themselves" in rows[0]["protocol"]
+    assert not any(rows[1][name] for name in ("rfid", "psnr", "ssim", "posterior"))
+    assert sorted(float(row["rfid"]) for row in rows[2:]) == [0.61, 0.61, 0.61, 0.61, 0.62, 0.78, 0.9, 0.9]
+    assert all(row["source"] for row in rows[2:])
+    assert "sd-vae-ft-ema; val 50K" in rows[2]["protocol"]
+    lines = (tmp_path / "r.md").read_text().splitlines()
+    assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+@pytest.mark.parametrize("field", ["family", "images", "images_sha256", "resolution", "posterior", "crop", "quantisation"])
+def test_two_protocols_of_reconstruction_never_share_a_column(tmp_path, field):
+    reconstruction(tmp_path, "a")
+    reconstruction(tmp_path, "b", **{field: "other"})
+    with pytest.raises(UserError, match=f"b has {field} other, a has .* cannot share a column"):
+        recon(Recon(title="R", evals=("a", "b")), metrics=tmp_path, out=tmp_path / "r.csv")
+
+
+@pytest.mark.parametrize("bench", ["in256", "in512", "in256-recon"])
+def test_each_published_number_lies_in_its_own_column(bench):
+    numbers = {"fid", "sfid", "is", "precision", "recall", "rfid", "psnr", "ssim", "lpips", "parameters"}
+    rows = published(bench)
+    for row in rows:
+        assert row["source"]
+        assert row.keys() <= numbers | {"eval", "phase", "guidance", "posterior", "protocol", "source"}
+        assert all(float(row[name]) > 0 for name in numbers & row.keys())
+        assert all(float(row[name]) < 1 for name in {"precision", "recall", "ssim", "lpips"} & row.keys())
+        assert row.get("posterior", "sample") in ("sample", "mean")
+        assert row.get("parameters", 4e8) > 3e8
+    named = {row["eval"]: row for row in rows}
+    if bench == "in256":
+        assert (named["ADM-G,ADM-U"]["parameters"], named["ADM-G,ADM-U"]["fid"]) == (673_000_000, "3.94")
+    if bench == "in512":
+        assert (named["ADM-G,ADM-U"]["parameters"], named["MaskDiT"]["parameters"]) == (774_000_000, 731_800_000)

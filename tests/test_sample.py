@@ -1,14 +1,18 @@
 """Sampling: an image is a function of the checkpoint, the seed and its own number."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
-from maskdit import autoencoder, checkpoint, sample
+from maskdit import autoencoder, checkpoint, runtime, sample
 from maskdit.config import Sample, UserError, Vae
-from maskdit.data import Space
-from maskdit.files import read_json, write_json
+from maskdit.data import npz_images
+from maskdit.files import read_json, sha256, write_json
+from maskdit.latents import Space
 from maskdit.model import MaskDiT
+from maskdit.pack import pack
 
 ENTRY = {
     "run": "toy",
@@ -120,6 +124,19 @@ def test_finished_shards_survive_an_interruption(made, whole, tmp_path, monkeypa
     np.testing.assert_array_equal(images, whole[0])
 
 
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_an_image_does_not_depend_on_the_processes_that_draw_it(made, whole, tmp_path, monkeypatch, order):
+    for part in order:
+        monkeypatch.setattr(runtime, "PART", (part, 2))
+        sample.sample(Sample.model_validate({**ENTRY, "shards": 3}), run=made / "run", vae=made / "vae", out=tmp_path)
+        assert not (tmp_path / "index.json").exists()
+    monkeypatch.setattr(runtime, "PART", None)
+    monkeypatch.setattr(autoencoder, "to_pixels", None)  # nothing is left to draw
+    images, labels = draw(made, tmp_path / "out", shards=3)
+    np.testing.assert_array_equal(images, whole[0])
+    np.testing.assert_array_equal(labels, whole[1])
+
+
 def test_another_autoencoder_is_refused(made, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(autoencoder, "identity", lambda folder: "0" * 64)
     with pytest.raises(UserError, match="not the autoencoder that made the latents"):
@@ -193,3 +210,26 @@ def test_half_precision_draws_nearly_the_same_images(made, whole, tmp_path):
 def test_ddpm_of_a_network_that_predicts_no_variance_is_refused(made, whole, tmp_path):
     with pytest.raises(UserError, match="ddpm needs a network that predicts noise and its variance"):
         draw(made, tmp_path / "out", solver="ddpm", solver_steps=10)
+
+
+def test_samples_are_packed_as_adm_s_evaluator_reads_them(made, tmp_path):
+    draw(made, tmp_path / "samples", shards=3)
+    out = tmp_path / "samples"
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in out.iterdir()}
+    write_json(out / "manifest.json", {"node": "sample/toy", "files": files, "lineage": {}, "made": {}})
+    pack(out, tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as stored:
+        shards = [np.load(out / name) for name in read_json(out / "index.json")["shards"]]
+        np.testing.assert_array_equal(stored["arr_0"], np.concatenate(shards))
+        np.testing.assert_array_equal(stored["arr_1"], np.load(out / "labels.npy"))
+        assert stored["arr_0"].dtype == np.uint8
+    np.testing.assert_array_equal(npz_images(tmp_path / "x.npz"), np.concatenate(shards))  # where it lies in the file
+    with pytest.raises(UserError, match="already there"):
+        pack(out, tmp_path / "x.npz")
+    os.utime(out / "images-0000.npy")
+    pack(out, tmp_path / "y.npz")
+    assert (tmp_path / "x.npz").read_bytes() == (tmp_path / "y.npz").read_bytes()
+    (out / "images-0001.npy").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"images-0001\.npy: missing or truncated"):
+        pack(out, tmp_path / "z.npz")
+    assert not list(tmp_path.glob("*z.npz*"))

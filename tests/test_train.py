@@ -16,9 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from maskdit import learner, train
 from maskdit.config import Finetune, Pretrain, UserError, kept_tokens
-from maskdit.data import Batch, Latents, ahead, batch_at
+from maskdit.data import Batch, ahead, batch_at
 from maskdit.diffusion import Draw
 from maskdit.files import read_json, write_json
+from maskdit.latents import Latents
 from maskdit.learner import Learner
 from maskdit.model import MaskDiT
 from maskdit.recovery import Recovery
@@ -54,10 +55,12 @@ def latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     source = np.random.default_rng(0)
     moments = source.normal(size=(10, 2, 4, 8, 8)).astype(np.float16)
-    np.save(folder / "moments.npy", moments)
+    np.save(folder / "moments-0000.npy", moments)
     np.save(folder / "labels.npy", np.arange(10) % 3)
     space = {"channels": 2, "side": 8, "shift": [0.0, 0.1], "scale": [0.5, 0.6], "vae": "0" * 64, "classes": ["a", "b", "c"]}
-    write_json(folder / "index.json", {"shape": moments.shape, "space": space})
+    write_json(
+        folder / "index.json", {"shape": moments.shape, "space": space, "shards": [{"file": "moments-0000.npy", "count": 10}]}
+    )
     return folder
 
 

@@ -28,10 +28,31 @@ def build(config: Vae) -> AutoencoderKL:
 
 
 def load(folder: Path, device: torch.device) -> AutoencoderKL:
-    """The autoencoder of a folder in diffusers' layout, frozen."""
+    """The autoencoder of a folder in diffusers' layout, frozen; raises UserError if its weights are damaged or not all there."""
     read_json(folder / "config.json")  # a clear error if the folder is not there
-    vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
+    try:
+        vae, found = AutoencoderKL.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{folder / WEIGHTS}: not the weights of the autoencoder in config.json ({reason}); get it again") from None
+    if strange := [*found["missing_keys"], *found["unexpected_keys"]]:  # diffusers would draw what is missing at random
+        raise UserError(f"{folder / WEIGHTS}: does not fit config.json, which disagrees about {strange[0]}; get it again")
     return vae.to(device).eval().requires_grad_(False)
+
+
+def geometry(folder: Path) -> tuple[int, int]:
+    """Pixels per latent position along one side, and channels of a latent, of an autoencoder in diffusers' layout."""
+    config = read_json(folder / "config.json")
+    return 2 ** (len(config["block_out_channels"]) - 1), config["latent_channels"]
+
+
+def factors(folder: Path) -> tuple[list[float], list[float]] | None:
+    """Shift and scale per channel that are published with an autoencoder; None: they are to be found from the latents."""
+    config = AutoencoderKL.load_config(folder, local_files_only=True)
+    scale, channels = config.get("scaling_factor", 0.18215), config["latent_channels"]  # SD's file leaves it out
+    return None if scale == 1.0 else ([config.get("shift_factor") or 0.0] * channels, [scale] * channels)
 
 
 def identity(folder: Path) -> str:
@@ -55,3 +76,9 @@ def to_pixels(images_BCHW: Tensor, quantisation: str = "round") -> Tensor:
     levels = images_BCHW.float() * 127.5 + 127.5
     levels = levels.floor() if quantisation == "floor" else levels.round()
     return levels.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def psnr(one_BHWC: Tensor, other_BHWC: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each of two batches of uint8 images (B,)."""
+    error = (one_BHWC.float() - other_BHWC.float()).square().flatten(1).mean(1)
+    return 10 * torch.log10(255**2 / error.clamp(min=1e-10))

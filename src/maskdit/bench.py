@@ -15,9 +15,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from maskdit.config import Bench, Case, Pair, kept_tokens
-from maskdit.data import Latents, Space, ahead, batch_at
+from maskdit.cases import Bench, Case, Pair
+from maskdit.config import kept_tokens
+from maskdit.data import ahead, batch_at
 from maskdit.files import read_json, replacing, write_json
+from maskdit.latents import Latents, Space
 from maskdit.learner import Learner
 from maskdit.model import MaskDiT
 from maskdit.records import markdown
@@ -64,7 +66,8 @@ def update_rows(case: Case, rounds: int, where: torch.device) -> list[dict[str, 
     torch.compiler.reset()
     tidy()
     space = Space(4, case.side, (0.0,) * 4, (1.0,) * 4, "", tuple(map(str, range(CLASSES))))
-    latents = Latents(np.zeros((256, 1, 8, case.side, case.side), np.float16), np.arange(256), space, "")
+    moments = np.zeros((256, 1, 8, case.side, case.side), np.float16)
+    latents = Latents.of([moments], np.arange(256), space)
     net, config = network(case), training(case)
     assert isinstance(net, MaskDiT)
     learner = Learner(net, net.state_dict(), config, where, Ranks(0, 1))
@@ -182,7 +185,7 @@ def draw_waterfall(frame: pd.DataFrame, title: str, out: Path) -> None:
     panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     panel.minorticks_off()
     panel.set_xlabel("times faster per image than plain DiT in float32")
-    panel.legend(loc="lower right")
+    panel.legend(loc="upper right")
     figure.suptitle(title, fontsize=10)
     for suffix in (".png", ".svg"):
         with replacing(out.with_suffix(suffix)) as temporary:

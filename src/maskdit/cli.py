@@ -114,10 +114,15 @@ def interchange(verbs: "argparse._SubParsersAction[Parser]") -> None:
     entry.add_argument(
         "--heads", type=int, nargs="+", default=[], metavar="N", help="of encoder and decoder, if not the usual ones"
     )
-    text = "Write a checkpoint of a run as others read it: MaskDiT's torch file, or a folder for diffusers."
-    entry = verbs.add_parser("export", help="Write a checkpoint of a run as others read it.", description=text)
-    entry.add_argument("run", type=Path, metavar="RUN", help="a folder under artifacts/runs, or an imported one")
-    entry.add_argument("--format", choices=("upstream", "diffusers"), required=True)
+    text = "Write a checkpoint as MaskDiT's torch file or a folder for diffusers, or samples for ADM's evaluator."
+    entry = verbs.add_parser("export", help="Write a checkpoint or samples as others read them.", description=text)
+    entry.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="a run, from artifacts/runs or imported; for npz, samples",
+    )
+    entry.add_argument("--format", choices=("upstream", "diffusers", "npz"), required=True)
     entry.add_argument("--out", type=Path, required=True, metavar="PATH", help="a new file (upstream) or folder (diffusers)")
     entry.add_argument("--step", type=int, metavar="N", help="a milestone; the last one if not given")
     entry.add_argument(
@@ -164,6 +169,7 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
         return
     with publishing(paths["out"], f"{verb}/{key}", entry.model_dump(mode="json"), ancestors) as place:
         run(entry, **inputs, out=place)
+    runtime.tidy()
 
 
 def spread(words: list[str], training: bool) -> int | None:
@@ -203,6 +209,11 @@ def dispatch(arguments: dict[str, Any]) -> None:
 
         bring(**arguments)
     elif verb == "export":
+        if arguments["format"] == "npz":
+            from maskdit.pack import pack
+
+            pack(arguments["run"], arguments["out"])
+            return
         from maskdit.export import export
 
         export(**arguments)

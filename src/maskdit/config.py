@@ -9,7 +9,7 @@ Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Family = Literal["mobilenet-v2", "inception-2015"]  # the network whose features are compared
+Family = Literal["mobilenet-v2", "inception-2015", "dinov2"]  # the network whose features are compared
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # of matrix products; weights, sums and averages are float32
 
 
@@ -283,70 +283,6 @@ class Curves(Section):
 
     title: str
     evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
-
-
-class Case(Section):
-    """One thing whose time is taken: forward and backward passes of a network, or sampling from it."""
-
-    network: Literal["ours", "plain"]  # plain: from timm's blocks, eager, as in plain.py
-    side: Count  # of the latent
-    encoder: Encoder
-    decoder: Transformer | None
-    mask_ratio: Fraction
-    batch: Count
-    precision: Precision
-    compile: bool = False
-    checkpointing: bool = False
-    attention: Literal["chosen", "sdpa"] = "chosen"  # sdpa: torch's kernel everywhere
-    update: bool = False  # with optimiser and average; plain: AdamW as torch has it by default, and an average in a loop
-    sampling: bool = False  # four Heun steps with guidance 1.5
-    interval: Annotated[tuple[float, float], Field(strict=False)] | None = None  # of sigma, that is guided
-
-
-class Pair(Section):
-    """Two cases measured in turn, and what their ratio (time per image of the slow one over the fast one) should be."""
-
-    slow: Key
-    fast: Key
-    target: Positive | None = None
-    of_flops: bool = False  # the target is a share of the ratio of their FLOPs
-    memory: bool = False  # the ratio is of peak memory above parameters, moments and average
-    mfu: Positive | None = None  # of the fast one, at least
-
-
-class Factorial(Section):
-    """Each combination of these with DiT (nothing hidden, no decoder) and MaskDiT."""
-
-    like: Key  # the case that says the rest
-    mask_ratios: Annotated[tuple[Fraction, ...], Field(strict=False)]
-    precisions: Annotated[tuple[Precision, ...], Field(strict=False)]
-    compile: Annotated[tuple[bool, ...], Field(strict=False)]
-    batches: Annotated[tuple[Count, ...], Field(strict=False)]
-
-
-class Bench(Section):
-    """Speed of training and sampling: pairs, the chain of a waterfall, a factorial; all medians over rounds in one process."""
-
-    rounds: Count
-    factorial: Factorial
-    cases: dict[Key, Case]
-    pairs: dict[Key, Pair]
-    waterfall: Annotated[tuple[Key, ...], Field(strict=False)]  # cases, each beside the one before
-    ranks: Key  # the case whose gradients two processes add up
-    update: Key  # the case whose step is taken apart into gradient, update and waiting for data
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        named = {
-            *self.waterfall,
-            self.ranks,
-            self.update,
-            self.factorial.like,
-            *(case for pair in self.pairs.values() for case in (pair.slow, pair.fast)),
-        }
-        if missing := sorted(named - self.cases.keys()):
-            raise ValueError(f"cases has no entry '{missing[0]}'")
-        return self
 
 
 def kept_tokens(tokens: int, mask_ratio: float) -> int:

@@ -1,7 +1,6 @@
 """Weights that others have published, to a run that can be sampled: read without executing anything, checked tensor by tensor."""
 
 import argparse
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,12 +16,12 @@ from safetensors.torch import load_file
 
 from maskdit import autoencoder, checkpoint, foreign
 from maskdit.config import Released, UserError
-from maskdit.data import Space
 from maskdit.download import download
 from maskdit.files import digest, publishing, read_json, sha256, write_json
 from maskdit.foreign import Tensors
+from maskdit.latents import Space
 from maskdit.model import MaskDiT, positions
-from maskdit.runtime import say, scratch
+from maskdit.runtime import FINISHED, say, scratch
 
 SCALE = 0.18215  # of the latents of DiT and MaskDiT, without a shift
 STEPS_KNOWN_AS = ("step", "train_steps", "global_step")
@@ -231,4 +230,4 @@ def released(config: Released, *, vae: Path, out: Path) -> None:
     origin = {"file": path.name, "sha256": found, "url": config.url}
     heads = list(config.heads)
     write_run(path, out, vae=vae, wanted=config.format, step=config.step, heads=heads, origin=origin)
-    shutil.rmtree(home)
+    FINISHED.append(home)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from maskdit.config import Curves, UserError
 from maskdit.files import replacing
-from maskdit.records import COMPARABLE, read
+from maskdit.records import COMPARABLE, SAMPLING, read
 
 AXES = {"seconds": "training time (s)", "images": "training images", "tflop": "training compute (TFLOP)"}
 COLOURS = {"DiT": "#555555", "MaskDiT": "#c0392b"}
@@ -23,7 +23,7 @@ def known(value: Any) -> Any:
 def points(metrics: Path, evals: tuple[str, ...]) -> pd.DataFrame:
     """One row per evaluation: model, phase, step, what was spent, and the metrics; raises UserError if none was run."""
     rows = []
-    for name, record in read(metrics, evals, (*COMPARABLE, "sampler", "nfe", "guidance")).items():
+    for name, record in read(metrics, evals, (*COMPARABLE, *SAMPLING, "sampler", "nfe", "guidance")).items():
         spent = {field: known(record["checkpoint"][field]) for field in ("model", "phase", "step", "images", "seconds")}
         tflop = known(record["checkpoint"]["flops"]) / 1e12
         rows.append({"eval": name, **spent, "tflop": tflop, "guidance": record["protocol"]["guidance"], **record["metrics"]})

@@ -1,8 +1,8 @@
 """The formats of images and latents on disk, the seeded order in which training visits them, and its batches."""
 
 import hashlib
-import json
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -17,6 +17,8 @@ from torch import Tensor
 from maskdit.config import Training, UserError
 from maskdit.diffusion import Draw
 from maskdit.files import read_json, save_array, write_json
+from maskdit.latents import Latents
+from maskdit.store import Encoded, Found
 
 Array = NDArray[Any]
 
@@ -51,78 +53,66 @@ class Images:
         save_array(folder / "images.npy", self.pixels)
         save_array(folder / "labels.npy", self.labels)
         save_array(folder / "heldout.npy", self.heldout)
-        write_json(folder / "index.json", {"classes": self.classes, "shape": self.pixels.shape})
+        write_json(folder / "index.json", {"kind": "array", "classes": self.classes, "shape": self.pixels.shape})
 
     @classmethod
     def load(cls, folder: Path) -> "Images":
-        """Read a folder written by `save`; pixels are memory-mapped."""
-        classes = tuple(read_json(folder / "index.json")["classes"])
-        pixels = np.load(folder / "images.npy", mmap_mode="r")
-        return cls(pixels, np.load(folder / "labels.npy"), np.load(folder / "heldout.npy"), classes)
+        """Read what `fetch` made; pixels stay on the disk until they are asked for. Raises UserError if it is not images."""
+        index = read_json(folder / "index.json")
+        shape = tuple(index.get("shape", ()))
+        match index["kind"]:
+            case "array":
+                pixels: Any = np.load(folder / "images.npy", mmap_mode="r")
+            case "store":
+                pixels = Encoded(Found.load(folder), shape[1])
+            case "npz":
+                pixels = npz_images(folder / "batch.npz")
+                return cls(pixels, np.full(len(pixels), -1), np.zeros(len(pixels), bool), ())
+            case other:
+                raise UserError(f"{folder}: holds {other}, not images; name an entry of fetch with images")
+        if tuple(pixels.shape) != shape:
+            raise UserError(f"{folder}: holds images {pixels.shape}, its index says {shape}; fetch again")
+        return cls(pixels, np.load(folder / "labels.npy"), np.load(folder / "heldout.npy"), tuple(index["classes"]))
 
     def rows(self, heldout: bool) -> Array:
         """Numbers of the images of one split, ascending."""
         return np.flatnonzero(self.heldout == heldout)
 
-    def part(self, heldout: bool) -> tuple[Array, Array]:
-        """Pixels and labels of one split."""
-        rows = self.heldout == heldout
-        return self.pixels[rows], self.labels[rows]
+
+def _npz_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int, bool]:
+    """Shape and type of arr_0, where its numbers begin in the file, and whether they lie there as they are."""
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            member = archive.getinfo("arr_0.npy")
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)
+                shape, fortran, kind = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )(stream)
+                long = stream.tell()
+            file.seek(member.header_offset + 26)
+            name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+            start = member.header_offset + 30 + name + extra + long
+            return shape, kind, start, member.compress_type == zipfile.ZIP_STORED and not fortran
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise UserError(f"{path}: no batch of images as ADM's evaluator stores it ({error}); get it again") from None
 
 
-@dataclass(frozen=True)
-class Space:
-    """What a latent is: channels, side in positions, shift and scale per channel, and the hash of the VAE that decodes it.
-
-    A network sees (latent - shift) * scale.
-    """
-
-    channels: int
-    side: int
-    shift: tuple[float, ...]
-    scale: tuple[float, ...]
-    vae: str
-    classes: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, tree: dict[str, Any]) -> "Space":
-        """From its JSON form."""
-        lists = {name: tuple(tree[name]) for name in ("shift", "scale", "classes")}
-        return cls(channels=tree["channels"], side=tree["side"], vae=tree["vae"], **lists)
-
-    def factors(self) -> tuple[Array, Array]:
-        """Shift and scale as float32 arrays that broadcast over (B, C, H, W)."""
-        shape = (1, self.channels, 1, 1)
-        return np.array(self.shift, np.float32).reshape(shape), np.array(self.scale, np.float32).reshape(shape)
+def npz_shape(path: Path) -> tuple[int, ...]:
+    """Shape of the images of an npz, which are not read; raises UserError if they are not uint8 (N, H, W, 3)."""
+    shape, kind, _, _ = _npz_header(path)
+    if kind != np.uint8 or len(shape) != 4 or shape[-1] != 3:
+        raise UserError(f"{path}: arr_0 is {kind} {shape}, not uint8 (N, H, W, 3)")
+    return shape
 
 
-@dataclass(frozen=True)
-class Latents:
-    """Posterior moments of a data set: (N, mirrors, 2 C, H, W) float16, mean then log variance; labels (N,)."""
-
-    moments: Array
-    labels: Array
-    space: Space
-    sha256: str
-
-    @classmethod
-    def load(cls, folder: Path) -> "Latents":
-        """Read a folder written by the encode step; moments are memory-mapped.
-
-        Raises UserError if the array's shape is not what the index says.
-        """
-        index = read_json(folder / "index.json")
-        moments = np.load(folder / "moments.npy", mmap_mode="r")
-        if list(moments.shape) != index["shape"]:
-            raise UserError(f"{folder}: moments.npy has shape {moments.shape}, its index says {index['shape']}; encode it again")
-        identity = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
-        return cls(moments, np.load(folder / "labels.npy"), Space.parse(index["space"]), identity)
-
-    def draw(self, rows: Array, mirrors: Array, normal: Array) -> Array:
-        """Latents z = (mean + std * normal - shift) * scale, float32 (B, C, H, W), read in one indexed access."""
-        shift, scale = self.space.factors()
-        mean, logvar = np.split(self.moments[rows, mirrors].astype(np.float32), 2, axis=1)
-        return (mean + np.exp(0.5 * np.clip(logvar, -30, 20)) * normal - shift) * scale
+def npz_images(path: Path) -> Array:
+    """arr_0 of an npz, memory-mapped if it is stored as it is."""
+    shape, kind, start, plain = _npz_header(path)
+    if plain:
+        return np.memmap(path, kind, "r", start, shape)
+    with np.load(path, allow_pickle=False) as stored:
+        return stored["arr_0"]
 
 
 @dataclass(frozen=True)
@@ -171,7 +161,7 @@ def batch_at(step: int, config: Training, latents: Latents, patches: int, rank: 
         source.standard_normal(dtype=np.float32, out=posterior[place])
         source.standard_normal(dtype=np.float32, out=noise[place])
         source.random(dtype=np.float32, out=uniform[place])
-    mirrors = (uniform[:, -1] * latents.moments.shape[1]).astype(int)
+    mirrors = (uniform[:, -1] * latents.mirrors).astype(int)
     clean = latents.draw(rows, mirrors, posterior)
     draw = Draw(*(torch.from_numpy(part) for part in (normal, noise, uniform[:, :patches].copy(), uniform[:, patches].copy())))
     return Batch(torch.from_numpy(clean), torch.from_numpy(latents.labels[rows]), draw)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from maskdit.config import UserError
-from maskdit.data import Array, Images, generator
+from maskdit.data import Array, Images, generator, npz_shape
 from maskdit.files import MANIFEST, inputs_of, read_json
 from maskdit.latents import Latents
 
 SEEN = 256  # samples that a check reads
-SPREAD = (0.3, 0.8)  # of what a network sees: its standard deviation should be 0.5
+SPREAD = (0.3, 1.6)  # of what a network sees: its standard deviation is 0.5 here, near 1 with the factor of SD's autoencoder
 WAIT, BUSY = 0.05, 0.25  # share of time spent waiting for data, and MFU, from which on a training is bound by something else
 
 
@@ -115,8 +115,8 @@ def latents(data: Latents) -> Iterator[Finding]:
     rows = sampled(len(data.labels))
     moments = data.read(rows, np.zeros(len(rows), int)).astype(np.float32)
     yield from latent_values(moments, data.read(rows, np.ones(len(rows), int)).astype(np.float32) if data.mirrors == 2 else None)
-    shift, scale = data.space.factors()
-    yield scaled((moments[:, : data.space.channels] - shift) * scale)
+    normal = generator(0, "doctor", 1).standard_normal((len(rows), *moments.shape[1:]), np.float32)
+    yield scaled(data.draw(rows, np.zeros(len(rows), int), normal[:, : data.space.channels]))
     yield from labels(data.labels, len(data.space.classes))
 
 
@@ -131,8 +131,8 @@ def latent_values(moments: Array, mirrored: Array | None) -> Iterator[Finding]:
         )
         return
     mean, logvar = np.split(moments, 2, axis=1)
-    if np.median(logvar) > np.log(mean.var()):
-        yield Finding("the second half is as large as the first: not a log variance", "mean first, then log variance")
+    if np.median(mean) < -4 and abs(np.median(logvar)) < 2:
+        yield Finding("the first half looks like a log variance, the second like a mean", "store mean first, then log variance")
     else:
         yield Finding(f"{moments.shape[1]} channels: mean and log variance (median {np.median(logvar):.1f})")
     if mirrored is not None:
@@ -145,12 +145,12 @@ def latent_values(moments: Array, mirrored: Array | None) -> Iterator[Finding]:
 
 
 def scaled(latent: Array) -> Finding:
-    """Whether what a network would see has a standard deviation near 0.5, as EDM's sigma_data."""
+    """Whether what a network would see has a standard deviation that a scale explains."""
     spread = float(latent.std())
     if SPREAD[0] < spread < SPREAD[1]:
-        return Finding(f"standard deviation {spread:.2f} after scaling, near EDM's sigma_data of 0.5")
+        return Finding(f"standard deviation {spread:.2f} after scaling")
     hint = "the scale is missing (0.18215 for SD's VAE)" if spread > SPREAD[1] else "the scale was applied twice"
-    return Finding(f"standard deviation {spread:.2f} after scaling, not near 0.5", f"{hint}: encode again")
+    return Finding(f"standard deviation {spread:.2f} after scaling, neither 0.5 nor 1", f"{hint}: encode again")
 
 
 def batch(path: Path) -> Iterator[Finding]:
@@ -162,7 +162,6 @@ def batch(path: Path) -> Iterator[Finding]:
             for name, width in wide.items():
                 if name in names and stored[name].shape[0] != width:
                     yield Finding(f"{name} is {stored[name].shape[0]} wide, not {width}", "these are statistics of another network")
-            shape = header(path, "arr_0.npy") if "arr_0" in names else None
     except (ValueError, OSError, KeyError) as error:
         yield Finding(f"{path}: {error}", "get it again")
         return
@@ -171,23 +170,14 @@ def batch(path: Path) -> Iterator[Finding]:
         yield Finding(f"holds no {', '.join(missing)}: images only; its statistics must be computed")
     else:
         yield Finding("holds the statistics of FID (2048) and sFID (2023)")
-    if shape is None:
+    if "arr_0" not in names:
         yield Finding("holds no arr_0: no images for precision and recall", "take ADM's whole reference batch")
-    elif shape[1] != "|u1" or len(shape[0]) != 4 or shape[0][-1] != 3:
-        yield Finding(f"arr_0 is {shape[1]} {shape[0]}, not uint8 (N, H, W, 3)", "save images as uint8, channels last")
-    else:
-        yield Finding(f"{shape[0][0]} images of {shape[0][1]} x {shape[0][2]} pixels: compare only samples of that side with it")
-
-
-def header(path: Path, name: str) -> tuple[tuple[int, ...], str]:
-    """Shape and type of an array of an npz, without reading it."""
-    import zipfile
-
-    with zipfile.ZipFile(path).open(name) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, kind = read(stream)
-    return shape, kind.str
+        return
+    try:
+        count, high, across, _ = npz_shape(path)
+        yield Finding(f"{count} images of {high} x {across} pixels: compare only samples of that side with it")
+    except UserError as error:
+        yield Finding(str(error).removeprefix(f"{path}: "), "save images as uint8, channels last")
 
 
 def weights(path: Path) -> Iterator[Finding]:
@@ -201,7 +191,7 @@ def weights(path: Path) -> Iterator[Finding]:
         return
     found = read_folder(path) if path.is_dir() else read_file(path)
     count = sum(tensor.numel() for tensor in found.ema.values())
-    yield Finding(f"{found.kind}: {len(found.ema)} tensors, {count:,} numbers; maskdit import reads it")
+    yield Finding(f"{found.format}: {len(found.ema)} tensors, {count:,} numbers; maskdit import reads it")
     broken = [name for name, tensor in found.ema.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         yield Finding(f"{broken[0]} and {len(broken) - 1} other tensors are not finite", "get the file again, or an earlier step")
@@ -211,7 +201,7 @@ def training(path: Path) -> Iterator[Finding]:
     """What bounds a training: the loader, launches or the device; whether steps were lost."""
     rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
     if not rows:
-        yield Finding(f"{path}: no line yet", "wait for ten steps")
+        yield Finding(f"{path}: no line yet, for there were fewer than ten steps")
         return
     late = rows[len(rows) // 2 :]
     wait, busy = (float(np.median([row[name] for row in late])) for name in ("data_wait", "mfu"))

@@ -6,37 +6,41 @@ import numpy as np
 
 from maskdit.config import Evaluate, UserError
 from maskdit.files import read_json, sha256, write_json
-from maskdit.metrics import frechet_distance, inception_score, moments, precision_recall
 from maskdit.runtime import say
+from maskdit.scores import gathered, loaded, protocol, scored, suffix
+
+SAME = {  # what features and reference must agree in -> what to do
+    "family": "make both with one extractor",
+    "extractor_sha256": "make both with one extractor",
+    "resize": "make both with one extractor",
+    "resolution": "take the reference for images of this side",
+}
 
 
 def evaluate(config: Evaluate, *, features: Path, reference: Path, out: Path) -> None:
-    """Distance, score, precision and recall in the family's features, and how often the probe names the intended class.
+    """The metrics of samples; where the reference has a class probe also how often it names the intended class.
 
-    Raises UserError if the features are of another family or network than the reference, or are not all there.
+    Raises UserError if the features are of another network than the reference, or of images of another side, or are not all there.
     """
     index, real = read_json(features / "index.json"), read_json(reference / "real.json")
-    protocol = index["protocol"]
-    if (protocol["family"], protocol["extractor_sha256"]) != (real["family"], real["weights_sha256"]):
-        raise UserError(
-            f"{features}: features of {protocol['family']}, the reference {reference} has another network; make both again"
-        )
-    vectors = np.concatenate([np.load(features / shard) for shard in index["shards"]])
-    probabilities = np.concatenate([np.load(features / shard.replace("features", "probabilities")) for shard in index["shards"]])
+    made = index["protocol"]
+    for field, hint in SAME.items():
+        if made.get(field) != real.get(field):
+            raise UserError(f"{features}: {field} {made.get(field)}, the reference {reference} has {real.get(field)}; {hint}")
+    found = gathered([features / shard for shard in index["shards"]])
     labels = np.load(features / "labels.npy")
-    if not len(vectors) == len(probabilities) == len(labels) == protocol["images"]:
-        raise UserError(f"{features}: {len(vectors)} features of {protocol['images']} images; make them again")
-    with np.load(reference / "reference.npz", allow_pickle=False) as stored:
-        known = dict(stored)
-    guessed = (vectors @ known["probe_weight"].T + known["probe_bias"]).argmax(1)
-    precision, recall = precision_recall(vectors, known["features"], config.neighbours)
-    metrics = {
-        "fd_mobilenet": frechet_distance(moments(vectors), (known["mu"], known["sigma"])),
-        "is_mobilenet": inception_score(probabilities),
-        "precision_mobilenet": precision,
-        "recall_mobilenet": recall,
-        "probe_accuracy": float((guessed == labels).mean()),
+    if not len(found["features"]) == len(labels) == made["images"]:
+        raise UserError(f"{features}: {len(found['features'])} features of {made['images']} images; make them again")
+    known = loaded(reference / "reference.npz")
+    name = suffix(made["family"], made["extractor_sha256"], len(labels))
+    metrics = scored(found, known, config.neighbours, name, features)
+    if "probe_weight" in known:
+        guessed = (found["features"] @ known["probe_weight"].T + known["probe_bias"]).argmax(1)
+        metrics["probe_accuracy"] = float((guessed == labels).mean())
+    made |= protocol(config.neighbours) | {
+        "reference_sha256": sha256(reference / "reference.npz"),
+        "statistics": real["statistics"],
+        "neighbours_from": len(known["features"]),
     }
-    protocol |= {"reference_sha256": sha256(reference / "reference.npz"), "neighbours": config.neighbours}
-    write_json(out, {"metrics": metrics, "checkpoint": index["checkpoint"], "protocol": protocol, "real": real})
+    write_json(out, {"metrics": metrics, "checkpoint": index["checkpoint"], "protocol": made, "real": real})
     say("evaluate: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))

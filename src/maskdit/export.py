@@ -10,9 +10,9 @@ import torch
 
 from maskdit import autoencoder, checkpoint
 from maskdit.config import UserError
-from maskdit.data import Space
 from maskdit.files import inputs_of, publishing, read_json, replacing, write_json
 from maskdit.foreign import Tensors, wrapped
+from maskdit.latents import Space
 from maskdit.runtime import say
 
 PREFIX = "maskdit_"  # of our modules in an exported folder: diffusers copies the files of all folders into one

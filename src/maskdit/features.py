@@ -4,21 +4,29 @@ from pathlib import Path
 
 import numpy as np
 
-from maskdit.config import Features
-from maskdit.extractor import SHA256, demand, extract
-from maskdit.files import read_json, save_array, write_json
+from maskdit.config import Features, UserError
+from maskdit.extractor import Network
+from maskdit.files import read_json, save_array, sha256, write_json
+from maskdit.shards import Shards, savez
 
 
-def features(config: Features, *, samples: Path, out: Path) -> None:
-    """Features (n, F) and class probabilities (n, C) of each shard of images, and the index of the samples with the extractor's."""
-    demand(config.family)
-    index = read_json(samples / "index.json")
-    names = []
-    for shard in index["shards"]:
-        vectors, probabilities = extract(np.load(samples / shard), config.batch)
-        names.append(shard.replace("images", "features"))
-        save_array(out / names[-1], vectors)
-        save_array(out / shard.replace("images", "probabilities"), probabilities)
+def features(config: Features, *, samples: Path, extractor: Path, out: Path) -> None:
+    """What the network says of each shard of images, as one npz a shard, and the index of the samples with the extractor's.
+
+    Raises UserError if a shard does not hold images, or all together not as many as their index says.
+    """
+    index, net = read_json(samples / "index.json"), Network(extractor)
+    shards = [np.load(samples / name, mmap_mode="r") for name in index["shards"]]
+    for name, pixels in zip(index["shards"], shards, strict=True):
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != shards[0].shape[1:]:
+            raise UserError(f"{samples / name}: {pixels.dtype} {pixels.shape}, not images as in the others; sample again")
+    if (count := sum(map(len, shards))) != index["protocol"]["images"]:
+        raise UserError(f"{samples}: {count} images, its index says {index['protocol']['images']}; sample again")
+    names = [f"features-{number:04d}.npz" for number in range(len(shards))]
+    work = Shards("features", [config.model_dump(), net.sha256, sha256(samples / "manifest.json")], names)
+    if not work.fill(lambda number, path: savez(path, net.extract(shards[number], np.arange(len(shards[number])), config.batch))):
+        return
+    work.take(out)
     save_array(out / "labels.npy", np.load(samples / "labels.npy"))
-    index["protocol"] |= {"family": config.family, "extractor_sha256": SHA256}
-    write_json(out / "index.json", {**index, "shards": names})
+    protocol = index["protocol"] | net.protocol() | {"resolution": shards[0].shape[1]}
+    write_json(out / "index.json", {**index, "shards": names, "protocol": protocol})

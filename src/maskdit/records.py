@@ -8,7 +8,23 @@ import pandas as pd
 from maskdit.config import UserError
 from maskdit.files import read_json
 
-COMPARABLE = ("family", "extractor_sha256", "reference_sha256", "images", "labels", "quantisation", "neighbours")
+COMPARABLE = (
+    "family",
+    "extractor_sha256",
+    "reference_sha256",
+    "images",
+    "labels",
+    "quantisation",
+    "neighbours",
+    "statistics",
+    "is_split",
+    "is_order",
+    "kid_subsets",
+    "near",
+    "resize",
+    "resolution",
+)
+SAMPLING = ("weights", "precision", "guidance_channels", "guidance_interval")  # shown where rows differ in it
 
 
 def read(metrics: Path, evals: tuple[str, ...], same: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -20,7 +36,7 @@ def read(metrics: Path, evals: tuple[str, ...], same: tuple[str, ...]) -> dict[s
     for name, record in records.items():
         first = next(iter(records))
         for field in same:
-            ours, theirs = record["protocol"][field], records[first]["protocol"][field]
+            ours, theirs = record["protocol"].get(field), records[first]["protocol"].get(field)
             if ours != theirs:
                 raise UserError(f"{metrics}: {name} has {field} {ours}, {first} has {theirs}: they cannot share a column")
     return records

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # steps that only count do not wait for torch
     import torch
 
 LOG_SECONDS = 10.0
+FINISHED: list[Path] = []  # scratch folders that nobody needs when this process has published
 PART: tuple[int, int] | None = None  # of a step's shards, this process makes the K-th of N shares and publishes nothing; None: all
 KEY = ""  # of the entry that this process runs, before each line: several write to one terminal
 
@@ -36,6 +38,7 @@ def device() -> "torch.device":
     import torch
 
     torch.set_num_threads(int(os.environ.get("MASKDIT_THREADS", "1")))
+    torch.backends.cudnn.allow_tf32 = False  # convolutions, by default; fp32 means float32 here
     if not torch.cuda.is_available():
         return torch.device("cpu")
     where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -223,6 +226,12 @@ def scratch(name: str) -> Path:
     path = Path(os.environ.get("MASKDIT_SCRATCH", ".scratch")) / name
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def tidy() -> None:
+    """Remove the scratch folders of what has been published."""
+    while FINISHED:
+        shutil.rmtree(FINISHED.pop(), ignore_errors=True)
 
 
 def first_rank() -> bool:

@@ -1,6 +1,5 @@
 """A checkpoint and seeds to images."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from torch import Tensor
 from maskdit import autoencoder, checkpoint
 from maskdit.averaging import combination
 from maskdit.config import Sample, UserError
-from maskdit.data import Array, Space, generator
+from maskdit.data import Array, generator
 from maskdit.diffusion import (
     SIGMA_MAX,
     SIGMA_MIN,
@@ -25,9 +24,11 @@ from maskdit.diffusion import (
     sigma_steps,
     vp_sigmas,
 )
-from maskdit.files import digest, read_json, save_array, sha256, write_json
+from maskdit.files import read_json, save_array, sha256, write_json
+from maskdit.latents import Space
 from maskdit.model import MaskDiT, for_inference
-from maskdit.runtime import autocast, device, half, progress, say, scratch
+from maskdit.runtime import autocast, device, half, say
+from maskdit.shards import Shards
 
 SAMPLERS = {"heun": "EDM Heun", "dpmpp-2m": "DPM-Solver++(2M)", "ddpm": "DDPM"}
 
@@ -137,17 +138,19 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
         images = decoder.decode(latent.float() / scale + shift).sample
         return autoencoder.to_pixels(images, config.quantisation).cpu().numpy()[: len(rows)]
 
-    # 2. The shards, each finished one kept in the scratch folder
-    home = scratch(f"sample-{digest([config.model_dump(mode='json'), sha256(path), space.vae])[:16]}")
-    shards = np.array_split(np.arange(config.images), config.shards)
+    # 2. The shards
+    parts = np.array_split(np.arange(config.images), config.shards)
     names = [f"images-{number:04d}.npy" for number in range(config.shards)]
-    with torch.inference_mode():
-        for number in progress(range(config.shards), "sample", config.shards):
-            rows, kept = shards[number], home / names[number]
-            if not kept.exists():
-                parts = np.array_split(rows, -(-len(rows) // config.batch))
-                save_array(kept, np.concatenate([draw(part) for part in parts]))
-            shutil.copyfile(kept, out / kept.name)
+    work = Shards("sample", [config.model_dump(mode="json"), sha256(path), space.vae], names)
+
+    def shard(number: int, place: Path) -> None:
+        batches = np.array_split(parts[number], -(-len(parts[number]) // config.batch))
+        with torch.inference_mode():
+            save_array(place, np.concatenate([draw(rows) for rows in batches]))
+
+    if not work.fill(shard):
+        return
+    work.take(out)
 
     # 3. What a reader needs to know
     save_array(out / "labels.npy", starts(config, space, np.arange(config.images))[1])
@@ -171,5 +174,4 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     }
     checkpoint_facts = {name: facts[name] for name in spent}
     write_json(out / "index.json", {"shards": names, "checkpoint": checkpoint_facts, "protocol": protocol})
-    shutil.rmtree(home)
     say(f"sample: {config.images} images from {path.name}, {nfe} NFE, {passes} passes an image, guidance {config.guidance}")

@@ -2,9 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from maskdit import runtime
 from maskdit.files import digest
@@ -36,18 +39,42 @@ class Shards:
             if kept.exists():
                 continue
             half = kept.with_name(f".{os.getpid()}.{kept.name}")
+            remove(half)  # left by a process of this number that was killed
             try:
                 make(number, half)
-                half.rename(kept)
+                if not kept.exists():  # another process may have been quicker
+                    half.rename(kept)
             finally:
-                shutil.rmtree(half) if half.is_dir() else half.unlink(missing_ok=True)
+                remove(half)
         return runtime.PART is None
 
     def take(self, out: Path) -> None:
-        """Give each shard its place in a folder, without a copy where the file system can, and remove the scratch folder."""
+        """Give each shard its place in a folder, without a copy where the file system can, and need the scratch no more."""
         for name in self.names:
-            try:
-                os.link(self.home / name, out / name)
-            except OSError:
-                shutil.copyfile(self.home / name, out / name)
-        shutil.rmtree(self.home)
+            place(self.home / name, out / name)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let the scratch folder be removed when what was made of it is published, so that a kill before loses nothing."""
+        runtime.FINISHED.append(self.home)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def place(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def savez(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as an npz, whatever the path's name ends with."""
+    with path.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+        stream.flush()
+        os.fsync(stream.fileno())

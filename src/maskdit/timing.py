@@ -17,7 +17,8 @@ from unittest import mock
 import torch
 
 from maskdit import model
-from maskdit.config import Case, Pretrain, kept_tokens
+from maskdit.cases import Case
+from maskdit.config import Pretrain, kept_tokens
 from maskdit.data import Batch
 from maskdit.diffusion import Draw, denoise, guided, heun, sigma_steps
 from maskdit.learner import Learner

@@ -1,6 +1,7 @@
 """Obtain the autoencoder: the demo trains a small one on its own images."""
 
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,19 +10,13 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from maskdit.autoencoder import build, to_pixels, to_unit
+from maskdit.autoencoder import WEIGHTS, build, geometry, identity, load, psnr, to_pixels, to_unit
 from maskdit.config import DownloadedVae, UserError, Vae
 from maskdit.data import Images, generator, order
-from maskdit.files import write_json
+from maskdit.files import read_json, write_json
 from maskdit.runtime import autocast, device, progress, say
 
 WARMUP = 30  # steps
-
-
-def psnr(one: Tensor, other: Tensor) -> float:
-    """Mean over images of the peak signal-to-noise ratio in dB, of uint8 (N, H, W, 3) images."""
-    error = (one.float() - other.float()).square().flatten(1).mean(1)
-    return (10 * torch.log10(255**2 / error.clamp(min=1e-10))).mean().item()
 
 
 def reconstruct(net: AutoencoderKL, clean_BCHW: Tensor) -> Tensor:
@@ -37,15 +32,37 @@ def rate(step: int, config: Vae) -> float:
 
 
 def vae(config: Vae | DownloadedVae, *, images: Path, out: Path) -> None:
-    """Train AutoencoderKL with L1 + MSE + kl_weight * KL (mean per latent number) and save it in diffusers' layout.
-
-    metrics.json holds the PSNR in dB of the held-out images. Raises UserError for an autoencoder of others.
-    """
+    """Obtain an autoencoder in diffusers' layout: trained on images here, or taken over from where `fetch` has put it."""
     if isinstance(config, DownloadedVae):
-        raise UserError(f"vae: this version cannot download {config.repository} yet; its studies can be planned, not run")
+        take(config, images, out)
+    else:
+        train(config, images, out)
+
+
+def take(config: DownloadedVae, folder: Path, out: Path) -> None:
+    """Check a published autoencoder and copy it; raises UserError if it is not whole, or not as declared."""
+    known = read_json(folder / "index.json")
+    if known.get("kind") != "autoencoder" or identity(folder) != known["sha256"]:
+        raise UserError(f"{folder}: not the autoencoder that was fetched; fetch it again")
+    net = load(folder, torch.device("cpu"))
+    factor, channels = geometry(folder)
+    if (factor, channels) != (config.factor, config.latent_channels):
+        raise UserError(
+            f"{folder}: {factor} pixels a latent and {channels} channels, vae declares {config.factor} and {config.latent_channels}"
+        )
+    for name in ("config.json", WEIGHTS):
+        shutil.copyfile(folder / name, out / name)
+    say(f"vae: {known['url']}, scaling factor {net.config.scaling_factor}")
+
+
+def train(config: Vae, images: Path, out: Path) -> None:
+    """Train AutoencoderKL with L1 + MSE + kl_weight * KL (mean per latent number).
+
+    metrics.json holds the PSNR in dB of the held-out images, null if there are none.
+    """
     where = device()
     data = Images.load(images)
-    pixels = data.part(heldout=False)[0]
+    pixels, known, unseen = data.pixels, data.rows(heldout=False), data.rows(heldout=True)
     torch.manual_seed(config.seed)
     net = build(config).to(where)
     optimizer = torch.optim.AdamW(net.parameters(), betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
@@ -53,8 +70,8 @@ def vae(config: Vae | DownloadedVae, *, images: Path, out: Path) -> None:
 
     def batches() -> Iterator[tuple[int, Tensor]]:
         for step in progress(range(config.steps), "vae", config.steps, note=lambda: f"loss {last:.3f}"):
-            rows = order(config.seed, len(pixels), step * config.batch, (step + 1) * config.batch)
-            yield step, to_unit(torch.from_numpy(pixels[rows])).to(where)
+            rows = order(config.seed, len(known), step * config.batch, (step + 1) * config.batch)
+            yield step, to_unit(torch.from_numpy(pixels[known[rows]])).to(where)
 
     for step, clean in batches():
         optimizer.param_groups[0]["lr"] = rate(step, config)
@@ -73,9 +90,11 @@ def vae(config: Vae | DownloadedVae, *, images: Path, out: Path) -> None:
 
     net.eval().save_pretrained(out)
     with torch.inference_mode():
-        real = torch.from_numpy(data.part(heldout=True)[0])
-        parts = (real[at : at + 64] for at in range(0, len(real), 64))
-        again = [to_pixels(reconstruct(net, to_unit(part).to(where))).cpu() for part in parts]
-    quality = psnr(torch.cat(again), real)
-    write_json(out / "metrics.json", {"heldout_psnr_db": quality, "heldout_images": len(real)})
-    say(f"vae: held-out PSNR {quality:.2f} dB over {len(real)} images")
+        found = []
+        for at in range(0, len(unseen), 64):
+            real = torch.from_numpy(pixels[unseen[at : at + 64]])
+            found.append(psnr(to_pixels(reconstruct(net, to_unit(real).to(where))).cpu(), real))
+    quality = torch.cat(found).mean().item() if found else None
+    write_json(out / "metrics.json", {"heldout_psnr_db": quality, "heldout_images": len(unseen)})
+    if quality is not None:
+        say(f"vae: held-out PSNR {quality:.2f} dB over {len(unseen)} images")

@@ -1,0 +1,36 @@
+"""The Inception network of 2015 as ADM's evaluator sees it: torch-fidelity's, with the spatial features of sFID."""
+
+import io
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+OFFICIAL = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # sha256 of its weights, as torch-fidelity has them
+CHANNELS = 7  # of 192: 17 x 17 x 7 = 2023 numbers
+
+
+class Inception(torch.nn.Module):
+    """uint8 images (B, H, W, 3) to features (B, 2048), spatial (B, 2023) and logits without bias (B, 1008), float32.
+
+    Spatial features are the first seven channels of what TensorFlow calls mixed_6/conv, place by place, channels last.
+    """
+
+    RESIZE, WIDTHS = "299 pixels, bilinear as in TensorFlow 1", {"features": 2048, "spatial": 2023}
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        copy = io.BytesIO()  # of what was read here: the library itself would download, and execute what it loads
+        torch.save(tensors, copy)
+        copy.seek(0)
+        self.net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=copy)
+        self.net.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+        self.eval().requires_grad_(False)
+
+    def _keep(self, module: torch.nn.Module, given: Any, found_BCHW: Tensor) -> None:
+        self.spatial = found_BCHW[:, :CHANNELS].permute(0, 2, 3, 1).flatten(1)
+
+    def forward(self, pixels_BHWC: Tensor) -> dict[str, Tensor]:
+        features, logits = self.net(pixels_BHWC.permute(0, 3, 1, 2))
+        return {"features": features, "spatial": self.spatial, "logits": logits}
