@@ -159,12 +159,13 @@ def together() -> Iterator[Ranks]:
     """The processes that torchrun, or `launch`, has started as one group: NCCL on GPUs, Gloo on CPUs; alone without them."""
     import torch
     from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks(0, 1)
         return
     patience = timedelta(minutes=30)  # while rank 0 writes a large checkpoint the others wait
-    store, rank, world = next(distributed.rendezvous("env://", timeout=patience))
+    store, rank, world = next(rendezvous("env://", timeout=patience))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
     try:

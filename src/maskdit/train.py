@@ -130,7 +130,7 @@ def loop(
             "config": config.model_dump(mode="json"),
         }
 
-    def keep(milestone: bool, together: bool) -> None:
+    def remember(milestone: bool, together: bool) -> None:
         nonlocal mark
         tick()
         if together and ranks.world > 1:  # what the ranks have counted since the last line of the log is kept by the first
@@ -146,7 +146,7 @@ def loop(
     batches, log = ahead(make, first, last), tensorboard(phase)
     for step in progress(range(first, last), phase, last, first, lambda: f"loss {rows[-1]['loss']:.4f}" if rows else ""):
         if ranks.stop(step):
-            keep(milestone=False, together=True)
+            remember(milestone=False, together=True)
             ranks.meet("kept")
             raise Stopped(f"{phase}: stopped before step {step + 1}, its state is kept; run it again to go on")
         pace.follow()
@@ -195,7 +195,7 @@ def loop(
         # 4. Milestones and recovery
         milestone = step + 1 in config.milestones
         if milestone or ((step + 1) % LOG_STEPS == 0 and home.due()):
-            keep(milestone, together=milestone)
+            remember(milestone, together=milestone)
     if first < last and rows:
         say(f"{phase}: {last} steps, {rows[-1]['images_per_second']:.0f} images/s, MFU {rows[-1]['mfu']:.2f}")
 
@@ -210,7 +210,7 @@ class Pace:
         """Called at the begin of each step."""
         if self.marks is None:
             return
-        self.marks.append(torch.cuda.Event())
+        self.marks.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
         self.marks[-1].record()
         if len(self.marks) > 2:
             self.marks.popleft().synchronize()

@@ -1,7 +1,8 @@
-"""A Slurm cluster on this machine for the tests: python cluster.py up|down|status|kill NODE|wake NODE. Needs root, Debian's slurm-wlm and munge.
+"""A Slurm cluster on this machine for the tests: python cluster.py up|down|status|kill NODE|wake NODE.
 
-Four nodes of one host, each with eight GPUs that do not exist (links to /dev/null), a partition and one that preempts it. Everything lies in the
-folder MASKDIT_SLURM and listens on the loopback only. Its bin/ goes first in PATH: the tools find their configuration through it.
+It needs root, Debian's slurm-wlm and munge. Four nodes of one host, each with eight GPUs that do not exist (links to /dev/null), a
+partition, and one that preempts it. Everything lies in the folder MASKDIT_SLURM and listens on the loopback only. Its bin/ goes first
+in PATH: the tools find their configuration through it.
 """
 
 import os
@@ -139,7 +140,8 @@ def up() -> None:
     if not key.exists():
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-    names = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munged.pid", "log-file": "munged.log", "seed-file": "seed"}
+    names = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munged.pid", "log-file": "munged.log"}
+    names["seed-file"] = "seed"
     daemon("munged", "--force", "--num-threads=2", *(f"--{option}={where / file}" for option, file in names.items()))
     daemon("slurmctld")
     for name in NODES:
