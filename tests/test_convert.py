@@ -16,7 +16,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from safetensors.torch import save_file
 
-from maskdit import autoencoder, checkpoint, convert, foreign
+from maskdit import autoencoder, checkpoint, convert, foreign, runtime
 from maskdit.cli import main
 from maskdit.config import Released, Sample, UserError, Vae
 from maskdit.files import read_json, sha256, write_json
@@ -481,6 +481,7 @@ def test_released_weights_are_fetched_checked_and_become_a_run(file, vae, tmp_pa
     index = read_json(tmp_path / "run" / "index.json")
     assert index["source"] == {"file": "ckpt.pt", "sha256": sha256(file), "url": file.as_uri(), "format": "upstream"}
     assert index["milestones"][0]["step"] == 9
+    runtime.tidy()  # as the command does when it has published
     assert not list((tmp_path / "scratch").iterdir())
     with pytest.raises(UserError, match=r"has sha256 .*, not 0000"):
         convert.released(Released.model_validate({**entry, "sha256": "0" * 64}), vae=vae, out=tmp_path / "run")

@@ -92,7 +92,8 @@ def test_features_of_any_number_of_processes_are_those_of_one_pass_bit_for_bit(p
         np.testing.assert_array_equal(found[name], array)
     assert index["protocol"]["family"] == "mobilenet-v2"
     assert index["protocol"]["resolution"] == 32
-    assert not (tmp_path / "scratch").exists() or not list((tmp_path / "scratch").iterdir())
+    runtime.tidy()
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_a_killed_extraction_goes_on_with_the_shard_that_it_lost(extractor, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from scipy.io import savemat
 
 from maskdit import fetch as module
-from maskdit import imagenet
+from maskdit import imagenet, runtime
 from maskdit.config import UserError
 from maskdit.download import Address, download
 from maskdit.files import sha256
@@ -155,6 +155,7 @@ def test_a_check_goes_on_after_a_kill_and_reads_again_only_what_was_written_sinc
     images = fetched(folder(tmp_path / "root"), tmp_path / "out")
     assert sorted(set(again)) == sorted(set(FILES) - set(read[:3]))
     assert images.pixels[:].shape[0] == 12, "each with the checksum of what is there now"
+    runtime.tidy()  # as the command does when it has published
     assert not list((tmp_path / "scratch").iterdir())
 
 
