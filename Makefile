@@ -29,7 +29,7 @@ test: setup
 test-slow: setup
 	pytest -m slow
 
-# Speed in pairs, on this machine alone: about half an hour.
+# Speed in pairs, on this machine alone: about forty minutes.
 bench: setup
 	snakemake --force results/bench_cpu.csv
 	@cat results/bench_cpu.md
