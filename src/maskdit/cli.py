@@ -230,9 +230,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(parser().parse_args(argv))
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half written is removed on the way out
     from maskdit.config import UserError
+    from maskdit.runtime import STOPPED, Stopped, say
 
     try:
         dispatch(arguments)
+    except Stopped as stop:
+        say(str(stop))
+        return STOPPED
     except UserError as error:
         print(f"maskdit: {error}", file=sys.stderr)
         return 2

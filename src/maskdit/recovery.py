@@ -1,5 +1,6 @@
-"""What a training leaves in the scratch folder: its newest state, its milestones, and what is published of them."""
+"""What a training leaves in the scratch folder: its newest states, its milestones, and what is published of them."""
 
+import errno
 import fcntl
 import json
 import shutil
@@ -7,15 +8,18 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from maskdit import checkpoint
 from maskdit.config import Training, UserError
-from maskdit.files import replacing, write_json
+from maskdit.files import digest, read_json, replacing, sha256, write_json
 from maskdit.learner import Learner
 from maskdit.runtime import Ranks, say, scratch
 
 SAVE_SECONDS = 60.0  # a state at least so long after the one before, and so that writing takes a twentieth of the time at most
+KEPT = 2  # states, the newest ones
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def ema_file(step: int) -> str:
@@ -34,11 +38,13 @@ def posthoc_file(number: int, step: int) -> str:
 
 
 class Recovery:
-    """The folder of one recipe: rank 0 holds it for its group alone; raises UserError if another one trains there."""
+    """The folder of one recipe: rank 0 holds it for its group alone; raises UserError if another one trains there.
+
+    A state is a safetensors file and, written after it, a record of its size and sha256: without the record it does not count.
+    """
 
     def __init__(self, name: str, config: Training, ranks: Ranks) -> None:
         self.folder, self.config, self.ranks = scratch(name), config, ranks
-        self.path = self.folder / "state.safetensors"
         self.saved, self.pause = time.monotonic(), SAVE_SECONDS
 
     def __enter__(self) -> Self:
@@ -54,15 +60,53 @@ class Recovery:
     def __exit__(self, *_: object) -> None:
         self.lock.close()
 
+    def records(self) -> list[Path]:
+        """The records of the states, the newest first."""
+        return sorted(self.folder.glob("state-*.json"), reverse=True)
+
+    def whole(self, record: Path) -> bool:
+        """Whether a state is there as its record says."""
+        path = record.with_suffix(".safetensors")
+        try:
+            known = read_json(record)
+            return path.stat().st_size == known["bytes"] and sha256(path) == known["sha256"]
+        except (UserError, OSError, KeyError, TypeError):
+            return False
+
+    def aside(self, record: Path, why: str) -> None:
+        """Give a state names under which it is found no more."""
+        say(f"{record.with_suffix('.safetensors')}: {why}; set aside as {record.stem}.{why}")
+        for file in (record, record.with_suffix(".safetensors")):
+            if file.exists():
+                file.rename(file.with_name(f"{file.name}.{why}"))
+
+    def newest(self) -> Path | None:
+        """The newest whole state, by rank 0 for all; damaged ones are set aside.
+
+        Raises UserError if there are states and none is whole: a training never starts anew in silence.
+        """
+        records = self.records()
+        for record in records:
+            if self.whole(record):
+                return record.with_suffix(".safetensors")
+            self.aside(record, "damaged")
+        if records or any(self.folder.glob("state-*.damaged")):
+            raise UserError(f"{self.folder}: none of its states is whole; remove the folder to start again from step 0")
+        return None
+
     def resume(self, learner: Learner, terms: Tensor) -> dict[str, Any]:
-        """Restore the newest state, if there is one that serves; returns what was done until then."""
-        if not self.path.exists():
+        """Restore the newest whole state, if there is one; returns what was done until then."""
+        path = self.ranks.from_first(self.newest)
+        if path is None:
             return {}
-        state, done = checkpoint.load(self.path)
+        state, done = checkpoint.load(path)
         step = done["step"]
         lost = [mark for mark in self.config.milestones if mark <= step and not (self.folder / net_file(mark)).exists()]
         if lost:
             say(f"{self.folder}: step {step} is reached, but milestone {lost[0]} was not kept: starting again from step 0")
+            if self.ranks.rank == 0:
+                for record in self.records():
+                    self.aside(record, "passed")
             return {}
         learner.restore(state)
         if self.ranks.rank == 0:
@@ -75,33 +119,74 @@ class Recovery:
         return time.monotonic() - self.saved > self.pause
 
     def save(self, learner: Learner, terms: Tensor, done: dict[str, Any], milestone: dict[str, Any] | None) -> None:
-        """Write the state, and before it, at a milestone, its weights with these facts."""
+        """Write the state, and before it, at a milestone, its weights with these facts; then drop all but the newest states.
+
+        Raises UserError if the disk is full even without the older states; the newest one is kept.
+        """
         began = time.monotonic()
-        if milestone is not None:
-            step = milestone["step"]
-            checkpoint.save(self.folder / ema_file(step), learner.weights(learner.average), milestone)
-            checkpoint.save(self.folder / net_file(step), learner.weights(learner.masters.detach()), milestone)
-            for number, average in enumerate(learner.posthoc):
-                facts = {**milestone, "sigma_rel": self.config.posthoc_ema[number]}
-                checkpoint.save(self.folder / posthoc_file(number, step), learner.weights(average), facts)
-        checkpoint.save(self.path, {"terms": terms, **learner.state()}, done)
+        try:
+            self._write(learner, terms, done, milestone)
+        except (OSError, SafetensorError) as error:
+            if getattr(error, "errno", None) not in FULL and not any(f"code: {number}," in str(error) for number in FULL):
+                raise
+            self._prune(1)
+            try:
+                self._write(learner, terms, done, milestone)
+            except (OSError, SafetensorError):
+                free = shutil.disk_usage(self.folder).free
+                line = f"the disk is full ({free / 1e9:.2f} GB free); make room, then run it again: it goes on from its last state"
+                raise UserError(f"{self.folder}: {line}") from None
+        self._prune(KEPT)
         self.saved = time.monotonic()
         self.pause = max(SAVE_SECONDS, 20 * (self.saved - began))
 
+    def _write(self, learner: Learner, terms: Tensor, done: dict[str, Any], milestone: dict[str, Any] | None) -> None:
+        if milestone is not None:
+            step = milestone["step"]
+            parts = {ema_file(step): (learner.average, milestone), net_file(step): (learner.masters.detach(), milestone)}
+            for number, average in enumerate(learner.posthoc):
+                parts[posthoc_file(number, step)] = (average, {**milestone, "sigma_rel": self.config.posthoc_ema[number]})
+            for name, (flat, facts) in parts.items():
+                checkpoint.save(self.folder / name, learner.weights(flat), facts)
+            done["kept"] = done.get("kept", {}) | {name: sha256(self.folder / name) for name in parts}
+        path = self.folder / f"state-{done['step']:09d}.safetensors"
+        checkpoint.save(path, {"terms": terms, **learner.state()}, done)
+        known = {"step": done["step"], "bytes": path.stat().st_size, "sha256": sha256(path)}
+        write_json(path.with_suffix(".json"), {**known, "world": self.ranks.world, "recipe": digest(self.config.recipe())})
+
+    def _prune(self, count: int) -> None:
+        for record in self.records()[count:]:
+            record.unlink()
+            record.with_suffix(".safetensors").unlink(missing_ok=True)
+        whole = {record.stem for record in self.records()}
+        for path in self.folder.glob("state-*.safetensors"):
+            if path.stem not in whole:  # by a kill before its record
+                path.unlink()
+
     def publish(self, out: Path) -> None:
-        """Copy milestones, final weights and log, with an index that describes them."""
+        """Copy milestones, final weights and log, with an index that describes them.
+
+        Raises UserError if a milestone is not what was written.
+        """
+        done = checkpoint.facts(self.records()[0].with_suffix(".safetensors"))
         steps = self.config.milestones
+        final = net_file(steps[-1])
         listed = []
+
+        def copy(name: str) -> None:
+            shutil.copyfile(self.folder / name, out / name)
+            if sha256(out / name) != done["kept"][name]:
+                raise UserError(f"{self.folder / name}: damaged; remove the folder to train this recipe again")
+
         for step in steps:
             extra = [posthoc_file(number, step) for number in range(len(self.config.posthoc_ema))]
             for name in (ema_file(step), *extra):
-                shutil.copyfile(self.folder / name, out / name)
+                copy(name)
             facts = checkpoint.facts(out / ema_file(step))
             spent = {name: facts[name] for name in ("step", "images", "seconds", "device_seconds", "flops")}
             listed.append({"file": ema_file(step), "posthoc": extra, **spent})
-        final = net_file(steps[-1])
-        shutil.copyfile(self.folder / final, out / final)
-        rows = [row for row in checkpoint.facts(self.path)["rows"] if row["step"] <= steps[-1]]
+        copy(final)
+        rows = [row for row in done["rows"] if row["step"] <= steps[-1]]
         with replacing(out / "log.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         write_json(out / "index.json", {"milestones": listed, "final": final})

@@ -3,9 +3,11 @@
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -90,10 +92,66 @@ def peak_memory(where: "torch.device") -> int:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process of those that train together."""
+    """Which process of those that train together, and the store in which they leave each other notes."""
 
     rank: int
     world: int
+    store: Any = None
+
+    def from_first(self, ask: Callable[[], Any]) -> Any:
+        """What the first rank answers, in all ranks."""
+        if self.world == 1:
+            return ask()
+        from torch import distributed
+
+        answer = [ask() if self.rank == 0 else None]
+        distributed.broadcast_object_list(answer, src=0)
+        return answer[0]
+
+    def meet(self, name: str) -> None:
+        """Wait until the first rank has come here."""
+        if self.world > 1 and self.rank == 0:
+            self.store.set(f"maskdit/{name}", "1")
+        elif self.world > 1:
+            self.store.wait([f"maskdit/{name}"])
+
+    def stop(self, step: int) -> bool:
+        """Whether all ranks stop before this step, since a signal came to one of them a few steps ago."""
+        if self.world == 1:
+            return bool(_signals)
+        if _signals:
+            self.store.compare_set("maskdit/stop", "", str(step + AHEAD))
+        return self.store.check(["maskdit/stop"]) and int(self.store.get("maskdit/stop")) <= step
+
+
+AHEAD = 4  # steps; no rank is further ahead of another
+STOPPED = 85  # exit code of a training that was asked to stop and has kept its state
+_signals: list[int] = []  # that have asked this process to stop
+
+
+class Stopped(Exception):  # noqa: N818, no error
+    """A training was asked to stop, and its state is kept."""
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """SIGTERM, SIGUSR1 and SIGINT ask to stop at the next step; a second SIGINT ends at once."""
+
+    def note(number: int, _: object) -> None:
+        if number == signal.SIGINT and number in _signals:
+            raise KeyboardInterrupt
+        _signals.append(number)
+
+    _signals.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -101,15 +159,17 @@ def together() -> Iterator[Ranks]:
     """The processes that torchrun, or `launch`, has started as one group: NCCL on GPUs, Gloo on CPUs; alone without them."""
     import torch
     from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
-    ranks = Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-    if ranks.world == 1:
-        yield ranks
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks(0, 1)
         return
     patience = timedelta(minutes=30)  # while rank 0 writes a large checkpoint the others wait
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
+    store, rank, world = next(rendezvous("env://", timeout=patience))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
     try:
-        yield ranks
+        yield Ranks(rank, world, store)
     finally:
         distributed.destroy_process_group()
 
@@ -123,18 +183,34 @@ def local_ranks() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def launch(command: list[str], count: int) -> int:
-    """Run `count` processes of a command as one group on this machine; the first failure stops the others and is the exit code."""
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    group = [subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
+        return probe.getsockname()[1]
+
+
+def launch(command: list[str], count: int, place: int = 0, nodes: int = 1, address: str = "127.0.0.1", port: int = 0) -> int:
+    """Run `count` processes of a command on this machine, the `place`-th of `nodes`, all of one group that meets at an address.
+
+    The first failure stops the others and is the exit code. SIGTERM and SIGUSR1 go to all of them.
+    """
+    shared = {**os.environ, "WORLD_SIZE": str(count * nodes), "MASTER_ADDR": address, "MASTER_PORT": str(port or free_port())}
+    names = [{"RANK": str(place * count + local), "LOCAL_RANK": str(local)} for local in range(count)]
+    group = [subprocess.Popen(command, env={**shared, **name}) for name in names]
+
+    def forward(number: int, _: object) -> None:
+        for process in group:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         codes: list[int | None] = [None]
         while None in codes and not any(codes):
             time.sleep(0.05)
             codes = [process.poll() for process in group]
+        if STOPPED in codes:  # each ends by itself, the first rank when it has written its state
+            codes = [process.wait() for process in group]
         first = next((code for code in codes if code), 0)
         return 128 - first if first < 0 else first
     finally:
@@ -142,6 +218,8 @@ def launch(command: list[str], count: int) -> int:
             process.terminate()
         for process in group:
             process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def scratch(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from maskdit.latents import Latents
 from maskdit.learner import Learner, State
 from maskdit.model import MaskDiT
 from maskdit.recovery import Recovery
-from maskdit.runtime import Ranks, device, gemm_rate, peak_memory, progress, say, tensorboard, together
+from maskdit.runtime import Ranks, Stopped, device, gemm_rate, listening, peak_memory, progress, say, tensorboard, together
 
 LOG_STEPS = 10  # a line of log.jsonl each so many steps
 PATIENCE = 5  # steps in a row without a finite gradient
@@ -76,7 +77,7 @@ def train(phase: str, config: Training, architecture: dict[str, Any], data: Late
     if config.batch > len(data.labels):
         raise UserError(f"{phase}.batch: {config.batch} is larger than the data ({len(data.labels)} latents); lower it")
     recipe = {"phase": phase, **config.recipe(), "architecture": architecture, "latents": data.sha256, "past": identity(past)}
-    with together() as ranks, Recovery(f"{phase}-{digest(recipe)[:16]}", config, ranks) as home:
+    with listening(), together() as ranks, Recovery(f"{phase}-{digest(recipe)[:16]}", config, ranks) as home:
         loop(phase, config, architecture, data, past, ranks, home)
         if ranks.rank == 0:
             home.publish(out)
@@ -129,10 +130,26 @@ def loop(
             "config": config.model_dump(mode="json"),
         }
 
+    def remember(milestone: bool, together: bool) -> None:
+        nonlocal mark
+        tick()
+        if together and ranks.world > 1:  # what the ranks have counted since the last line of the log is kept by the first
+            distributed.reduce(terms, 0)
+            terms.mul_(ranks.rank == 0)
+        if ranks.rank == 0:
+            home.save(learner, terms, done, facts() if milestone else None)
+        mark = time.perf_counter()
+
     # 2. The steps
     make = partial(batch_at, config=config, latents=data, patches=patches, rank=ranks.rank, world=ranks.world)
+    pace = Pace(where)
     batches, log = ahead(make, first, last), tensorboard(phase)
     for step in progress(range(first, last), phase, last, first, lambda: f"loss {rows[-1]['loss']:.4f}" if rows else ""):
+        if ranks.stop(step):
+            remember(milestone=False, together=True)
+            ranks.meet("kept")
+            raise Stopped(f"{phase}: stopped before step {step + 1}, its state is kept; run it again to go on")
+        pace.follow()
         batch, wait = next(batches)
         waited += wait
         ratio = config.mask_at(step)
@@ -178,15 +195,25 @@ def loop(
         # 4. Milestones and recovery
         milestone = step + 1 in config.milestones
         if milestone or ((step + 1) % LOG_STEPS == 0 and home.due()):
-            tick()
-            if milestone and ranks.world > 1:  # what the ranks have counted since the last line of the log is kept by the first
-                distributed.reduce(terms, 0)
-                terms *= ranks.rank == 0
-            if ranks.rank == 0:
-                home.save(learner, terms, done, facts() if milestone else None)
-            mark = time.perf_counter()
+            remember(milestone, together=milestone)
     if first < last and rows:
         say(f"{phase}: {last} steps, {rows[-1]['images_per_second']:.0f} images/s, MFU {rows[-1]['mfu']:.2f}")
+
+
+class Pace:
+    """Lets the host run at most two steps ahead of a GPU, so that no rank runs far ahead of another."""
+
+    def __init__(self, where: torch.device) -> None:
+        self.marks: deque[torch.cuda.Event] | None = deque() if where.type == "cuda" else None
+
+    def follow(self) -> None:
+        """Called at the begin of each step."""
+        if self.marks is None:
+            return
+        self.marks.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
+        self.marks[-1].record()
+        if len(self.marks) > 2:
+            self.marks.popleft().synchronize()
 
 
 def identity(past: Past) -> str:
