@@ -24,12 +24,12 @@ $(INSTALLED):
 	touch $@
 
 test: setup
-	pytest -m "not slow"
+	pytest -m "not slow and not slurm"
 
 test-slow: setup
 	pytest -m slow
 
-# Speed in pairs, on this machine alone: about half an hour.
+# Speed in pairs, on this machine alone: about forty minutes.
 bench: setup
 	snakemake --force results/bench_cpu.csv
 	@cat results/bench_cpu.md
@@ -40,7 +40,7 @@ check: setup
 	mypy
 	lint-imports
 	snakefmt --check Snakefile workflow
-	pytest -m "not slow and not pipeline"
+	pytest -m "not slow and not slurm and not pipeline"
 
 # Resolve anew: the newest versions that pyproject.toml admits, in an environment of their own.
 lock:

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_train import latents, masked, pretrained, weights  # noqa: F401, a fixture
 
 from maskdit import checkpoint, recovery, train
 from maskdit.config import UserError
 from maskdit.runtime import STOPPED, Stopped, launch
+from test_train import latents, masked, pretrained, weights  # noqa: F401, a fixture
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_full_disk_first_costs_the_older_state_then_one_clear_line(latents, mo
         real(path, tensors, facts)
 
     monkeypatch.setattr(checkpoint, "save", refuse)
-    with pytest.raises(UserError, match="the disk is full .*; make room, then run it again: it goes on from its last state"):
+    with pytest.raises(UserError, match=r"the disk is full .*; make room, then run it again: it goes on from its last state"):
         pretrained(latents, "run", config)
     folder = next((latents.parent / "scratch").iterdir())
     assert states(folder) == [9], "step 9 was written after step 3 was dropped"
