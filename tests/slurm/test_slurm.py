@@ -32,6 +32,7 @@ def slurm(tmp_path_factory):
 def site(where, **changes):
     """The toy on this cluster: its profile, edited as a site would, with two nodes of two processes for a training."""
     made = project(where)
+    (made / "slurm").symlink_to("profiles/slurm")
     profile = made / "profiles" / "slurm" / "config.yaml"
     edit(profile, "slurm-init-seconds-before-status-checks: 30", "slurm-init-seconds-before-status-checks: 7")
     text = profile.read_text()
@@ -49,9 +50,9 @@ def start(where, *targets):
     known = {**environment(where), **{name: value for name, value in cluster.environment().items() if name.startswith(("SLURM", "MASKDIT"))}}
     known["PATH"] = f"{cluster.home() / 'bin'}:{environment(where)['PATH']}"
     known |= {"MASKDIT_RANKS": "2", "MASKDIT_STATE_SECONDS": "1"}
-    log = (where / "said.log").open("w")
     words = [sys.executable, "-m", "snakemake", "--profile", "slurm", *targets]
-    return subprocess.Popen(words, cwd=where, env=known, stdout=log, stderr=subprocess.STDOUT)
+    with (where / "said.log").open("w") as log:
+        return subprocess.Popen(words, cwd=where, env=known, stdout=log, stderr=subprocess.STDOUT)
 
 
 def ended(engine, where, seconds=400):
