@@ -7,6 +7,7 @@ import pytest
 
 from maskdit.config import UserError
 from maskdit.doctor import batch, doctor, examine, labels, latent_values, scaled, training
+from maskdit.files import sha256, write_json
 
 RNG = np.random.default_rng(0)
 MEAN = RNG.normal(0, 4, (16, 4, 8, 8)).astype(np.float32)
@@ -93,3 +94,13 @@ def test_what_is_not_known_is_refused_in_one_line(tmp_path):
 def test_this_machine_is_looked_at_without_a_path(capsys):
     doctor(None)
     assert "torch" in capsys.readouterr().out
+
+
+def test_any_artifact_is_examined_by_its_manifest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real.json").write_text("{}")
+    whole = {"real.json": {"bytes": 2, "sha256": sha256(tmp_path / "real.json")}}
+    write_json(tmp_path / "manifest.json", {"node": "reference/toy", "files": whole, "lineage": {}, "made": {}})
+    assert mends(examine(tmp_path)) == []
+    (tmp_path / "real.json").write_text("{ ")
+    assert "delete" in " ".join(mends(examine(tmp_path)))

@@ -122,7 +122,8 @@ def test_without_need_of_a_validation_set_none_is_read(tmp_path):
     net_folders(tmp_path / "root")
     images = fetched(net(tmp_path / "root", validation=0), tmp_path / "out")
     assert len(images.labels) == 12
-    assert "heldout is of sources without a validation set" in refusal(net(tmp_path / "root", heldout=0.1), tmp_path / "two")
+    with pytest.raises(ValueError, match="heldout"):  # which is of sources without a validation set
+        net(tmp_path / "root", heldout=0.1)
 
 
 @pytest.mark.parametrize(("field", "wrong"), [("images", 13), ("validation", 4), ("classes", 4)])

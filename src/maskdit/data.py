@@ -18,7 +18,7 @@ from maskdit.config import Training, UserError
 from maskdit.diffusion import Draw
 from maskdit.files import read_json, save_array, write_json
 from maskdit.latents import Latents
-from maskdit.store import Encoded, Found
+from maskdit.store import Encoded, Found, header_length
 
 Array = NDArray[Any]
 
@@ -90,9 +90,8 @@ def _npz_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int, bool]:
                     np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 )(stream)
                 long = stream.tell()
-            file.seek(member.header_offset + 26)
-            name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
-            start = member.header_offset + 30 + name + extra + long
+            file.seek(member.header_offset)
+            start = member.header_offset + header_length(file.read(30)) + long
             return shape, kind, start, member.compress_type == zipfile.ZIP_STORED and not fortran
     except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
         raise UserError(f"{path}: no batch of images as ADM's evaluator stores it ({error}); get it again") from None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,9 +58,9 @@ def examine(path: Path) -> Iterator[Finding]:
         yield from batch(path)
     elif path.suffix in (".pt", ".pth", ".safetensors") or "config.json" in names:
         yield from weights(path)
-    elif path.is_dir():
+    elif path.is_dir() and MANIFEST not in names:
         yield from folder(path)
-    else:
+    elif MANIFEST not in names:
         raise UserError(f"{path}: not images, latents, weights, a reference batch or a run; nothing to examine")
 
 
@@ -75,7 +76,7 @@ def artifact(path: Path) -> Iterator[Finding]:
             lineage(found, load())
             yield Finding(f"{path}: made with the numbers of today's params.yaml")
     except UserError as error:
-        yield Finding(*str(error).rsplit(": " if "rerun" in str(error).rsplit(": ", 1)[-1] else "; ", 1))
+        yield Finding(*re.split("[:;] (?=[^:;]*$)", str(error)))  # what to do stands last
 
 
 def sampled(count: int) -> Array:
@@ -240,9 +241,8 @@ def machine() -> Iterator[Finding]:
             f"no GPU; torch {torch.__version__} on {os.cpu_count()} cores: the demo runs here, the paper's studies do not"
         )
     free = shutil.disk_usage(".").free / 2**30
-    yield Finding(
-        f"{free:.0f} GiB free here", "" if free > 10 else "the demo takes 1 GiB, in256 about 60: link artifacts/ to a larger disk"
-    )
+    much = "the demo takes 1 GiB; maskdit plan says what a study takes: link artifacts/ to a larger disk"
+    yield Finding(f"{free:.0f} GiB free here", "" if free > 10 else much)
     yield Finding(
         "HF_TOKEN is set" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set: needed only to fetch ImageNet from the hub"
     )

@@ -43,8 +43,6 @@ def fetch(config: Fetch, *, out: Path) -> None:
             found = checked(scan(Path(config.root)), config.bad, "images", config.images, report)
             store(found, split(found.labels, config.heldout, config.seed), config.resolution, report, out)
         case ImageNet():
-            if config.heldout:
-                raise UserError("fetch: heldout is of sources without a validation set; leave it out, validation: 0 reads none")
             imagenet.acquire(config, plan(config))
             train, validation = imagenet.scanned(config)
             demand_count("classes", len(train.classes), config.classes)

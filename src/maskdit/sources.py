@@ -19,7 +19,17 @@ class Pictures(Section):
 
     resolution: Count
     images: Count  # how many there must be: fetch fails if it finds another number
-    heldout: Fraction = 0.0  # share set aside by the seed; 0 where the source has a validation set of its own
+
+    @property
+    def training(self) -> int:
+        """How many of the images are trained on, at least."""
+        return self.images
+
+
+class Divided(Pictures):
+    """Images without a validation set of their own: a share of them is set aside by the seed."""
+
+    heldout: Fraction = 0.0
     seed: int = 0
 
     @property
@@ -28,14 +38,14 @@ class Pictures(Section):
         return math.floor(self.images * (1 - self.heldout))
 
 
-class Openmoji(Pictures):
+class Openmoji(Divided):
     """OpenMoji's drawings, split by emoji."""
 
     source: Literal["openmoji"]
     per_class: Count | None  # at most so many images of a class, drawn by the seed; null: all
 
 
-class Folder(Pictures):
+class Folder(Divided):
     """Images of one's own: ROOT/CLASS/…/image, tar or zip files with CLASS/…/image inside; root may be one such file."""
 
     source: Literal["folder"]

@@ -71,7 +71,7 @@ class Found:
                 header = os.pread(opened.number, 30, offset)
                 if not header.startswith(b"PK\3\4") or len(header) < 30:
                     raise OSError(f"no member at byte {offset}")
-                offset += 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+                offset += header_length(header)
             data = os.pread(opened.number, length, offset)
             if len(data) != length:
                 raise OSError(f"ends before byte {offset + length}")
@@ -92,6 +92,11 @@ class Found:
         records, names = np.load(folder / "records.npy"), tuple(tree["names"])
         unknown = np.full(len(names), -1)
         return cls(Path(tree["root"]), tuple(tree["containers"]), tuple(tree["sizes"]), records, names, unknown, ())
+
+
+def header_length(header: bytes) -> int:
+    """Bytes from the begin of a zip member to its data, by the 30 bytes that it begins with."""
+    return 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
 
 
 def inflated(data: bytes) -> bytes:
