@@ -148,9 +148,8 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
 
     runtime.KEY = key
     training = STEPS[verb] == "train"
-    if (training or verb in SHARDED) and not share and "RANK" not in os.environ:
-        words = [verb, key, *(word for name in paths for word in (f"--{name}", str(paths[name])))]
-        code = spread(words, training)
+    if "RANK" not in os.environ:
+        code = spread(verb, key, paths, share)
         if code or (training and code is not None):
             sys.exit(code)
     if verb in SHARDED and "RANK" in os.environ:
@@ -172,12 +171,18 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
     runtime.tidy()
 
 
-def spread(words: list[str], training: bool) -> int | None:
-    """Run a command in several processes where there are several devices or nodes; its exit code, None: it is for this process."""
+def spread(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | None) -> int | None:
+    """Run a step in several processes where there are several devices or nodes; its exit code, None: it is for this process."""
     from maskdit import runtime, slurm
 
-    command = [sys.executable, "-m", "maskdit.cli", *words]
-    if training and (number := slurm.job()):
+    training, number = STEPS[verb] == "train", slurm.job()
+    if number or not training:
+        slurm.supersede(verb, key)
+    if share or not (training or verb in SHARDED):
+        return None
+    words = [word for name in paths for word in (f"--{name}", str(paths[name]))]
+    command = [sys.executable, "-m", "maskdit.cli", verb, key, *words]
+    if training and number:
         return slurm.over_nodes(number, command)
     place, count = slurm.place() if training else slurm.Place(), runtime.local_ranks()
     if count * place.nodes == 1:
@@ -243,8 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(parser().parse_args(argv))
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half written is removed on the way out
     from maskdit.config import UserError
-    from maskdit.runtime import STOPPED, Stopped, say
+    from maskdit.runtime import STOPPED, Stopped, say, wish
 
+    signal.signal(signal.SIGUSR1, wish)  # it may come before a training listens
     try:
         dispatch(arguments)
     except Stopped as stop:

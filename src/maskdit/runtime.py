@@ -133,25 +133,26 @@ class Stopped(Exception):  # noqa: N818, no error
     """A training was asked to stop, and its state is kept."""
 
 
+def wish(number: int, _: object) -> None:
+    """A signal that asks a training to stop at its next step; a second SIGINT ends at once."""
+    if number == signal.SIGINT and number in _signals:
+        raise KeyboardInterrupt
+    _signals.append(number)
+
+
 @contextmanager
 def listening() -> Iterator[None]:
-    """SIGTERM, SIGUSR1 and SIGINT ask to stop at the next step; a second SIGINT ends at once."""
-
-    def note(number: int, _: object) -> None:
-        if number == signal.SIGINT and number in _signals:
-            raise KeyboardInterrupt
-        _signals.append(number)
-
-    _signals.clear()
+    """SIGTERM, SIGUSR1 and SIGINT ask to stop at the next step, a SIGUSR1 from before, too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    before = {number: signal.signal(number, wish) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _signals.clear()
 
 
 @contextmanager

@@ -2,13 +2,16 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
 from dataclasses import dataclass
 
+from maskdit.config import UserError
 from maskdit.runtime import STOPPED, say
 
+FORM = "--format=%A|%Z|%k"  # of squeue: number, folder, and the comment in which the plugin says rule and key
 PORTS = (20000, 20000)  # the first, and how many: a job's is a function of its number
 
 
@@ -23,8 +26,11 @@ class Place:
 
 
 def asked(*words: str) -> str:
-    """What a command of Slurm prints, stripped."""
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    """What a command of Slurm prints, stripped; raises UserError with what it complains of."""
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{words[0]}: {' '.join(done.stderr.split())}")
+    return done.stdout.strip()
 
 
 def job() -> str | None:
@@ -41,6 +47,30 @@ def place() -> Place:
     found = re.search(r"NodeAddr=(\S+)", asked("scontrol", "--oneliner", "show", "node", first))
     port = PORTS[0] + int(os.environ["SLURM_JOB_ID"]) % PORTS[1]
     return Place(int(os.environ["SLURM_NODEID"]), nodes, found[1] if found else first, port)
+
+
+def twins(number: str, own: str) -> list[str]:
+    """Older jobs of this user in whose line of squeue the rest is `own`, too."""
+    lines = [line.partition("|") for line in asked("squeue", "--me", "--noheader", FORM).splitlines()]
+    return [other for other, _, rest in lines if rest == own and int(other) < int(number)]
+
+
+def supersede(verb: str, key: str) -> None:
+    """Cancel older jobs of the step that this job runs: a Snakemake that was killed leaves them, and a new one submits another.
+
+    A cancelled training keeps its state. Returns when they are gone.
+    """
+    number = os.environ.get("SLURM_JOB_ID", "")
+    if not number.isdigit() or "SLURM_ARRAY_JOB_ID" in os.environ or not shutil.which("squeue"):
+        return  # the tasks of an array share one comment
+    own = asked("squeue", "--noheader", f"--jobs={number}", FORM).partition("|")[2]
+    comment = own.partition("|")[2]
+    named = comment.startswith((f"rule_{verb}_wildcards_", f"rule_{verb}_part_wildcards_")) and key in comment.split("_")
+    while named and (older := twins(number, own)):
+        for other in older:
+            say(f"job {other} is of the same step and older than {number}: cancelled")
+            asked("scancel", other)
+        time.sleep(5)
 
 
 def over_nodes(number: str, command: list[str]) -> int:

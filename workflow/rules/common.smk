@@ -35,3 +35,21 @@ def reconstructions_of(wildcards):
     """All reconstructions of a benchmark."""
     made = params.reconstruct.items()
     return [f"results/reconstructions/{wildcards.key}/{key}.json" for key, entry in made if entry.bench == wildcards.key]
+
+
+# Steps that can be cut into jobs of their own, and into how many: a profile says set-scatter: [sample=16, encode=8].
+scattergather:
+    encode=1,
+    reference=1,
+    sample=1,
+    features=1,
+
+
+def parts_of(verb):
+    """The marks that the parts of a step leave; none where it is one job."""
+
+    def marks(wildcards):
+        made = getattr(gather, verb)(f".scratch/parts/{verb}/{wildcards.key}/{{scatteritem}}")
+        return made if len(made) > 1 else []
+
+    return marks

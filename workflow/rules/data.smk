@@ -7,8 +7,6 @@ rule fetch:
         "logs/benchmarks/fetch/{key}.tsv"
     params:
         lookup(dpath="fetch/{key}", within=config),
-    message:
-        "Fetch {wildcards.key}"
     shell:
         "maskdit fetch {wildcards.key} --out {output} 2>&1 | tee {log}"
 
@@ -24,8 +22,6 @@ rule vae:
         "logs/benchmarks/vae/{key}.tsv"
     params:
         lookup(dpath="vae/{key}", within=config),
-    message:
-        "Obtain the autoencoder of {wildcards.key}"
     shell:
         "maskdit vae {wildcards.key} --images {input.images} --out {output} 2>&1 | tee {log}"
 
@@ -34,6 +30,7 @@ rule encode:
     input:
         images=lambda wildcards: f"artifacts/raw/{params.encode[wildcards.key].dataset}",
         vae=lambda wildcards: f"artifacts/vae/{params.encode[wildcards.key].vae}",
+        parts=parts_of("encode"),
     output:
         directory("artifacts/latents/{key}"),
     log:
@@ -42,8 +39,6 @@ rule encode:
         "logs/benchmarks/encode/{key}.tsv"
     params:
         lookup(dpath="encode/{key}", within=config),
-    message:
-        "Encode the images of {wildcards.key}"
     shell:
         "maskdit encode {wildcards.key} --images {input.images} --vae {input.vae} --out {output} 2>&1 | tee {log}"
 
@@ -52,6 +47,7 @@ rule reference:
     input:
         images=lambda wildcards: f"artifacts/raw/{params.reference[wildcards.key].dataset}",
         extractor=lambda wildcards: f"artifacts/raw/{params.reference[wildcards.key].extractor}",
+        parts=parts_of("reference"),
     output:
         directory("artifacts/reference/{key}"),
     log:
@@ -60,7 +56,5 @@ rule reference:
         "logs/benchmarks/reference/{key}.tsv"
     params:
         lookup(dpath="reference/{key}", within=config),
-    message:
-        "Compute the reference statistics of {wildcards.key}"
     shell:
         "maskdit reference {wildcards.key} --images {input.images} --extractor {input.extractor} --out {output} 2>&1 | tee {log}"

@@ -2,6 +2,7 @@ rule sample:
     input:
         run=lambda wildcards: "artifacts/runs/{run}/{phase}".format(**config["sample"][wildcards.key]),
         vae=lambda wildcards: f"artifacts/vae/{params.sample[wildcards.key].vae}",
+        parts=parts_of("sample"),
     output:
         directory("artifacts/samples/{key}"),
     log:
@@ -10,8 +11,6 @@ rule sample:
         "logs/benchmarks/sample/{key}.tsv"
     params:
         lookup(dpath="sample/{key}", within=config),
-    message:
-        "Sample {wildcards.key}"
     shell:
         "maskdit sample {wildcards.key} --run {input.run} --vae {input.vae} --out {output} 2>&1 | tee {log}"
 
@@ -20,6 +19,7 @@ rule features:
     input:
         samples="artifacts/samples/{key}",
         extractor=lambda wildcards: f"artifacts/raw/{params.features[wildcards.key].extractor}",
+        parts=parts_of("features"),
     output:
         directory("artifacts/features/{key}"),
     log:
@@ -28,8 +28,6 @@ rule features:
         "logs/benchmarks/features/{key}.tsv"
     params:
         lookup(dpath="features/{key}", within=config),
-    message:
-        "Extract the features of {wildcards.key}"
     shell:
         "maskdit features {wildcards.key} --samples {input.samples} --extractor {input.extractor} --out {output} 2>&1 | tee {log}"
 
@@ -46,8 +44,6 @@ rule evaluate:
         "logs/benchmarks/evaluate/{bench}/{key}.tsv"
     params:
         lookup(dpath="evaluate/{key}", within=config),
-    message:
-        "Evaluate {wildcards.key}"
     shell:
         "maskdit evaluate {wildcards.key} --features {input.features} --reference {input.reference} --out {output} 2>&1 | tee {log}"
 
@@ -65,8 +61,6 @@ rule reconstruct:
         "logs/benchmarks/reconstruct/{bench}/{key}.tsv"
     params:
         lookup(dpath="reconstruct/{key}", within=config),
-    message:
-        "Reconstruct the held-out images of {wildcards.key}"
     shell:
         "maskdit reconstruct {wildcards.key} --images {input.images} --vae {input.vae} --extractor {input.extractor} --out {output} 2>&1 | tee {log}"
 
@@ -82,7 +76,5 @@ rule calibrate:
         "logs/calibrate/{key}.log",
     params:
         lookup(dpath="calibrate/{key}", within=config),
-    message:
-        "Compare the evaluator with published metrics: {wildcards.key}"
     shell:
         "maskdit calibrate {wildcards.key} --images {input.images} --reference {input.reference} --extractor {input.extractor} --out {output} 2>&1 | tee {log}"

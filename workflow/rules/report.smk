@@ -9,8 +9,6 @@ rule table:
         "logs/table/{key}.log",
     params:
         lookup(dpath="table/{key}", within=config),
-    message:
-        "Write the table of {wildcards.key}"
     shell:
         "maskdit table {wildcards.key} --metrics results/metrics/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
 
@@ -26,8 +24,6 @@ rule recon:
         "logs/recon/{key}.log",
     params:
         lookup(dpath="recon/{key}", within=config),
-    message:
-        "Write the table of reconstructions of {wildcards.key}"
     shell:
         "maskdit recon {wildcards.key} --metrics results/reconstructions/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
 
@@ -44,8 +40,6 @@ rule curves:
         "logs/curves/{key}.log",
     params:
         lookup(dpath="curves/{key}", within=config),
-    message:
-        "Draw the curves of {wildcards.key}"
     shell:
         "maskdit curves {wildcards.key} --metrics results/metrics/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
 
@@ -61,8 +55,6 @@ rule grid:
         "logs/grid/{key}.log",
     params:
         lookup(dpath="grid/{key}", within=config),
-    message:
-        "Draw the samples of {wildcards.key} beside real images"
     shell:
         "maskdit grid {wildcards.key} --images {input.images} --samples {input.samples} --out {output} 2>&1 | tee {log}"
 
@@ -80,7 +72,5 @@ rule bench:
     threads: workflow.cores  # alone on the machine
     params:
         lookup(dpath="bench/{key}", within=config),
-    message:
-        "Measure the speed of {wildcards.key}"
     shell:
         "maskdit bench {wildcards.key} --out {output.csv} 2>&1 | tee {log}"

@@ -10,8 +10,6 @@ rule pretrain:
     priority: 1  # the longest way to the end: before any sampling
     params:
         lookup(dpath="pretrain/{key}", within=config),
-    message:
-        "Pretrain {wildcards.key}"
     shell:
         "maskdit pretrain {wildcards.key} --latents {input.latents} --out {output} 2>&1 | tee {log}"
 
@@ -29,8 +27,6 @@ rule finetune:
     priority: 1
     params:
         lookup(dpath="finetune/{key}", within=config),
-    message:
-        "Finetune {wildcards.key}"
     shell:
         "maskdit finetune {wildcards.key} --latents {input.latents} --pretrained {input.pretrained} --out {output} 2>&1 | tee {log}"
 
@@ -46,7 +42,5 @@ rule released:
         "logs/benchmarks/released/{key}.tsv"
     params:
         lookup(dpath="released/{key}", within=config),
-    message:
-        "Fetch the released weights of {wildcards.key}"
     shell:
         "maskdit released {wildcards.key} --vae {input.vae} --out {output} 2>&1 | tee {log}"
