@@ -1,10 +1,11 @@
 """A Slurm cluster on this machine for the tests: python cluster.py up|down|status|kill NODE|wake NODE.
 
 It needs root, Debian's slurm-wlm and munge. Four nodes of one host, each with eight GPUs that do not exist (links to /dev/null), a
-partition, and one that preempts it. Everything lies in the folder MASKDIT_SLURM and listens on the loopback only. Its bin/ goes first
-in PATH: the tools find their configuration through it.
+partition, and one that preempts it. Everything lies in the folder MASKDIT_SLURM and listens on the loopback only. Its bin/ goes
+first in PATH: the tools find their configuration through it.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 NODES = ("n1", "n2", "n3", "n4")
 TOOLS = ("srun", "sbatch", "squeue", "scontrol", "scancel", "sinfo")
@@ -49,8 +52,8 @@ SlurmdParameters=config_overrides
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 NodeName=n[1-4] NodeHostname={host} NodeAddr=127.0.0.1 Port=[17001-17004] CPUs=32 RealMemory=65536 Gres=gpu:h100:8 State=UNKNOWN
-PartitionName=gpu Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 State=UP
-PartitionName=urgent Nodes=ALL MaxTime=60 PriorityTier=10 PreemptMode=OFF State=UP
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=1440 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 State=UP
+PartitionName=urgent Nodes=ALL MaxTime=1440 PriorityTier=10 PreemptMode=OFF State=UP
 """
 
 
@@ -100,20 +103,44 @@ def start_node(name: str) -> None:
     daemon("slurmd", "-N", name)
 
 
-def kill_node(name: str) -> None:
-    """A node is gone: its daemon, and everything that runs under it."""
-    import psutil
+def of_node(name: str) -> list[psutil.Process]:
+    """What a node's jobs run: tasks, and the daemons above them."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("SLURMD_NODENAME") == name and process.environ().get("MASKDIT_SLURM") == str(home()):
+                above = process.parent()
+                found += [process] + ([above] if above and above.name() == "slurmstepd" else [])
+    return found
 
-    file = home() / f"slurmd.{name}.pid"
-    node = psutil.Process(int(file.read_text()))
-    steps = [process for process in psutil.process_iter(["cmdline"]) if "slurmstepd" in " ".join(process.info["cmdline"] or [])]
-    spool = str(home() / f"spool.{name}")
-    mine = [step for step in steps if any(spool in one.path for one in step.open_files()) or step.ppid() == node.pid]
-    for process in [node, *mine, *(child for step in mine for child in step.children(recursive=True))]:
-        try:
-            process.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            continue
+
+def kill_node(name: str) -> None:
+    """A node is gone: its daemon, and everything that runs on it."""
+    node = psutil.Process(int((home() / f"slurmd.{name}.pid").read_text()))
+    for process in [node, *of_node(name)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def restart_controller(seconds: float) -> None:
+    """The controller is killed, and comes back after a while."""
+    psutil.Process(int((home() / "slurmctld.pid").read_text())).kill()
+    time.sleep(seconds)
+    daemon("slurmctld")
+
+
+def left() -> list[str]:
+    """Processes that belong to this cluster or its jobs."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = " ".join(process.cmdline())
+            daemons = process.name().startswith(("slurm", "munged")) and str(home()) in words + str(
+                process.environ().get("SLURM_CONF")
+            )
+            if daemons or "SLURMD_NODENAME" in process.environ():
+                found.append(f"{process.pid} {words}")
+    return found
 
 
 def up() -> None:

@@ -1,7 +1,9 @@
-"""The demo's graph on a real Slurm: whatever happens to its jobs, it ends with the table of an undisturbed run. Run by make slurm-test."""
+"""The toy's graph on a real Slurm: whatever happens to its jobs, it ends with the table of an undisturbed run. By make slurm-test."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,93 +15,214 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import cluster
-from project import edit, environment, project
+
+from project import edit, environment, project, twin
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(cluster.missing()), reason=cluster.missing() or "there is a cluster")]
+KEY, STEPS, LONG = "demo-maskdit", 3000, 9000
+TABLE = "results/table_demo.csv"
 SCORES = ["fd_mobilenet", "is_mobilenet", "precision_mobilenet", "recall_mobilenet"]
+MADE = (
+    "artifacts/runs/demo-maskdit",
+    "artifacts/samples/demo-maskdit-guided",
+    "artifacts/features/demo-maskdit-guided",
+    ".scratch",
+    "results",
+    "logs",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def slurm(tmp_path_factory):
-    """A cluster with four nodes, gone afterwards."""
+    """A cluster with four nodes; nothing of it runs afterwards."""
     os.environ["MASKDIT_SLURM"] = str(tmp_path_factory.mktemp("slurm"))
     cluster.up()
     yield
     cluster.down()
-    assert not cluster.pids()
+    assert not cluster.left()
 
 
-def site(where, **changes):
-    """The toy on this cluster: its profile, edited as a site would, with two nodes of two processes for a training."""
+def site(where, runtime=10, warning=60, steps=STEPS):
+    """The toy on this cluster: its profile edited as a site would, two nodes a training."""
     made = project(where)
     (made / "slurm").symlink_to("profiles/slurm")
     profile = made / "profiles" / "slurm" / "config.yaml"
-    edit(profile, "slurm-init-seconds-before-status-checks: 30", "slurm-init-seconds-before-status-checks: 7")
-    text = profile.read_text()
-    text = re.sub(r"(\n    nodes: )1", r"\g<1>2", text).replace("USR1@600", changes.get("warning", "USR1@30"))
-    text = re.sub(r"runtime: 1440", f"runtime: {changes.get('runtime', 10)}", text)
-    text = re.sub(r"(cpus_per_task|mem_mb): \d+", r"\1: 4", text).replace("mem_mb: 4", "mem_mb: 2000").replace("latency-wait: 60", "latency-wait: 5")
-    profile.write_text(text)
-    if "steps" in changes:
-        edit(made / "params.yaml", "milestones: [2, 4]", f"milestones: [2, {changes['steps']}]")
+    text = re.sub(r"nodes: \d+", "nodes: 2", profile.read_text())
+    text = re.sub(r"runtime: 1440\n    mpi", f"runtime: {runtime}\n    mpi", text).replace("USR1@600", f"USR1@{warning}")
+    text = re.sub(r"(set-scatter:) .*", r"\1 [encode=2, sample=2]", text).replace("latency-wait: 60", "latency-wait: 10")
+    profile.write_text(text.replace("status-checks: 30", "status-checks: 5"))
+    edit(made / "params.yaml", "milestones: [2, 4]", f"milestones: [2, {steps}]")
     return made
 
 
-def start(where, *targets):
-    """Snakemake on this cluster, in the background."""
-    known = {**environment(where), **{name: value for name, value in cluster.environment().items() if name.startswith(("SLURM", "MASKDIT"))}}
-    known["PATH"] = f"{cluster.home() / 'bin'}:{environment(where)['PATH']}"
-    known |= {"MASKDIT_RANKS": "2", "MASKDIT_STATE_SECONDS": "1"}
-    words = [sys.executable, "-m", "snakemake", "--profile", "slurm", *targets]
-    with (where / "said.log").open("w") as log:
-        return subprocess.Popen(words, cwd=where, env=known, stdout=log, stderr=subprocess.STDOUT)
+def start(where, *words, ranks=2):
+    """Snakemake on this cluster, in the background, as the command line of the README."""
+    theirs = {name: value for name, value in cluster.environment().items() if name == "MASKDIT_SLURM"}
+    path = f"{cluster.home() / 'bin'}:{environment(where)['PATH']}"
+    ours = {"PATH": path, "MASKDIT_RANKS": str(ranks), "MASKDIT_STATE_SECONDS": "1"}
+    with (where / "said.log").open("a") as log:
+        command = ["snakemake", "--profile", "slurm", *words]
+        return subprocess.Popen(
+            command, cwd=where, env={**environment(where), **theirs, **ours}, stdout=log, stderr=subprocess.STDOUT
+        )
 
 
 def ended(engine, where, seconds=400):
     """Wait for it; what it said must be a success."""
     code = engine.wait(seconds)
     said = (where / "said.log").read_text()
-    logs = "".join(path.read_text() for path in (where / "logs").rglob("*.log"))
-    assert code == 0, said[-3000:] + logs[-3000:]
+    assert code == 0, said[-3000:] + "".join(path.read_text()[-2000:] for path in (where / "logs").rglob("*.log"))
     return said
 
 
-def running(rule, seconds=120):
-    """The job of a rule that runs."""
+def until(what, ask, seconds=90):
+    """The first answer that is not empty."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        for line in cluster.tool("squeue", "--noheader", "--states=RUNNING", "--format=%i|%k").splitlines():
-            number, _, comment = line.partition("|")
-            if f"rule_{rule}" in comment:
-                return number
-        time.sleep(0.5)
-    raise AssertionError(f"no job of {rule} runs: {cluster.tool('squeue')}")
+        if answer := ask():
+            return answer
+        time.sleep(0.3)
+    raise AssertionError(f"{what}: not within {seconds} s\n{cluster.tool('squeue')}\n{cluster.tool('sinfo')}")
 
 
-def past(where, step, key="demo-maskdit", seconds=120):
-    """Wait until a training has passed a step."""
-    deadline = time.monotonic() + seconds
-    log = where / "logs" / "pretrain" / f"{key}.log"
-    while time.monotonic() < deadline:
-        found = re.findall(rf"{key} pretrain: (\d+)/", log.read_text()) if log.exists() else []
-        if found and int(found[-1]) >= step:
-            return
-        time.sleep(0.5)
-    raise AssertionError(f"{log}: not past {step}: {log.read_text() if log.exists() else 'absent'}")
+def job(where, rule="pretrain"):
+    """The number of the job of a rule that runs in a folder, '' if none does."""
+    lines = cluster.tool("squeue", "--noheader", "--states=RUNNING", "--format=%A|%Z|%k").splitlines()
+    return next((line.split("|")[0] for line in lines if line.split("|")[1] == str(where) and f"|rule_{rule}_" in line), "")
+
+
+def kept(where):
+    """The step of the newest state of the pretraining in a folder, -1 if there is none."""
+    records = sorted((where / ".scratch").glob("pretrain-*/state-*.json"))
+    return json.loads(records[-1].read_text())["step"] if records else -1
+
+
+def further(where):
+    """Wait until a job has trained on from the state that is there; its number."""
+    before = kept(where)
+    until(f"a state after step {before}", lambda: kept(where) > before)
+    return until("a job that trains", lambda: job(where))
+
+
+def weights(where):
+    """The bytes of a training's checkpoints by name."""
+    return {
+        path.name: path.read_bytes() for path in sorted((where / "artifacts" / "runs" / KEY / "pretrain").glob("*.safetensors"))
+    }
+
+
+def logged(where):
+    """The steps of a training's log."""
+    text = (where / "artifacts" / "runs" / KEY / "pretrain" / "log.jsonl").read_text()
+    return [json.loads(line)["step"] for line in text.splitlines()]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The whole toy by the cluster, two nodes a training."""
+def limited(tmp_path_factory):
+    """A training that is longer than its jobs may be, in the background of all other tests."""
+    where = site(tmp_path_factory.mktemp("limited"), runtime=2, warning=45, steps=LONG)
+    engine = start(where, f"artifacts/runs/{KEY}/pretrain", ranks=1)
+    yield where, engine
+    engine.kill()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, limited):
+    """The whole graph, two nodes of two processes a training."""
     where = site(tmp_path_factory.mktemp("undisturbed"))
-    said = ended(start(where, "results/table_demo.csv"), where, 900)
-    assert "100%" in said or "steps (100%) done" in said
+    ended(start(where, TABLE), where)
     return where
 
 
-def test_the_graph_ends_with_the_table_of_one_machine(undisturbed, tmp_path):
-    table = pd.read_csv(undisturbed / "results" / "table_demo.csv", index_col="eval")
-    assert set(table.index) == {"demo-dit-plain", "demo-maskdit-guided", "real, held out"}
-    assert table[SCORES].iloc[:2].notna().all(axis=None)
-    log = (undisturbed / "logs" / "pretrain" / "demo-maskdit.log").read_text()
-    assert "pretrain: 4/4" in log
+def test_the_graph_ends_with_a_table_and_has_nothing_left_to_do(undisturbed):
+    table = pd.read_csv(undisturbed / TABLE, index_col="eval")
+    assert table.loc[["demo-dit-plain", "demo-maskdit-guided"], SCORES].notna().all(axis=None)
+    assert "Nothing to be done" in ended(start(undisturbed, TABLE), undisturbed)
+
+
+def test_a_laptop_has_nothing_to_do_after_the_cluster(undisturbed):
+    done = subprocess.run(["snakemake", "-n", TABLE], cwd=undisturbed, env=environment(undisturbed), capture_output=True, text=True)
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_two_nodes_of_two_processes_train_as_one(undisturbed):
+    record = json.loads(max((undisturbed / ".scratch").glob("pretrain-*/state-*.json")).read_text())
+    assert (record["world"], record["step"]) == (4, STEPS)
+
+
+def test_a_step_s_shares_are_jobs_of_their_own(undisturbed):
+    logs = undisturbed / ".snakemake" / "slurm_logs"
+    assert len(list(logs.glob("rule_sample_part/demo-maskdit-guided_*/*.log"))) == 2
+    assert len(list(logs.glob("rule_encode_part/*/*.log"))) == 2
+
+
+def requeue(where, number):
+    """An administrator sends the job back into the queue."""
+    cluster.tool("scontrol", "requeue", number)
+
+
+def warn(where, number):
+    """The warning of --signal: to the steps of the job, not to its script."""
+    cluster.tool("scancel", "--signal=USR1", number)
+
+
+def cancel(where, number):
+    """A finger slips."""
+    cluster.tool("scancel", number)
+
+
+def preempt(where, number):
+    """Somebody with more right needs all nodes for ten seconds."""
+    words = ["sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 10"]
+    cluster.tool(*words)
+    until("preemption", lambda: job(where) != number)
+
+
+def lose_node(where, number):
+    """One of the nodes breaks down, and is mended."""
+    name = cluster.tool("squeue", "--noheader", f"--jobs={number}", "--format=%B")
+    cluster.kill_node(name)
+    until("the job's end", lambda: job(where) != number)
+    cluster.start_node(name)
+
+
+def restart(where, number):
+    """Slurm's controller is away for a while; jobs run on."""
+    cluster.restart_controller(3)
+
+
+EVENTS = (requeue, warn, cancel, preempt, lose_node, restart)
+
+
+def test_whatever_happens_to_its_jobs_the_table_is_that_of_an_undisturbed_run(undisturbed, tmp_path):
+    where = twin(undisturbed, tmp_path / "site")
+    for made in MADE:
+        shutil.rmtree(where / made, ignore_errors=True)
+    engine = start(where, TABLE)
+    for event in EVENTS:
+        number = further(where)
+        before = kept(where)
+        event(where, number)
+        assert kept(where) >= before, f"{event.__name__} lost steps"
+    # and the engine itself is killed: its job runs on, until the job of the next engine takes its place
+    number = further(where)
+    engine.kill()
+    subprocess.run(["snakemake", "--unlock"], cwd=where, env=environment(where), check=True)
+    ended(start(where, TABLE), where)
+    assert f"job {number} is of the same step" in "".join(path.read_text() for path in (where / ".snakemake").rglob("*.log")) or (
+        "same step" in (where / "logs" / "pretrain" / f"{KEY}.log").read_text()
+    )
+    assert weights(where) == weights(undisturbed)
+    assert logged(where) == logged(undisturbed)
+    pd.testing.assert_frame_equal(*(pd.read_csv(each / TABLE)[["eval", *SCORES]] for each in (where, undisturbed)))
+
+
+def test_a_training_longer_than_its_job_goes_on_under_the_same_number(limited):
+    where, engine = limited
+    ended(engine, where, 600)
+    logs = list((where / ".snakemake" / "slurm_logs").glob("rule_pretrain/*/*.log"))
+    text = "".join(path.read_text() for path in logs)
+    assert len(logs) == 1
+    assert "goes back into the queue" in text
+    assert logged(where)[-1] == LONG
+    assert len(set(logged(where))) == len(logged(where))
