@@ -1,4 +1,5 @@
-# make demo: from images to a table and curves, on this machine. make test: the tests. make bench: the speed. The environment is .venv, made from requirements.lock.
+# make demo: from images to a table and curves, on this machine. make test: the tests. make bench: the speed. make slurm-test: a
+# cluster on this machine. The environment is .venv, made from requirements.lock.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +7,7 @@ INSTALLED := $(VENV)/installed-$(firstword $(shell cat requirements.lock pyproje
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo setup test check test-slow bench lock
+.PHONY: demo setup test check test-slow slurm-test bench lock
 
 demo: setup
 	snakemake
@@ -28,6 +29,10 @@ test: setup
 
 test-slow: setup
 	pytest -m slow
+
+# A cluster of four nodes on this machine: needs root and Debian's slurm-wlm and munge, else it says so and skips.
+slurm-test: setup
+	pytest -m slurm -rs
 
 # Speed in pairs, on this machine alone: about forty minutes.
 bench: setup

@@ -74,6 +74,27 @@ def test_a_paper_study_is_planned_in_seconds_without_a_gpu(study, trainings, eva
     assert int(counts["evaluate"]) >= evaluations
 
 
+def test_slurm_s_profile_gives_each_job_what_it_needs_and_cuts_what_can_be_shared(tmp_path):
+    where = project(tmp_path, ROOT / "params.yaml")
+    (where / "slurm").symlink_to("profiles/slurm")
+    said = says(where, "snakemake", "--profile", "slurm", "--dry-run", "results/table_in256.csv")
+    asked = {
+        rule: dict(re.findall(r"(\w+)=([^ ,]+)", words))
+        for rule, words in re.findall(r"^rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", said, re.M)
+    }
+    assert {rule for rule, words in asked.items() if words.get("gres") == "gpu:8"} == {"pretrain", "finetune"}
+    assert all(
+        asked[rule]["gres"] == "gpu:1" for rule in ("encode", "encode_part", "sample_part", "features_part", "reference_part")
+    )
+    assert not any("gres" in asked[rule] for rule in ("fetch", "released", "evaluate", "table"))
+    assert all(
+        {"slurm_partition", "slurm_account", "runtime", "mem_mb", "cpus_per_task"} <= words.keys() for words in asked.values()
+    )
+    counts = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", said, re.M)}
+    assert counts["sample_part"] == 8 * counts["sample"]
+    assert len(set(re.findall(r"sample in256-open-guided .* --part (\d/8)", said))) == 8
+
+
 def test_published_rows_stand_below_ours_with_their_source(tmp_path):
     config = Table.model_validate({"title": "toy", "published": "in256", "evals": ("in256-open-guided",)})
     table(config, metrics=tmp_path, out=tmp_path / "table.csv")

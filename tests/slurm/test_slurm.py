@@ -1,4 +1,4 @@
-"""The toy's graph on a real Slurm: whatever happens to its jobs, it ends with the table of an undisturbed run. By make slurm-test."""
+"""The toy on a real Slurm: whatever happens to its jobs, it ends with the table of an undisturbed run. By make slurm-test."""
 
 import json
 import os
