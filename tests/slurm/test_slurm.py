@@ -49,7 +49,11 @@ def site(where, runtime=10, warning=60, steps=STEPS):
     profile = made / "profiles" / "slurm" / "config.yaml"
     text = re.sub(r"nodes: \d+", "nodes: 2", profile.read_text())
     text = re.sub(r"runtime: 1440\n    mpi", f"runtime: {runtime}\n    mpi", text).replace("USR1@600", f"USR1@{warning}")
-    text = re.sub(r"(set-scatter:) .*", r"\1 [encode=2, sample=2]", text).replace("latency-wait: 60", "latency-wait: 10")
+    text = (
+        re.sub(r"(set-scatter:) .*", r"\1 [encode=2, sample=2]", text)
+        .replace("latency-wait: 60", "latency-wait: 10")
+        .replace("200000", "8000")
+    )
     profile.write_text(text.replace("status-checks: 30", "status-checks: 5"))
     edit(made / "params.yaml", "milestones: [2, 4]", f"milestones: [2, {steps}]")
     return made
