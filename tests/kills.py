@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from safetensors.torch import load_file
 
 from maskdit import config, files, runtime, train
 from maskdit.config import Finetune, Pretrain, UserError
-from maskdit.runtime import STOPPED, Stopped, free_port, tidy
+from maskdit.data import Batch
+from maskdit.runtime import STOPPED, Stopped, free_port
 
 Work = Callable[[], None]
 
@@ -125,9 +127,8 @@ def training(spec: dict) -> tuple[Callable[[Path], None], int]:
     inputs = {"latents": Path(spec["latents"])} | ({"pretrained": Path(spec["run"])} if "run" in spec else {})
 
     def work(out: Path) -> None:
-        with files.publishing(out, f"{phase}/toy", {}, {}) as place:
+        with files.publishing(out, f"{phase}/toy", {}, {}) if runtime.first_rank() else nullcontext(out) as place:
             getattr(train, phase)(entry, **inputs, out=place)
-        runtime.tidy()
 
     return work, entry.milestones[-1]
 
@@ -301,6 +302,33 @@ def change_world(spec: dict) -> dict:
     return {"difference": difference, "resumed": logs[1:], "once": once(folder / "turns", last), "files": len(found[1])}
 
 
+def hang(spec: dict) -> list[dict]:
+    """For each number of ranks: train until the last one hangs in a step, then again."""
+    os.environ["MASKDIT_WATCHDOG_SECONDS"] = "1.5"
+    work, real, found = training(spec)[0], train.batch_at, []
+
+    def hanging(step: int, rank: int = 0, world: int = 1, **rest: object) -> Batch:
+        if step == 9 and rank == world - 1:
+            time.sleep(100)
+        return real(step, rank=rank, world=world, **rest)
+
+    for world in spec["worlds"]:
+        folder = Path(spec["folder"]) / str(world)
+        folder.mkdir()
+        for name, hung in (("whole", False), ("cut", True), ("cut", False)):
+            os.environ["MASKDIT_SCRATCH"] = str(folder / f"scratch-{name}")
+            train.batch_at = hanging if hung else real
+            one = partial(work, folder / name)
+            code = ended(child(spread(one, world) if world > 1 else one, folder / "said"), 60)
+            said = (folder / "said").read_text()
+            assert code == (1 if hung else 0), said
+            if hung:
+                stacks = said
+        same = hashed(folder / "whole", timed=True) == hashed(folder / "cut", timed=True)
+        found.append({"stacks": stacks, "resumed": resumed(folder / "said"), "same": same})
+    return found
+
+
 def kill_shards(spec: dict) -> dict:
     """Repeat a step that works in shards until so many kills; its folder must come out as without."""
     verb, folder, source = spec["verb"], Path(spec["folder"]), random.Random(spec.get("seed", 0))
@@ -312,7 +340,7 @@ def kill_shards(spec: dict) -> dict:
     def work(out: Path) -> None:
         with files.publishing(out, f"{verb}/toy", {}, {}) as place:
             step(entry, **inputs, out=place)
-        tidy()
+        runtime.tidy()
 
     while len(hashes) < 2 or seen["kills"] < spec["kills"]:
         scratch, out, log = folder / "scratch", folder / "made" / "out", folder / "said"
@@ -337,5 +365,5 @@ def kill_shards(spec: dict) -> dict:
 
 
 if __name__ == "__main__":
-    what = {each.__name__: each for each in (kill_training, signal_training, change_world, kill_shards)}[sys.argv[1]]
+    what = {each.__name__: each for each in (kill_training, signal_training, change_world, hang, kill_shards)}[sys.argv[1]]
     print(json.dumps(what(json.loads(Path(sys.argv[2]).read_text()))))

@@ -2,11 +2,11 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -221,15 +221,10 @@ recovery.Recovery.resume = lambda *_: time.sleep(60)
 """
 
 
-def test_the_environment_sets_the_pause_between_states(latents, monkeypatch):  # noqa: F811
+def test_the_environment_sets_the_least_pause_between_states(latents, monkeypatch):  # noqa: F811
     assert recovery.Recovery("toy", masked(2), runtime.Ranks(0, 1)).pause == 60
-    monkeypatch.setenv("MASKDIT_STATE_SECONDS", "0")
-    monkeypatch.setattr(train, "LOG_STEPS", 1)
-    kept = []
-    monkeypatch.setattr(recovery, "write_json", lambda path, tree: kept.append(path.name))
-    with pytest.raises(IndexError):  # there is no record
-        pretrained(latents, "run", masked(30))
-    assert len(kept) > 1, "as often as writing leaves time for training"
+    monkeypatch.setenv("MASKDIT_STATE_SECONDS", "600")
+    assert recovery.Recovery("toy", masked(2), runtime.Ranks(0, 1)).pause == 600
     for wrong in ("soon", "-1", "nan", "inf"):
         monkeypatch.setenv("MASKDIT_STATE_SECONDS", wrong)
         with pytest.raises(UserError, match=f"^MASKDIT_STATE_SECONDS: '{wrong}' is no number of seconds; set one, or unset it$"):
@@ -237,24 +232,21 @@ def test_the_environment_sets_the_pause_between_states(latents, monkeypatch):  #
 
 
 def test_a_disk_without_room_for_the_states_is_told_before_the_first_step(latents, monkeypatch, often):  # noqa: F811
-    config, real = masked(12), recovery.shutil.disk_usage
+    config, real, steps = masked(12), recovery.shutil.disk_usage, []
     folder = interrupted(latents, monkeypatch, config, 8)
-    there = sum(path.stat().st_size for path in folder.glob("state-*.safetensors"))
-    size, free, steps = there / 2, [0], []
-    monkeypatch.setattr(recovery.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(free[0]))
-    monkeypatch.setattr(train, "batch_at", lambda *_, **more: steps.append(more))
-    line = (
-        rf"{folder}: the states of this training need (\d+) bytes, 0 bytes are free; make room, or set MASKDIT_SCRATCH to a folder"
-    )
-    with pytest.raises(UserError, match=line) as refusal:
+    size = max(path.stat().st_size for path in folder.glob("state-*.safetensors"))
+    with monkeypatch.context() as patch, pytest.raises(UserError) as refusal:
+        patch.setattr(recovery.shutil, "disk_usage", lambda path: real(path)._replace(free=7))
+        patch.setattr(train, "batch_at", lambda step, **_: steps.append(step))
         pretrained(latents, "again", config)
+    found = re.fullmatch(
+        rf"{folder}: .* need (\d+) bytes, 7 bytes are free; make room, or set MASKDIT_SCRATCH .*", str(refusal.value)
+    )
+    assert found, refusal.value
+    assert int(found[1]) == pytest.approx(size, rel=0.3), "one state more than the two that are there"
     assert states(folder) == [3, 6]
     assert not steps
-    need = int(str(refusal.value).split(" need ")[1].split()[0])
-    assert need == pytest.approx(size, rel=0.5), "one state more than the two that are there"
-    monkeypatch.undo()
-    monkeypatch.setenv("MASKDIT_SCRATCH", str(folder.parent))
-    monkeypatch.setattr(recovery.shutil, "disk_usage", lambda path: real(path)._replace(free=need))
+    monkeypatch.setattr(recovery.shutil, "disk_usage", lambda path: real(path)._replace(free=int(found[1])))
     pretrained(latents, "anyway", config)
 
 
@@ -263,42 +255,6 @@ def test_what_a_kill_left_half_written_is_removed(latents, monkeypatch, often): 
     (folder / ".state-000000009.safetensors.x1").write_text("half")
     pretrained(latents, "again", masked(12))
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
-
-
-HANGING = """
-real_batch = train.batch_at
-def hanging(step, **rest):
-    if step == 9 and os.environ.get("RANK", "0") == sys.argv[6]:
-        import time; time.sleep(100)
-    return real_batch(step, **rest)
-train.batch_at = hanging
-"""
-
-
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_step_that_hangs_shows_its_stacks_and_ends_the_job_which_then_goes_on(latents, monkeypatch, often, capfd, world):  # noqa: F811
-    monkeypatch.setenv("MASKDIT_WATCHDOG_SECONDS", "2")
-    config = latents.parent / "config.json"
-    config.write_text(masked(6, 12, precision="fp32").model_dump_json())
-
-    def run(name, hung):
-        out = latents.parent / name
-        out.mkdir(exist_ok=True)
-        words = [str(Path(__file__).parent), str(latents), str(config), "none", str(out), hung]
-        program = PROGRAM.replace("real = train", HANGING + "real = train")
-        return launch([sys.executable, "-c", program, *words], world), out
-
-    began = time.monotonic()
-    assert run("hung", str(world - 1))[0] == 1
-    assert time.monotonic() - began < 40
-    said = capfd.readouterr().err
-    assert "Timeout (0:00:02)!" in said
-    assert "in hanging" in said, "where it hangs"
-    code, again = run("again", "none")
-    assert code == 0
-    assert "going on from step 6" in capfd.readouterr().err
-    monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "other"))
-    assert weights(again) == weights(run("whole", "none")[1])
 
 
 def test_one_process_alone_is_watched_only_if_asked_and_ranks_always(monkeypatch):

@@ -359,12 +359,13 @@ def test_two_deterministic_trainings_make_the_same_bytes_but_for_the_clock_and_r
     config = latents.parent / "config.json"
     config.write_text(masked(4, 10, posthoc_ema=(0.05, 0.1)).model_dump_json())
     monkeypatch.setenv("MASKDIT_DETERMINISTIC", "1")
-    found = []
-    for name in ("first", "second"):
+    names, running, found = ("first", "second"), [], []
+    for name in names:
         monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / f"scratch-{name}"))
         words = [sys.executable, "-c", DETERMINISTIC, str(latents), str(config), str(latents.parent / name)]
-        said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-        assert said.split() == ["True", "True", "False", "False"]
+        running.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+    for name, process in zip(names, running, strict=True):
+        assert process.communicate()[0].split() == ["True", "True", "False", "False"]
         files = sorted((latents.parent / name).iterdir())
         texts = {path.name: path.read_text().splitlines() for path in files if path.suffix == ".jsonl"}
         texts |= {path.name: [path.read_text()] for path in files if path.suffix == ".json"}
@@ -381,5 +382,5 @@ def test_two_deterministic_trainings_make_the_same_bytes_but_for_the_clock_and_r
 
 def test_a_training_is_deterministic_by_0_or_1_only(latents, monkeypatch):
     monkeypatch.setenv("MASKDIT_DETERMINISTIC", "yes")
-    with pytest.raises(UserError, match="^MASKDIT_DETERMINISTIC: 'yes' is neither 0 nor 1; set one of them, or unset it$"):
+    with pytest.raises(UserError, match=r"^MASKDIT_DETERMINISTIC: 'yes' is neither 0 nor 1; set one of them, or unset it$"):
         pretrained(latents, "run", masked(2))

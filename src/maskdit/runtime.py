@@ -222,7 +222,7 @@ def watched(steps: Iterable[int], world: int) -> Iterator[int]:
     try:
         for step in steps:
             if limit:
-                faulthandler.dump_traceback_later(limit, exit=True, file=sys.__stderr__)
+                faulthandler.dump_traceback_later(limit, exit=True, file=2)  # stderr, whatever has taken its name
             yield step
     finally:
         faulthandler.cancel_dump_traceback_later()
