@@ -82,20 +82,6 @@ def autocast(where: "torch.device", precision: str) -> AbstractContextManager[An
     return torch.autocast(where.type, half(precision)) if precision in ("bf16", "fp16") else nullcontext()
 
 
-def arithmetic(where: "torch.device") -> dict[str, Any]:
-    """What numbers depend on besides code and settings, as it is now, for a record."""
-    import torch
-
-    return {
-        "device": torch.cuda.get_device_name() if where.type == "cuda" else where.type,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "tf32": torch.get_float32_matmul_precision() != "highest",
-        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
-    }
-
-
 def gemm_rate(where: "torch.device", precision: str) -> float:
     """FLOP/s of a large matrix product in `precision` on this device: the measured peak that MFU is a share of."""
     import torch

@@ -22,7 +22,6 @@ from maskdit.recovery import Recovery
 from maskdit.runtime import (
     Ranks,
     Stopped,
-    arithmetic,
     device,
     gemm_rate,
     listening,
@@ -231,6 +230,18 @@ class Pace:
         self.marks[-1].record()
         if len(self.marks) > 2:
             self.marks.popleft().synchronize()
+
+
+def arithmetic(where: torch.device) -> dict[str, Any]:
+    """What the numbers depend on besides code and config, as it is now, for a record."""
+    return {
+        "device": torch.cuda.get_device_name() if where.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "tf32": torch.get_float32_matmul_precision() != "highest",
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+    }
 
 
 def identity(past: Past) -> str:
