@@ -98,6 +98,7 @@ def spread(work: Work, world: int) -> Work:
             ranks.append(os.fork())
             if not ranks[-1]:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                runtime.PARENT = os.getppid()
                 os._exit(exit_code(work))
             NOTES[PID + rank] = ranks[-1]
         codes = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
@@ -243,9 +244,9 @@ def signal_training(spec: dict) -> dict:
         scratch, out, log = folder / f"scratch-{len(hashes)}", folder / "out", folder / "said"
         shutil.rmtree(out, ignore_errors=True)
         os.environ["MASKDIT_SCRATCH"] = str(scratch)
-        code: int | None = None
+        code: int | None = STOPPED
         while code != 0:
-            NOTES[:] = -1
+            NOTES[:], code = -1, None
             one = partial(noting, partial(work, out))
             pid = child(spread(one, world) if world > 1 else one, log)
             calm, number = not usual or seen["signals"] >= spec["signals"], (signal.SIGTERM, signal.SIGUSR1)[seen["signals"] % 2]
@@ -254,11 +255,17 @@ def signal_training(spec: dict) -> dict:
             time.sleep(source.uniform(0, 0.6) * usual)
             began = time.monotonic()
             if not calm and code is None:
-                if spec.get("group"):
+                if spec.get("launcher"):
+                    os.kill(pid, signal.SIGKILL)
+                    NOTES[ASKED : ASKED + world] = NOTES[STEP : STEP + world]
+                elif spec.get("group"):
                     os.killpg(pid, number)
                 else:
                     os.kill(pid if world == 1 else int(NOTES[PID + source.randrange(world)]), number)
             code = ended(pid, 120) if code is None else code
+            while code == -signal.SIGKILL and alive(pid) and time.monotonic() - began < 60:
+                time.sleep(0.01)
+            code = STOPPED if code == -signal.SIGKILL and spec.get("launcher") else code
             late = code in (-signal.SIGUSR1, 128 + signal.SIGUSR1, 128 + signal.SIGTERM)  # after the last step: it publishes
             assert code in (0, STOPPED) or late, f"{code}: {log.read_text()}"
             seen["orphans"] += alive(pid)

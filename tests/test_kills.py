@@ -70,7 +70,9 @@ def test_fifty_kills_lose_no_step_no_state_and_no_bit(latents, name, precision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "how"), [(36, {}), (7, {"world": 2}), (7, {"world": 2, "group": True})])
+@pytest.mark.parametrize(
+    ("count", "how"), [(36, {}), (7, {"world": 2}), (7, {"world": 2, "group": True}), (3, {"world": 2, "launcher": True})]
+)
 def test_signals_to_a_process_a_rank_or_a_group_keep_the_state_at_once(latents, count, how):  # noqa: F811
     what = phase(latents, "pretrain", precision="fp32") | how
     found = seen("signal_training", latents.parent, signals=count, **what)

@@ -137,16 +137,17 @@ class Ranks:
             self.store.wait([f"maskdit/{name}"])
 
     def stop(self, step: int) -> bool:
-        """Whether all ranks stop before this step, since a signal came to one of them a few steps ago."""
+        """Whether all ranks stop before this step, since a signal came to one of them, or their launcher ended, a few steps ago."""
         if self.world == 1:
             return bool(_signals)
-        if _signals:
+        if _signals or os.getppid() != PARENT:
             self.store.compare_set("maskdit/stop", "", str(step + AHEAD))
         return self.store.check(["maskdit/stop"]) and int(self.store.get("maskdit/stop")) <= step
 
 
 AHEAD = 4  # steps; no rank is further ahead of another
 STOPPED = 85  # exit code of a training that was asked to stop and has kept its state
+PARENT = os.getppid()
 _signals: list[int] = []  # that have asked this process to stop
 
 
