@@ -1,62 +1,376 @@
-"""Train in child processes that are killed at random moments, until so many kills; prints the hash of each finished run.
+"""Work in child processes that are killed or signalled at random moments; prints what was seen as JSON.
 
-Run by tests/test_train.py: python kills.py LATENTS FOLDER CONFIG.json KILLS. Children are forked, so that torch is imported once.
+Run by the tests: python kills.py WHAT SPEC.json. Children are forked, so that torch is imported once.
 """
 
 import hashlib
+import importlib
+import json
+import mmap
 import os
 import random
 import shutil
 import signal
 import sys
 import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch._dynamo  # noqa: F401, or each child imports it with its first optimiser
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from maskdit import train
-from maskdit.config import Pretrain
+from maskdit import config, files, runtime, train
+from maskdit.config import Finetune, Pretrain, UserError
+from maskdit.data import Batch
+from maskdit.runtime import STOPPED, Stopped, free_port
+
+Work = Callable[[], None]
 
 train.LOG_STEPS = 2
 train.Recovery.due = lambda self: True
+train.gemm_rate = lambda *_: 1e12  # a second at each start, before the first step
+files.git = lambda *_: ""
+
+NOTES = np.frombuffer(mmap.mmap(-1, 4096), np.int64)  # shared with the children
+STEP, ASKED, PID = 0, 2, 4  # places in it, of two ranks each: begun, begun when a signal came, process
 
 
-def hashed(run: Path) -> str:
-    tensors = [tensor for file in sorted(run.glob("*.safetensors")) for _, tensor in sorted(load_file(file).items())]
-    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
+def exit_code(work: Work) -> int:
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # as in the command
+    try:
+        work()
+    except Stopped:
+        return STOPPED
+    except SystemExit as end:
+        return end.code
+    except UserError as error:
+        print(f"maskdit: {error}", file=sys.stderr)
+        return 2
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
-def finished(latents: Path, out: Path, config: Pretrain, seconds: float) -> bool:
-    """Whether a child that is killed after so many seconds was done before."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    child = os.fork()
-    if not child:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        train.pretrain(config, latents=latents, out=out)
-        os._exit(0)
+def child(work: Work, log: Path) -> int:
+    """Its process id; it leads a group of its own and says what it says to a file."""
+    if pid := os.fork():
+        return pid
+    os.setsid()
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    os._exit(exit_code(work))
+
+
+def ended(pid: int, seconds: float) -> int | None:
+    """Exit code of a child, -N by signal N; None if it runs on after so many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
+        done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            assert status == 0, f"the training failed with {status}"
-            return True
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    return None
+
+
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def spread(work: Work, world: int) -> Work:
+    """The work by so many ranks of one group, as runtime.launch starts them."""
+
+    def leader() -> None:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)  # they go to the ranks
+        os.environ |= {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks = []
+        for rank in range(world):
+            ranks.append(os.fork())
+            if not ranks[-1]:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                runtime.PARENT = os.getppid()
+                os._exit(exit_code(work))
+            NOTES[PID + rank] = ranks[-1]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
+        code = next((code for code in codes if code), 0)
+        os._exit(128 - code if code < 0 else code)
+
+    return leader
+
+
+def digest(path: Path) -> str:
+    """Of the tensors of a checkpoint, of anything else its bytes."""
+    if path.suffix != ".safetensors":
+        return files.sha256(path)
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for _, tensor in sorted(load_file(path).items()))).hexdigest()
+
+
+def hashed(folder: Path, timed: bool = False) -> str:
+    """Of a folder; `timed`: only its checkpoints, as other files hold seconds."""
+    found = sorted(path for path in folder.rglob("*.safetensors" if timed else "*") if path.is_file())
+    return files.digest([(str(path.relative_to(folder)), digest(path)) for path in found])
+
+
+def training(spec: dict) -> tuple[Callable[[Path], None], int]:
+    """What trains into a folder and publishes it as the command does, and its last step."""
+    phase = "finetune" if "finetune" in spec else "pretrain"
+    entry = (Finetune if phase == "finetune" else Pretrain).model_validate(spec[phase])
+    inputs = {"latents": Path(spec["latents"])} | ({"pretrained": Path(spec["run"])} if "run" in spec else {})
+
+    def work(out: Path) -> None:
+        with files.publishing(out, f"{phase}/toy", {}, {}) if runtime.first_rank() else nullcontext(out) as place:
+            getattr(train, phase)(entry, **inputs, out=place)
+
+    return work, entry.milestones[-1]
+
+
+def states(scratch: Path) -> list[int]:
+    return sorted(int(path.stem.split("-")[1]) for path in scratch.glob("*/state-*.json"))
+
+
+def whole(record: Path) -> bool:
+    path = record.with_suffix(".safetensors")
+    try:
+        known = json.loads(record.read_text())
+        load_file(path)
+        return known["sha256"] == files.sha256(path) and known["bytes"] == path.stat().st_size
+    except (OSError, ValueError, SafetensorError):
+        return False
+
+
+def resumed(log: Path) -> int | None:
+    """The step that a training said it goes on from; None if it did not come so far."""
+    said = [line.rsplit(" ", 1)[1] for line in log.read_text().splitlines() if "going on from step" in line]
+    return int(said[0]) if said else None
+
+
+def dying(work: Work, count: int) -> None:
+    """Work that is killed when it has something to sync to the disk for the `count`-th time."""
+    left, real = [count], files._sync
+
+    def sync(path: Path) -> None:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(path)
+
+    files._sync = sync
+    work()
+
+
+def once(out: Path, last: int) -> bool:
+    """Whether the log has each of its steps once."""
+    rows = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    return rows == list(range(train.LOG_STEPS, last + 1, train.LOG_STEPS))
+
+
+def kill_training(spec: dict) -> dict:
+    """Train once undisturbed, then again and again until so many kills, from a scratch folder of its own each time it is done."""
+    folder, source, seen, hashes = Path(spec["folder"]), random.Random(spec.get("seed", 0)), Counter(), []
+    work, last = training(spec)
+    usual = 0.0
+    while len(hashes) < 2 or seen["kills"] < spec["kills"]:
+        scratch, out, log, reached = folder / f"scratch-{len(hashes)}", folder / "out", folder / "said", 0
+        shutil.rmtree(out, ignore_errors=True)
+        os.environ["MASKDIT_SCRATCH"] = str(scratch)
+        code: int | None = None
+        while code != 0:
+            calm, one, began = not usual or seen["kills"] >= spec["kills"], partial(work, out), time.monotonic()
+            aimed = not calm and source.random() < 0.3
+            pid = child(partial(dying, one, source.randint(1, 60)) if aimed else one, log)
+            code = ended(pid, 600 if calm else source.uniform(0.02, 0.8) * usual)
+            struck = True  # by its own hand
+            if code is None:
+                os.kill(pid, signal.SIGKILL)
+                code = ended(pid, 10)
+                struck = bool([*scratch.glob("*/.*")])
+            assert code in (0, -signal.SIGKILL), f"{code}: {log.read_text()}"
+            begun = resumed(log)
+            if begun is not None or code == 0:
+                seen["steps lost"] += max(0, reached - (begun or 0))
+            seen["attempts that went on"] += begun is not None
+            reached = max([reached, *states(scratch)])
+            if code == 0:
+                break
+            seen["kills"] += 1
+            seen["kills before the first state"] += not reached
+            seen["kills in a write"] += struck
+            seen["unloadable states"] += sum(not whole(record) for record in scratch.glob("*/state-*.json"))
+        usual = usual or time.monotonic() - began
+        hashes.append(hashed(out, timed=True))
+        seen["logs with a step twice or never"] += not once(out, last)
+        seen["left"] += len([path for path in folder.iterdir() if path.name.startswith(".")])
+        seen["half written"] += len([*scratch.glob("*/.*")])
+    return {**seen, "hashes": sorted(set(hashes)), "runs": len(hashes), "usual": usual}
+
+
+class Asked(list):
+    """Signals that ask to stop, which note the step in which they came."""
+
+    def append(self, number: int) -> None:
+        rank = int(os.environ.get("RANK", "0"))
+        NOTES[ASKED + rank] = NOTES[STEP + rank]
+        super().append(number)
+
+
+def noting(work: Work) -> None:
+    """Work whose ranks note each step that they begin."""
+    real = runtime.Ranks.stop
+
+    def stop(ranks: runtime.Ranks, step: int) -> bool:
+        NOTES[STEP + ranks.rank] = step
+        return real(ranks, step)
+
+    runtime.Ranks.stop, runtime._signals = stop, Asked()
+    work()
+
+
+def signal_training(spec: dict) -> dict:
+    """The same of signals, alternately SIGTERM and SIGUSR1, that stop a training by one process or two."""
+    folder, source, seen, hashes = Path(spec["folder"]), random.Random(spec.get("seed", 0)), Counter(), []
+    work, last = training(spec)
+    world, latest, slowest, usual = spec.get("world", 1), 0, 0.0, 0.0
+    while len(hashes) < 2 or seen["signals"] < spec["signals"]:
+        scratch, out, log = folder / f"scratch-{len(hashes)}", folder / "out", folder / "said"
+        shutil.rmtree(out, ignore_errors=True)
+        os.environ["MASKDIT_SCRATCH"] = str(scratch)
+        code: int | None = STOPPED
+        while code != 0:
+            NOTES[:], code = -1, None
+            one = partial(noting, partial(work, out))
+            pid = child(spread(one, world) if world > 1 else one, log)
+            calm, number = not usual or seen["signals"] >= spec["signals"], (signal.SIGTERM, signal.SIGUSR1)[seen["signals"] % 2]
+            while not calm and code is None and (NOTES[STEP : STEP + world] < 0).any():
+                code = ended(pid, 0.002)
+            time.sleep(source.uniform(0, 0.6) * usual)
+            began = time.monotonic()
+            if not calm and code is None:
+                if spec.get("launcher"):
+                    os.kill(pid, signal.SIGKILL)
+                    NOTES[ASKED : ASKED + world] = NOTES[STEP : STEP + world]
+                elif spec.get("group"):
+                    os.killpg(pid, number)
+                else:
+                    os.kill(pid if world == 1 else int(NOTES[PID + source.randrange(world)]), number)
+            code = ended(pid, 120) if code is None else code
+            while code == -signal.SIGKILL and alive(pid) and time.monotonic() - began < 60:
+                time.sleep(0.01)
+            code = STOPPED if code == -signal.SIGKILL and spec.get("launcher") else code
+            late = code in (-signal.SIGUSR1, 128 + signal.SIGUSR1, 128 + signal.SIGTERM)  # after the last step: it publishes
+            assert code in (0, STOPPED) or late, f"{code}: {log.read_text()}"
+            seen["orphans"] += alive(pid)
+            seen["signals after the last step"] += late
+            if code == STOPPED:
+                seen["signals"] += 1
+                slowest = max(slowest, time.monotonic() - began)
+                latest = max(latest, max(states(scratch)) - min(int(step) for step in NOTES[ASKED : ASKED + world] if step >= 0))
+        usual = usual or time.monotonic() - began
+        hashes.append(hashed(out, timed=True))
+        seen["logs with a step twice or never"] += not once(out, last)
+    return {**seen, "hashes": sorted(set(hashes)), "runs": len(hashes), "steps until the state": latest, "seconds": slowest}
+
+
+def change_world(spec: dict) -> dict:
+    """Train in turns by other numbers of ranks, each stopped by a signal at a step, and once undisturbed by one process."""
+    folder = Path(spec["folder"])
+    work, last = training(spec)
+    found, logs = [], []
+    for name, turns in (("whole", [(1, None)]), ("turns", spec["turns"])):
+        os.environ["MASKDIT_SCRATCH"] = str(folder / f"scratch-{name}")
+        for world, until in turns:
+
+            def stopping(out: Path = folder / name, until: int | None = until) -> None:
+                real = runtime.Ranks.stop
+
+                def stop(ranks: runtime.Ranks, step: int) -> bool:
+                    if step == until and ranks.rank == ranks.world - 1:
+                        os.kill(os.getpid(), signal.SIGUSR1)
+                    return real(ranks, step)
+
+                runtime.Ranks.stop = stop
+                work(out)
+
+            code = ended(child(spread(stopping, world) if world > 1 else stopping, folder / "said"), 300)
+            assert code == (0 if until is None else STOPPED), f"{code}: {(folder / 'said').read_text()}"
+            logs.append(resumed(folder / "said"))
+        found.append({file.name: load_file(file) for file in sorted((folder / name).glob("*.safetensors"))})
+    pairs = [(tensor, found[1][file][name]) for file, tensors in found[0].items() for name, tensor in tensors.items()]
+    difference = max((left - right).abs().max().item() for left, right in pairs)
+    return {"difference": difference, "resumed": logs[1:], "once": once(folder / "turns", last), "files": len(found[1])}
+
+
+def hang(spec: dict) -> list[dict]:
+    """For each number of ranks: train until the last one hangs in a step, then again."""
+    os.environ["MASKDIT_WATCHDOG_SECONDS"] = "1.5"
+    work, real, found = training(spec)[0], train.batch_at, []
+
+    def hanging(step: int, rank: int = 0, world: int = 1, **rest: object) -> Batch:
+        if step == 9 and rank == world - 1:
+            time.sleep(100)
+        return real(step, rank=rank, world=world, **rest)
+
+    for world in spec["worlds"]:
+        folder = Path(spec["folder"]) / str(world)
+        folder.mkdir()
+        for name, hung in (("whole", False), ("cut", True), ("cut", False)):
+            os.environ["MASKDIT_SCRATCH"] = str(folder / f"scratch-{name}")
+            train.batch_at = hanging if hung else real
+            one = partial(work, folder / name)
+            code = ended(child(spread(one, world) if world > 1 else one, folder / "said"), 60)
+            said = (folder / "said").read_text()
+            assert code == (1 if hung else 0), said
+            if hung:
+                stacks = said
+        same = hashed(folder / "whole", timed=True) == hashed(folder / "cut", timed=True)
+        found.append({"stacks": stacks, "resumed": resumed(folder / "said"), "same": same})
+    return found
+
+
+def kill_shards(spec: dict) -> dict:
+    """Repeat a step that works in shards until so many kills; its folder must come out as without."""
+    verb, folder, source = spec["verb"], Path(spec["folder"]), random.Random(spec.get("seed", 0))
+    entry = getattr(config, verb.capitalize()).model_validate(spec["entry"])
+    inputs = {name: Path(path) for name, path in spec["inputs"].items()}
+    step = getattr(importlib.import_module(f"maskdit.{verb}"), verb)
+    seen, hashes, usual = Counter(), [], 0.0
+
+    def work(out: Path) -> None:
+        with files.publishing(out, f"{verb}/toy", {}, {}) as place:
+            step(entry, **inputs, out=place)
+        runtime.tidy()
+
+    while len(hashes) < 2 or seen["kills"] < spec["kills"]:
+        scratch, out, log = folder / "scratch", folder / "made" / "out", folder / "said"
+        shutil.rmtree(out.parent, ignore_errors=True)
+        os.environ["MASKDIT_SCRATCH"] = str(scratch)
+        code: int | None = None
+        while code != 0:
+            calm, began, kept = not usual or seen["kills"] >= spec["kills"], time.monotonic(), len([*scratch.glob("*/[!.]*")])
+            seen["attempts that found shards"] += kept > 0
+            pid = child(partial(work, out), log)
+            code = ended(pid, 600 if calm else source.uniform(0.1, 0.9) * usual)
+            if code is None:
+                os.killpg(pid, signal.SIGKILL)
+                code = ended(pid, 10)
+                seen["kills"] += 1
+            assert code in (0, -signal.SIGKILL), f"{code}: {log.read_text()}"
+            seen["kills with shards made"] += code != 0 and bool([*scratch.glob("*/[!.]*")])
+        usual = usual or time.monotonic() - began
+        hashes.append(hashed(out))
+        seen["left"] += len([*scratch.iterdir()]) + len([*out.parent.iterdir()]) - 1
+    return {**seen, "hashes": sorted(set(hashes)), "runs": len(hashes), "seconds": usual}
 
 
 if __name__ == "__main__":
-    latents, folder, wanted = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[4])
-    config = Pretrain.model_validate_json(Path(sys.argv[3]).read_text())
-    source, kills = random.Random(0), 0
-    while True:
-        scratch = folder / f"scratch-{kills}"
-        os.environ["MASKDIT_SCRATCH"] = str(scratch)
-        while not finished(latents, folder / "out", config, source.uniform(0.02, 0.35) if kills < wanted else 600):
-            kills += 1
-        print(hashed(folder / "out"), flush=True)
-        if kills >= wanted:
-            break
-    print(f"{kills} kills", file=sys.stderr)
+    what = {each.__name__: each for each in (kill_training, signal_training, change_world, hang, kill_shards)}[sys.argv[1]]
+    print(json.dumps(what(json.loads(Path(sys.argv[2]).read_text()))))

@@ -2,14 +2,16 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from maskdit import checkpoint, recovery, train
+from maskdit import checkpoint, recovery, runtime, train
 from maskdit.config import UserError
 from maskdit.runtime import STOPPED, Stopped, launch
 from test_train import latents, masked, pretrained, weights  # noqa: F401, a fixture
@@ -190,3 +192,87 @@ def test_a_command_that_is_stopped_has_an_exit_code_of_its_own(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == STOPPED
     assert done.stderr == "pretrain: stopped\n"
+
+
+@pytest.mark.parametrize("job", [None, "4711"])
+def test_a_second_training_of_a_recipe_is_told_whose_the_first_is(latents, monkeypatch, job):  # noqa: F811
+    if job:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    config = latents.parent / "config.json"
+    config.write_text(masked(9, precision="fp32").model_dump_json())
+    words = [str(Path(__file__).parent), str(latents), str(config), "none", str(latents.parent)]
+    first = subprocess.Popen([sys.executable, "-c", "import time, os; os.environ['RANK'] = '0'\n" + SLOW + PROGRAM, *words])
+    try:
+        while not list(latents.parent.glob("scratch/*/lock")) or not next(latents.parent.glob("scratch/*/lock")).read_text():
+            time.sleep(0.05)
+        whose = f"process {first.pid} on {os.uname().nodename}" + f", Slurm job {job}" * bool(job)
+        for _ in range(2):
+            with pytest.raises(UserError, match=rf"another process trains this recipe \({whose}\); wait for it or stop it$"):
+                pretrained(latents, f"second-{_}", masked(9, precision="fp32"))
+    finally:
+        first.kill()
+        first.wait()
+    pretrained(latents, "third", masked(9, precision="fp32"))
+
+
+SLOW = """
+from maskdit import recovery
+recovery.Recovery.resume = lambda *_: time.sleep(60)
+"""
+
+
+def test_the_environment_sets_the_least_pause_between_states(latents, monkeypatch):  # noqa: F811
+    assert recovery.Recovery("toy", masked(2), runtime.Ranks(0, 1)).pause == 60
+    monkeypatch.setenv("MASKDIT_STATE_SECONDS", "600")
+    assert recovery.Recovery("toy", masked(2), runtime.Ranks(0, 1)).pause == 600
+    for wrong in ("soon", "-1", "nan", "inf"):
+        monkeypatch.setenv("MASKDIT_STATE_SECONDS", wrong)
+        with pytest.raises(UserError, match=f"^MASKDIT_STATE_SECONDS: '{wrong}' is no number of seconds; set one, or unset it$"):
+            pretrained(latents, f"run{wrong}", masked(2))
+
+
+def test_a_disk_without_room_for_the_states_is_told_before_the_first_step(latents, monkeypatch, often):  # noqa: F811
+    config, real, steps = masked(12), recovery.shutil.disk_usage, []
+    folder = interrupted(latents, monkeypatch, config, 8)
+    size = max(path.stat().st_size for path in folder.glob("state-*.safetensors"))
+    with monkeypatch.context() as patch, pytest.raises(UserError) as refusal:
+        patch.setattr(recovery.shutil, "disk_usage", lambda path: real(path)._replace(free=7))
+        patch.setattr(train, "batch_at", lambda step, **_: steps.append(step))
+        pretrained(latents, "again", config)
+    found = re.fullmatch(
+        rf"{folder}: .* need (\d+) bytes, 7 bytes are free; make room, or set MASKDIT_SCRATCH .*", str(refusal.value)
+    )
+    assert found, refusal.value
+    assert int(found[1]) == pytest.approx(size, rel=0.3), "one state more than the two that are there"
+    assert states(folder) == [3, 6]
+    assert not steps
+    monkeypatch.setattr(recovery.shutil, "disk_usage", lambda path: real(path)._replace(free=int(found[1])))
+    pretrained(latents, "anyway", config)
+
+
+def test_what_a_kill_left_half_written_is_removed(latents, monkeypatch, often):  # noqa: F811
+    folder = interrupted(latents, monkeypatch, masked(12), 8)
+    (folder / ".state-000000009.safetensors.x1").write_text("half")
+    pretrained(latents, "again", masked(12))
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_one_process_alone_is_watched_only_if_asked_and_ranks_always(monkeypatch):
+    armed = []
+    monkeypatch.setattr(runtime.faulthandler, "dump_traceback_later", lambda limit, **_: armed.append(limit))
+    for world, setting, wanted in ((1, None, []), (2, None, [1800.0]), (1, "7", [7.0]), (2, "7", [7.0]), (2, "0", [])):
+        armed.clear()
+        if setting is not None:
+            monkeypatch.setenv("MASKDIT_WATCHDOG_SECONDS", setting)
+        assert list(runtime.watched(range(1), world)) == [0]
+        assert armed == wanted
+        monkeypatch.delenv("MASKDIT_WATCHDOG_SECONDS", raising=False)
+
+
+def test_a_process_that_does_not_end_after_another_s_failure_is_killed(monkeypatch):
+    monkeypatch.setattr(runtime, "GRACE", 0.2)
+    program = "import os, signal, sys, time; signal.signal(15, signal.SIG_IGN)\n"
+    program += "time.sleep(60) if os.environ['RANK'] == '1' else (time.sleep(0.5), sys.exit(3))"
+    began = time.monotonic()
+    assert launch([sys.executable, "-c", program], 2) == 3
+    assert time.monotonic() - began < 20

@@ -1,7 +1,6 @@
 """The training loop: what it draws, how it goes on, and what it costs."""
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from maskdit import learner, train
+from maskdit import checkpoint, learner, train
 from maskdit.config import Finetune, Pretrain, UserError, kept_tokens
 from maskdit.data import Batch, ahead, batch_at
 from maskdit.diffusion import Draw
@@ -49,7 +48,8 @@ def masked(*milestones: int, **changes: object) -> Pretrain:
 
 @pytest.fixture
 def latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Moments of ten small images in two mirrors, and a scratch folder of the test's own."""
+    """Moments of ten small images in two mirrors, and a scratch folder of the test's own; the machine's speed is not measured."""
+    monkeypatch.setattr(train, "gemm_rate", lambda *_: 1e12)
     monkeypatch.setenv("MASKDIT_SCRATCH", str(tmp_path / "scratch"))
     folder = tmp_path / "latents"
     folder.mkdir()
@@ -241,22 +241,6 @@ def test_a_diverging_loss_stops_with_a_line_that_says_what_to_do(latents, monkey
         pretrained(latents, "run", masked(20))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_fifty_kills_at_random_moments_leave_the_weights_of_an_undisturbed_run(latents, precision):
-    config = latents.parent / "config.json"
-    config.write_text(masked(10, 24, precision=precision).model_dump_json())
-    folder = latents.parent / "kills"
-    folder.mkdir()
-    program = [sys.executable, str(Path(__file__).parent / "kills.py"), str(latents), str(folder), str(config)]
-    undisturbed = subprocess.run([*program, "0"], capture_output=True, text=True, check=True)
-    shutil.rmtree(folder)
-    folder.mkdir()
-    killed = subprocess.run([*program, "50"], capture_output=True, text=True, check=True)
-    assert "50 kills" in killed.stderr
-    assert set(killed.stdout.split()) == set(undisturbed.stdout.split())
-    assert len(set(undisturbed.stdout.split())) == 1
-
-
 def test_ranks_share_the_batch_of_a_step_byte_for_byte(latents):
     data, config = Latents.load(latents), masked(4, batch=6)
     whole = batch_at(5, config, data, 16)
@@ -345,3 +329,58 @@ def test_a_step_is_made_while_the_one_before_is_used():
     assert waits[0] > 0.04
     assert max(waits[1:]) < 0.03
     assert made == [0, 1, 2, 3, 4]
+
+
+DETERMINISTIC = """
+import json, sys
+from pathlib import Path
+import torch
+from maskdit import train
+from maskdit.config import Pretrain
+from maskdit.files import publishing
+train.LOG_STEPS, train.gemm_rate = 2, lambda *_: 1e12
+config = Pretrain.model_validate_json(Path(sys.argv[2]).read_text())
+with publishing(Path(sys.argv[3]), "pretrain/toy", {}, {}) as place:
+    train.pretrain(config, latents=Path(sys.argv[1]), out=place)
+backend = torch.backends.cudnn
+print(torch.are_deterministic_algorithms_enabled(), backend.deterministic, backend.benchmark, backend.allow_tf32)
+"""
+TIMED = {"seconds", "device_seconds", "images_per_second", "data_wait", "mfu", "peak_memory", "files", "lineage"}
+
+
+def timeless(tree):
+    """JSON without what a clock, or a hash of what a clock said, has to do with."""
+    if isinstance(tree, dict):
+        return {name: timeless(value) for name, value in tree.items() if name not in TIMED}
+    return [timeless(each) for each in tree] if isinstance(tree, list) else tree
+
+
+def test_two_deterministic_trainings_make_the_same_bytes_but_for_the_clock_and_record_how(latents, monkeypatch):
+    config = latents.parent / "config.json"
+    config.write_text(masked(4, 10, posthoc_ema=(0.05, 0.1)).model_dump_json())
+    monkeypatch.setenv("MASKDIT_DETERMINISTIC", "1")
+    names, running, found = ("first", "second"), [], []
+    for name in names:
+        monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / f"scratch-{name}"))
+        words = [sys.executable, "-c", DETERMINISTIC, str(latents), str(config), str(latents.parent / name)]
+        running.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+    for name, process in zip(names, running, strict=True):
+        assert process.communicate()[0].split() == ["True", "True", "False", "False"]
+        files = sorted((latents.parent / name).iterdir())
+        texts = {path.name: path.read_text().splitlines() for path in files if path.suffix == ".jsonl"}
+        texts |= {path.name: [path.read_text()] for path in files if path.suffix == ".json"}
+        texts |= {path.name: [json.dumps(checkpoint.facts(path))] for path in files if path.suffix == ".safetensors"}
+        found.append({name: [timeless(json.loads(line)) for line in lines] for name, lines in texts.items()})
+    assert found[0] == found[1]
+    assert set(found[0]) == {path.name for path in files}, "the whole folder"
+    assert weights(latents.parent / "first") == weights(latents.parent / "second")
+    facts = checkpoint.facts(latents.parent / "first" / "ema-0000004.safetensors")["arithmetic"]
+    wanted = {"device": "cpu", "threads": 1, "deterministic": True, "tf32": False, "tf32_convolutions": False}
+    assert facts == {**wanted, "torch": torch.__version__}
+    assert read_json(latents.parent / "first" / "manifest.json")["made"]["deterministic"] == "1"
+
+
+def test_a_training_is_deterministic_by_0_or_1_only(latents, monkeypatch):
+    monkeypatch.setenv("MASKDIT_DETERMINISTIC", "yes")
+    with pytest.raises(UserError, match=r"^MASKDIT_DETERMINISTIC: 'yes' is neither 0 nor 1; set one of them, or unset it$"):
+        pretrained(latents, "run", masked(2))

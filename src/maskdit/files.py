@@ -128,7 +128,12 @@ def made_by() -> dict[str, str]:
     """Commit and hardware, for a manifest: nothing that identifies a person or a machine."""
     commit = git("rev-parse", "HEAD")
     changed = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
-    return {"commit": commit + changed if commit else "unknown", "machine": platform.machine(), "cpus": str(os.cpu_count())}
+    return {
+        "commit": commit + changed if commit else "unknown",
+        "machine": platform.machine(),
+        "cpus": str(os.cpu_count()),
+        "deterministic": os.environ.get("MASKDIT_DETERMINISTIC", "0"),
+    }
 
 
 def inputs_of(path: Path, only: tuple[str, ...] | None = None) -> list[tuple[Path, Manifest]]:

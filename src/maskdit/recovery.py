@@ -3,7 +3,9 @@
 import errno
 import fcntl
 import json
+import os
 import shutil
+import socket
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -15,9 +17,9 @@ from maskdit import checkpoint
 from maskdit.config import Training, UserError
 from maskdit.files import digest, read_json, replacing, sha256, write_json
 from maskdit.learner import Learner
-from maskdit.runtime import Ranks, say, scratch
+from maskdit.runtime import Ranks, say, scratch, seconds
 
-SAVE_SECONDS = 60.0  # a state at least so long after the one before, and so that writing takes a twentieth of the time at most
+SAVE_SECONDS = 60.0  # the least pause between states; such that writing takes a twentieth of the time at most, it may be longer
 KEPT = 2  # states, the newest ones
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -41,20 +43,29 @@ class Recovery:
     """The folder of one recipe: rank 0 holds it for its group alone; raises UserError if another one trains there.
 
     A state is a safetensors file and, written after it, a record of its size and sha256: without the record it does not count.
+    MASKDIT_STATE_SECONDS is the least pause between two states: more on a slow disk, where a state is a burden.
     """
 
     def __init__(self, name: str, config: Training, ranks: Ranks) -> None:
         self.folder, self.config, self.ranks = scratch(name), config, ranks
-        self.saved, self.pause = time.monotonic(), SAVE_SECONDS
+        self.least = seconds("MASKDIT_STATE_SECONDS", SAVE_SECONDS)
+        self.saved, self.pause = time.monotonic(), self.least
 
     def __enter__(self) -> Self:
-        self.lock = (self.folder / "lock").open("w")
+        self.lock = (self.folder / "lock").open("a+")
         if self.ranks.rank == 0:
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
+                self.lock.seek(0)
+                owner = self.lock.readline(200).strip() or "which has just begun"
                 self.lock.close()
-                raise UserError(f"{self.folder}: another process trains this recipe; wait for it or stop it") from None
+                raise UserError(f"{self.folder}: another process trains this recipe ({owner}); wait for it or stop it") from None
+            self.lock.truncate(0)
+            job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+            print(f"process {os.getpid()} on {socket.gethostname()}{job}", file=self.lock, flush=True)
+            for left in self.folder.glob(".*"):  # half written by a process that was killed
+                left.unlink()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,6 +125,15 @@ class Recovery:
         say(f"{self.folder}: going on from step {step}")
         return done
 
+    def room(self, learner: Learner) -> None:
+        """Raise UserError if the disk cannot hold one state more than are kept, as it must while a state is written."""
+        there = sum(path.stat().st_size for path in self.folder.glob("state-*.safetensors"))
+        need = (KEPT + 1) * sum(tensor.nbytes for tensor in learner.state().values()) - there
+        free = shutil.disk_usage(self.folder).free
+        if free < need:
+            line = f"the states of this training need {need} bytes, {free} bytes are free"
+            raise UserError(f"{self.folder}: {line}; make room, or set MASKDIT_SCRATCH to a folder on a larger disk")
+
     def due(self) -> bool:
         """Whether it is time for a state."""
         return time.monotonic() - self.saved > self.pause
@@ -138,7 +158,7 @@ class Recovery:
                 raise UserError(f"{self.folder}: {line}") from None
         self._prune(KEPT)
         self.saved = time.monotonic()
-        self.pause = max(SAVE_SECONDS, 20 * (self.saved - began))
+        self.pause = max(self.least, 20 * (self.saved - began))
 
     def _write(self, learner: Learner, terms: Tensor, done: dict[str, Any], milestone: dict[str, Any] | None) -> None:
         if milestone is not None:

@@ -1,5 +1,6 @@
 """What a step needs of the machine: device, threads, progress, and a place for the state that must survive a kill."""
 
+import faulthandler
 import os
 import resource
 import shutil
@@ -24,21 +25,41 @@ if TYPE_CHECKING:  # steps that only count do not wait for torch
     import torch
 
 LOG_SECONDS = 10.0
+GRACE = 60.0  # seconds that a process has to end when another of its group has failed: it may wait for that one for ever
 FINISHED: list[Path] = []  # scratch folders that nobody needs when this process has published
 PART: tuple[int, int] | None = None  # of a step's shards, this process makes the K-th of N shares and publishes nothing; None: all
 KEY = ""  # of the entry that this process runs, before each line: several write to one terminal
+
+
+def seconds(name: str, otherwise: float) -> float:
+    """A setting of the environment; raises UserError if it is no number of seconds."""
+    text = os.environ.get(name, str(otherwise))
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1e9:
+        raise UserError(f"{name}: '{text}' is no number of seconds; set one, or unset it")
+    return value
 
 
 def device() -> "torch.device":
     """The accelerator if there is one.
 
     On a CPU a step uses one thread (or MASKDIT_THREADS): independent steps run side by side, none spoils another's clock, and the
-    order of sums, hence each number, does not depend on the machine's cores.
+    order of sums, hence each number, does not depend on the machine's cores. With MASKDIT_DETERMINISTIC=1 only algorithms are used
+    that give the same bits each time, which a CPU does anyway and a GPU in less speed; an operation that has none is an error.
     """
     import torch
 
     torch.set_num_threads(int(os.environ.get("MASKDIT_THREADS", "1")))
     torch.backends.cudnn.allow_tf32 = False  # convolutions, by default; fp32 means float32 here
+    if (wanted := os.environ.get("MASKDIT_DETERMINISTIC", "0")) not in ("0", "1"):
+        raise UserError(f"MASKDIT_DETERMINISTIC: '{wanted}' is neither 0 nor 1; set one of them, or unset it")
+    if wanted == "1":
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read with the first product on a GPU
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     if not torch.cuda.is_available():
         return torch.device("cpu")
     where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -116,16 +137,17 @@ class Ranks:
             self.store.wait([f"maskdit/{name}"])
 
     def stop(self, step: int) -> bool:
-        """Whether all ranks stop before this step, since a signal came to one of them a few steps ago."""
+        """Whether all ranks stop before this step, since a signal came to one of them, or their launcher ended, a few steps ago."""
         if self.world == 1:
             return bool(_signals)
-        if _signals:
+        if _signals or os.getppid() != PARENT:
             self.store.compare_set("maskdit/stop", "", str(step + AHEAD))
         return self.store.check(["maskdit/stop"]) and int(self.store.get("maskdit/stop")) <= step
 
 
 AHEAD = 4  # steps; no rank is further ahead of another
 STOPPED = 85  # exit code of a training that was asked to stop and has kept its state
+PARENT = os.getppid()
 _signals: list[int] = []  # that have asked this process to stop
 
 
@@ -165,7 +187,7 @@ def together() -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks(0, 1)
         return
-    patience = timedelta(minutes=30)  # while rank 0 writes a large checkpoint the others wait
+    patience = timedelta(seconds=max(1800, seconds(*WATCHDOG)))  # while rank 0 writes a large checkpoint the others wait
     store, rank, world = next(rendezvous("env://", timeout=patience))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
@@ -173,6 +195,25 @@ def together() -> Iterator[Ranks]:
         yield Ranks(rank, world, store)
     finally:
         distributed.destroy_process_group()
+
+
+WATCHDOG = ("MASKDIT_WATCHDOG_SECONDS", 1800.0)  # 0: off
+
+
+def watched(steps: Iterable[int], world: int) -> Iterator[int]:
+    """Go through `steps`; one that takes too long ends the process with exit code 1 and the stacks of its threads on stderr.
+
+    A collective operation of which a rank is lost never ends: it is better that the job fails, and its next attempt goes on from
+    the last state. One process alone waits for nobody, and is watched only if MASKDIT_WATCHDOG_SECONDS is set.
+    """
+    limit = seconds(*WATCHDOG) if world > 1 or WATCHDOG[0] in os.environ else 0.0
+    try:
+        for step in steps:
+            if limit:
+                faulthandler.dump_traceback_later(limit, exit=True, file=2)  # stderr, whatever has taken its name
+            yield step
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def local_ranks() -> int:
@@ -194,7 +235,7 @@ def free_port() -> int:
 def launch(command: list[str], count: int, place: int = 0, nodes: int = 1, address: str = "127.0.0.1", port: int = 0) -> int:
     """Run `count` processes of a command on this machine, the `place`-th of `nodes`, all of one group that meets at an address.
 
-    The first failure stops the others and is the exit code. SIGTERM and SIGUSR1 go to all of them.
+    The first failure stops the others, within GRACE, and is the exit code. SIGTERM and SIGUSR1 go to all of them.
     """
     shared = {**os.environ, "WORLD_SIZE": str(count * nodes), "MASTER_ADDR": address, "MASTER_PORT": str(port or free_port())}
     names = [{"RANK": str(place * count + local), "LOCAL_RANK": str(local)} for local in range(count)]
@@ -205,8 +246,8 @@ def launch(command: list[str], count: int, place: int = 0, nodes: int = 1, addre
             process.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    codes: list[int | None] = [None]
     try:
-        codes: list[int | None] = [None]
         while None in codes and not any(codes):
             time.sleep(0.05)
             codes = [process.poll() for process in group]
@@ -217,8 +258,13 @@ def launch(command: list[str], count: int, place: int = 0, nodes: int = 1, addre
     finally:
         for process in group:
             process.terminate()
+        deadline = time.monotonic() + GRACE
         for process in group:
-            process.wait()
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()) if any(codes) else None)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -19,7 +19,19 @@ from maskdit.latents import Latents
 from maskdit.learner import Learner, State
 from maskdit.model import MaskDiT
 from maskdit.recovery import Recovery
-from maskdit.runtime import Ranks, Stopped, device, gemm_rate, listening, peak_memory, progress, say, tensorboard, together
+from maskdit.runtime import (
+    Ranks,
+    Stopped,
+    device,
+    gemm_rate,
+    listening,
+    peak_memory,
+    progress,
+    say,
+    tensorboard,
+    together,
+    watched,
+)
 
 LOG_STEPS = 10  # a line of log.jsonl each so many steps
 PATIENCE = 5  # steps in a row without a finite gradient
@@ -105,6 +117,8 @@ def loop(
     done: dict[str, Any] = {"step": 0, **dict.fromkeys(SPENT, 0), "rows": []}
     done |= home.resume(learner, terms)
     first, last, rows = done["step"], config.milestones[-1], done["rows"]
+    if first < last and ranks.rank == 0:
+        home.room(learner)
     peak = gemm_rate(where, config.precision) if first < last else 1.0
     mark, waited = time.perf_counter(), 0.0
 
@@ -125,6 +139,7 @@ def loop(
             **{name: getattr(past, name) + done[name] for name in SPENT},
             "parameters": sum(weight.numel() for weight in net.parameters()),
             "precision": config.precision,
+            "arithmetic": arithmetic(where),
             "architecture": architecture,
             "space": data.space.__dict__,
             "config": config.model_dump(mode="json"),
@@ -144,7 +159,8 @@ def loop(
     make = partial(batch_at, config=config, latents=data, patches=patches, rank=ranks.rank, world=ranks.world)
     pace = Pace(where)
     batches, log = ahead(make, first, last), tensorboard(phase)
-    for step in progress(range(first, last), phase, last, first, lambda: f"loss {rows[-1]['loss']:.4f}" if rows else ""):
+    steps = watched(range(first, last), ranks.world)
+    for step in progress(steps, phase, last, first, lambda: f"loss {rows[-1]['loss']:.4f}" if rows else ""):
         if ranks.stop(step):
             remember(milestone=False, together=True)
             ranks.meet("kept")
@@ -214,6 +230,18 @@ class Pace:
         self.marks[-1].record()
         if len(self.marks) > 2:
             self.marks.popleft().synchronize()
+
+
+def arithmetic(where: torch.device) -> dict[str, Any]:
+    """What the numbers depend on besides code and config, as it is now, for a record."""
+    return {
+        "device": torch.cuda.get_device_name() if where.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "tf32": torch.get_float32_matmul_precision() != "highest",
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+    }
 
 
 def identity(past: Past) -> str:
