@@ -69,7 +69,7 @@ def snakemake_graph(where: Path, targets: set[str]) -> Graph:
             workflow.sourcecache.runtime_cache.cleanup()
 
         def node(job: Any) -> Node:
-            command = job.shellcmd.removesuffix(f" 2>&1 | tee {job.log}")
+            command = re.sub(rf" 2>&1 \| tee (-a )?{job.log}$", "", job.shellcmd)  # a training's log goes on where it went on
             return Node(command, {str(path) for path in job.input}, {str(path) for path in job.output}, canonical(list(job.params)))
 
         return {f"{job.rule.name}@{job.wildcards.key}": node(job) for job in jobs}

@@ -199,7 +199,7 @@ def spread(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] |
     place, count = slurm.place() if training else slurm.Place(), runtime.local_ranks()
     if count * place.nodes == 1:
         return None
-    return runtime.launch(command, count, place.node, place.nodes, place.address, place.port)
+    return slurm.stopped(runtime.launch(command, count, place.node, place.nodes, place.address, place.port))
 
 
 def show(bench: str) -> None:

@@ -7,10 +7,14 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from maskdit.config import UserError
-from maskdit.runtime import STOPPED, say
+from maskdit.runtime import STOPPED, say, scratch
 
+NOTE = (
+    "MASKDIT_STOPPED"  # in the environment of a job's tasks: the file by which they say that they have stopped and kept their state
+)
 FORM = "--format=%A|%Z|%k"  # of squeue: number, folder, and the comment in which the plugin says rule and key
 PORTS = (20000, 20000)  # the first, and how many: a job's is a function of its number
 
@@ -55,6 +59,14 @@ def twins(number: str, own: str) -> list[str]:
     return [other for other, _, rest in lines if rest == own and int(other) < int(number)]
 
 
+def stopped(code: int) -> int:
+    """The exit code of a task: 0 after it has left a note that it was stopped, or srun would take the first to end for a failure."""
+    if code == STOPPED and NOTE in os.environ:
+        Path(os.environ[NOTE]).touch()
+        return 0
+    return code
+
+
 def supersede(verb: str, key: str) -> None:
     """Cancel older jobs of the step that this job runs: a Snakemake that was killed leaves them, and a new one submits another.
 
@@ -86,12 +98,17 @@ def over_nodes(number: str, command: list[str]) -> int:
         gpus = re.search(r"gpu(:[\w.-]+)?:\d+", things)
         words = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={int(cores) // int(nodes)}"]
         words += [f"--gres={gpus[0]}"] if gpus else []
-        code = subprocess.run(["srun", *words, "--kill-on-bad-exit=1", *command]).returncode
-        if code == STOPPED and signal.SIGTERM not in told:
+        note = scratch("stopped") / number
+        note.unlink(missing_ok=True)
+        done = subprocess.run(["srun", *words, "--kill-on-bad-exit=1", *command], env={**os.environ, NOTE: str(note)})
+        if not note.exists():
+            return done.returncode
+        note.unlink()
+        if signal.SIGTERM not in told:
             say(f"job {number} goes back into the queue")
             asked("scontrol", "requeue", number)
             time.sleep(600)  # until Slurm ends this run of it
-        return code
+        return STOPPED
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

@@ -72,7 +72,12 @@ def missing() -> str:
 
 def environment() -> dict[str, str]:
     """With the tools of the cluster first in PATH."""
-    return {**os.environ, "PATH": f"{home() / 'bin'}:{os.environ['PATH']}:/usr/sbin", "SLURM_CONF": str(home() / "slurm.conf")}
+    return {
+        **os.environ,
+        "MASKDIT_SLURM": str(home()),
+        "PATH": f"{home() / 'bin'}:{os.environ['PATH']}:/usr/sbin",
+        "SLURM_CONF": str(home() / "slurm.conf"),
+    }
 
 
 def tool(*words: str) -> str:
@@ -129,18 +134,18 @@ def restart_controller(seconds: float) -> None:
     daemon("slurmctld")
 
 
-def left() -> list[str]:
-    """Processes that belong to this cluster or its jobs."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            words = " ".join(process.cmdline())
-            daemons = process.name().startswith(("slurm", "munged")) and str(home()) in words + str(
-                process.environ().get("SLURM_CONF")
-            )
-            if daemons or "SLURMD_NODENAME" in process.environ():
-                found.append(f"{process.pid} {words}")
-    return found
+def ours(process: psutil.Process) -> bool:
+    """Whether a process belongs to this cluster: a daemon, a step's, or what a job runs."""
+    with contextlib.suppress(psutil.Error):
+        if process.name().startswith(("slurm", "munged")):
+            return process.cwd() == str(home()) or process.environ().get("MASKDIT_SLURM") == str(home())
+        return process.environ().get("MASKDIT_SLURM") == str(home()) and "SLURM_JOB_ID" in process.environ()
+    return False
+
+
+def left() -> list[psutil.Process]:
+    """Processes that belong to this cluster."""
+    return [process for process in psutil.process_iter() if ours(process)]
 
 
 def up() -> None:
@@ -181,16 +186,18 @@ def up() -> None:
 
 
 def down() -> None:
-    """Cancel all jobs and stop every daemon."""
-    tool("scancel", "--state=RUNNING,PENDING", "--user=root")
-    time.sleep(1)
-    for number in pids():
-        os.kill(number, signal.SIGTERM)
+    """Cancel all jobs, stop every daemon, and kill what is still there."""
+    tool("scancel", "--user=root")
     deadline = time.monotonic() + 20
-    while pids() and time.monotonic() < deadline:
+    while pids() and tool("squeue", "--noheader") and time.monotonic() < deadline:
         time.sleep(0.2)
     for number in pids():
-        os.kill(number, signal.SIGKILL)
+        os.kill(number, signal.SIGTERM)
+    psutil.wait_procs(left(), timeout=10)
+    for process in left():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left(), timeout=5)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import cluster
 from project import edit, environment, project, twin
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(cluster.missing()), reason=cluster.missing() or "there is a cluster")]
-KEY, STEPS, LONG = "demo-maskdit", 3000, 9000
+KEY, STEPS, LONG = "demo-maskdit", 1500, 400
 TABLE = "results/table_demo.csv"
 SCORES = ["fd_mobilenet", "is_mobilenet", "precision_mobilenet", "recall_mobilenet"]
 MADE = (
@@ -42,8 +42,8 @@ def slurm(tmp_path_factory):
     assert not cluster.left()
 
 
-def site(where, runtime=10, warning=60, steps=STEPS):
-    """The toy on this cluster: its profile edited as a site would, two nodes a training."""
+def site(where, runtime=10, warning=60, steps=STEPS, **sizes):
+    """The toy on this cluster: its profile edited as a site would, two nodes a training; MaskDiT's takes some time."""
     made = project(where)
     (made / "slurm").symlink_to("profiles/slurm")
     profile = made / "profiles" / "slurm" / "config.yaml"
@@ -55,13 +55,18 @@ def site(where, runtime=10, warning=60, steps=STEPS):
         .replace("200000", "8000")
     )
     profile.write_text(text.replace("status-checks: 30", "status-checks: 5"))
-    edit(made / "params.yaml", "milestones: [2, 4]", f"milestones: [2, {steps}]")
+    lines = "".join(f"    {name}: {value}\n" for name, value in {"milestones": f"[2, {steps}]", **sizes}.items())
+    edit(
+        made / "params.yaml",
+        "    <<: *demo-pretrain\n    mask_ratio: 0.5\n",
+        f"    <<: *demo-pretrain\n{lines}    mask_ratio: 0.5\n",
+    )
     return made
 
 
 def start(where, *words, ranks=2):
     """Snakemake on this cluster, in the background, as the command line of the README."""
-    theirs = {name: value for name, value in cluster.environment().items() if name == "MASKDIT_SLURM"}
+    theirs = {name: value for name, value in cluster.environment().items() if name in ("MASKDIT_SLURM", "SLURM_CONF")}
     path = f"{cluster.home() / 'bin'}:{environment(where)['PATH']}"
     ours = {"PATH": path, "MASKDIT_RANKS": str(ranks), "MASKDIT_STATE_SECONDS": "1"}
     with (where / "said.log").open("a") as log:
@@ -124,7 +129,14 @@ def logged(where):
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory):
     """A training that is longer than its jobs may be, in the background of all other tests."""
-    where = site(tmp_path_factory.mktemp("limited"), runtime=2, warning=45, steps=LONG)
+    where = site(
+        tmp_path_factory.mktemp("limited"),
+        runtime=2,
+        warning=45,
+        steps=LONG,
+        batch=64,
+        encoder="{patch: 2, depth: 8, width: 192, heads: 4}",
+    )
     engine = start(where, f"artifacts/runs/{KEY}/pretrain", ranks=1)
     yield where, engine
     engine.kill()

@@ -11,7 +11,7 @@ rule pretrain:
     params:
         lookup(dpath="pretrain/{key}", within=config),
     shell:
-        "maskdit pretrain {wildcards.key} --latents {input.latents} --out {output} 2>&1 | tee {log}"
+        "maskdit pretrain {wildcards.key} --latents {input.latents} --out {output} 2>&1 | tee -a {log}"
 
 
 rule finetune:
@@ -28,7 +28,7 @@ rule finetune:
     params:
         lookup(dpath="finetune/{key}", within=config),
     shell:
-        "maskdit finetune {wildcards.key} --latents {input.latents} --pretrained {input.pretrained} --out {output} 2>&1 | tee {log}"
+        "maskdit finetune {wildcards.key} --latents {input.latents} --pretrained {input.pretrained} --out {output} 2>&1 | tee -a {log}"
 
 
 rule released:
