@@ -199,7 +199,7 @@ def spread(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] |
     place, count = slurm.place() if training else slurm.Place(), runtime.local_ranks()
     if count * place.nodes == 1:
         return None
-    return slurm.stopped(runtime.launch(command, count, place.node, place.nodes, place.address, place.port))
+    return runtime.launch(command, count, place.node, place.nodes, place.address, place.port)
 
 
 def show(bench: str) -> None:
@@ -260,14 +260,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(parser().parse_args(argv))
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half written is removed on the way out
     from maskdit.config import UserError
-    from maskdit.runtime import STOPPED, Stopped, say, wish
+    from maskdit.runtime import Stopped, say, wish
+    from maskdit.slurm import stopped
 
     signal.signal(signal.SIGUSR1, wish)  # it may come before a training listens
     try:
         dispatch(arguments)
     except Stopped as stop:
         say(str(stop))
-        return STOPPED
+        return stopped()
     except UserError as error:
         print(f"maskdit: {error}", file=sys.stderr)
         return 2

@@ -12,9 +12,7 @@ from pathlib import Path
 from maskdit.config import UserError
 from maskdit.runtime import STOPPED, say, scratch
 
-NOTE = (
-    "MASKDIT_STOPPED"  # in the environment of a job's tasks: the file by which they say that they have stopped and kept their state
-)
+NOTE = "MASKDIT_STOPPED"  # in the environment of a job's tasks: the file by which they say that they were asked to stop
 FORM = "--format=%A|%Z|%k"  # of squeue: number, folder, and the comment in which the plugin says rule and key
 PORTS = (20000, 20000)  # the first, and how many: a job's is a function of its number
 
@@ -59,12 +57,12 @@ def twins(number: str, own: str) -> list[str]:
     return [other for other, _, rest in lines if rest == own and int(other) < int(number)]
 
 
-def stopped(code: int) -> int:
-    """The exit code of a task: 0 after it has left a note that it was stopped, or srun would take the first to end for a failure."""
-    if code == STOPPED and NOTE in os.environ:
-        Path(os.environ[NOTE]).touch()
-        return 0
-    return code
+def stopped() -> int:
+    """The exit code of a training that was asked to stop: in a job 0, beside a note, or srun would take the first for a failure."""
+    if NOTE not in os.environ:
+        return STOPPED
+    Path(os.environ[NOTE]).touch()
+    return 0
 
 
 def supersede(verb: str, key: str) -> None:
