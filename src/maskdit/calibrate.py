@@ -8,9 +8,9 @@ import pandas as pd
 from maskdit.config import Calibrate, UserError
 from maskdit.data import Images
 from maskdit.extractor import Network
-from maskdit.files import read_json, replacing, sha256
+from maskdit.files import read_arrays, read_json, replacing, sha256
 from maskdit.runtime import say
-from maskdit.scores import METRICS, gathered, loaded, scored, suffix
+from maskdit.scores import METRICS, gathered, scored, suffix
 from maskdit.shards import Shards, savez
 
 
@@ -35,7 +35,7 @@ def calibrate(config: Calibrate, *, images: Path, reference: Path, extractor: Pa
     work = Shards("calibrate", [config.batch, config.shards, net.sha256, sha256(images / "manifest.json")], names)
     if not work.fill(lambda number, path: savez(path, net.extract(data.pixels, parts[number], config.batch))):
         return
-    found, known = gathered([work.home / name for name in names]), loaded(reference / "reference.npz")
+    found, known = gathered([work.home / name for name in names]), read_arrays(reference / "reference.npz")
     name = suffix(net.family, net.sha256, len(data.pixels))
     metrics = scored(found, known, config.neighbours, name, images)
     plain = {metric.removesuffix(name).replace("fd", "fid"): value for metric, value in metrics.items()}

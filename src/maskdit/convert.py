@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises: the name of an error, nothing that reads
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import torch
 from safetensors import SafetensorError
@@ -16,12 +15,12 @@ from safetensors.torch import load_file
 
 from maskdit import autoencoder, checkpoint, foreign
 from maskdit.config import Released, UserError
-from maskdit.download import download
+from maskdit.download import download, name_of
 from maskdit.files import digest, publishing, read_json, sha256, write_json
 from maskdit.foreign import Tensors
 from maskdit.latents import Space
 from maskdit.model import MaskDiT, positions
-from maskdit.runtime import FINISHED, say, scratch
+from maskdit.runtime import FINISHED, demand_own, say, scratch
 
 SCALE = 0.18215  # of the latents of DiT and MaskDiT, without a shift
 STEPS_KNOWN_AS = ("step", "train_steps", "global_step")
@@ -64,6 +63,7 @@ def read_torch(path: Path) -> Any:
     Nothing in it is executed: of what is not a tensor or a plain value only argparse.Namespace is allowed, and its attributes.
     Raises UserError for anything else, naming it, and for a file that is truncated or older than torch 1.6.
     """
+    demand_own(path)
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path}: not a file of torch.save, or truncated; get it again")
     try:
@@ -115,6 +115,7 @@ def read_folder(path: Path) -> Found:
         raise UserError(f"{folder}: holds no {stem}.safetensors; only safetensors are read")
     tensors: Tensors = {}
     for file in files:
+        demand_own(file)
         try:
             tensors |= load_file(file)
         except SafetensorError as error:
@@ -223,7 +224,7 @@ def released(config: Released, *, vae: Path, out: Path) -> None:
     Without a sha256 in the entry whatever comes is taken; its hash is said, and kept in index.json and in each checkpoint.
     """
     home = scratch(f"released-{digest(config.url)[:16]}")
-    path = home / (Path(unquote(urlsplit(config.url).path)).name or "weights")
+    path = home / name_of(config.url)
     found = download(config.url, path, config.sha256)
     if config.sha256 is None:
         say(f"released: TRUSTED UNSEEN, for the entry has no sha256; from now on write sha256: {found}")

@@ -1,9 +1,11 @@
 """What is wrong with a folder of images, latents, weights, an evaluator's file, a training or this machine, and how to mend it."""
 
 import json
+import math
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 
 from maskdit.config import UserError
 from maskdit.data import Array, Images, generator, npz_shape
-from maskdit.files import MANIFEST, inputs_of, read_json
+from maskdit.files import MANIFEST, inputs_of, read_arrays, read_json
 from maskdit.latents import Latents
 
 SEEN = 256  # samples that a check reads
@@ -70,7 +72,7 @@ def artifact(path: Path) -> Iterator[Finding]:
     from maskdit.params import load
 
     try:
-        found = inputs_of(path)
+        found = inputs_of(path, largest=math.inf)
         yield Finding(f"{path}: all {len(found[0][1].files)} files are there and whole")
         if Path("params.yaml").exists():
             lineage(found, load())
@@ -156,22 +158,21 @@ def scaled(latent: Array) -> Finding:
 
 def batch(path: Path) -> Iterator[Finding]:
     """Whether an npz is a batch or reference of ADM's evaluator."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            names = set(stored.files)
-            wide = {"mu": 2048, "sigma": 2048, "mu_s": 2023, "sigma_s": 2023}
-            for name, width in wide.items():
-                if name in names and stored[name].shape[0] != width:
-                    yield Finding(f"{name} is {stored[name].shape[0]} wide, not {width}", "these are statistics of another network")
-    except (ValueError, OSError, KeyError) as error:
-        yield Finding(f"{path}: {error}", "get it again")
-        return
-    missing = sorted(wide.keys() - names)
+    wide = {"mu": 2048, "sigma": 2048, "mu_s": 2023, "sigma_s": 2023}
+    stored = read_arrays(path, *wide)
+    for name, array in stored.items():
+        if len(np.atleast_1d(array)) != wide[name]:
+            yield Finding(
+                f"{name} is {len(np.atleast_1d(array))} wide, not {wide[name]}", "these are statistics of another network"
+            )
+    missing = sorted(wide.keys() - stored.keys())
     if missing:
         yield Finding(f"holds no {', '.join(missing)}: images only; its statistics must be computed")
     else:
         yield Finding("holds the statistics of FID (2048) and sFID (2023)")
-    if "arr_0" not in names:
+    with zipfile.ZipFile(path) as archive:
+        pictures = "arr_0.npy" in archive.namelist()
+    if not pictures:
         yield Finding("holds no arr_0: no images for precision and recall", "take ADM's whole reference batch")
         return
     try:

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from maskdit.config import Evaluate, UserError
-from maskdit.files import read_json, sha256, write_json
+from maskdit.files import read_array, read_arrays, read_json, sha256, write_json
 from maskdit.runtime import say
-from maskdit.scores import gathered, loaded, protocol, scored, suffix
+from maskdit.scores import gathered, protocol, scored, suffix
 
 SAME = {  # what features and reference must agree in -> what to do
     "family": "make both with one extractor",
@@ -28,10 +26,10 @@ def evaluate(config: Evaluate, *, features: Path, reference: Path, out: Path) ->
         if made.get(field) != real.get(field):
             raise UserError(f"{features}: {field} {made.get(field)}, the reference {reference} has {real.get(field)}; {hint}")
     found = gathered([features / shard for shard in index["shards"]])
-    labels = np.load(features / "labels.npy")
+    labels = read_array(features / "labels.npy")
     if not len(found["features"]) == len(labels) == made["images"]:
         raise UserError(f"{features}: {len(found['features'])} features of {made['images']} images; make them again")
-    known = loaded(reference / "reference.npz")
+    known = read_arrays(reference / "reference.npz")
     name = suffix(made["family"], made["extractor_sha256"], len(labels))
     metrics = scored(found, known, config.neighbours, name, features)
     if "probe_weight" in known:

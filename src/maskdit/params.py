@@ -63,7 +63,7 @@ class Params(BaseModel):
 
         Raises UserError, with the nearest known key, if there is none.
         """
-        entries = getattr(self, verb)
+        entries = getattr(self, verb) if verb in VERBS else {}
         if key not in entries:
             raise UserError(f"params.yaml: {verb} has no entry '{key}'{_nearest(key, entries)}")
         return entries[key]
@@ -241,6 +241,7 @@ class Params(BaseModel):
                     yield f"curves.{key}.evals: the points of a curve have one {field}, these have {sorted(values, key=str)}"
 
 
+LONGEST = 400  # letters of a refusal
 VERBS = tuple(Params.model_fields)
 SOURCES = {"train", "download", *(get_args(model.model_fields["source"].annotation)[0] for model in get_args(Fetch))}
 REFERENCES = (
@@ -286,8 +287,8 @@ def load(path: Path = Path("params.yaml")) -> Params:
         tree = YAML(typ="safe", pure=True).load(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; run maskdit where params.yaml lies") from None
-    except YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a number that Python does not read
+        raise UserError(f"{path}: not YAML: {printable(' '.join(str(error).split()))[:LONGEST]}") from None
     return validate(tree, path)
 
 
@@ -298,10 +299,15 @@ def validate(tree: object, path: Path = Path("params.yaml")) -> Params:
     try:
         params = Params.model_validate(dict(tree))
     except ValidationError as error:
-        raise UserError(f"{path}: {_first(error)}") from None
+        raise UserError(f"{path}: {printable(_first(error))[:LONGEST]}") from None
     for problem in params.problems():
         raise UserError(f"{path}: {problem}")
     return params
+
+
+def printable(text: str) -> str:
+    """A text without what moves a terminal's cursor: it is shown as Python writes it."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _first(error: ValidationError) -> str:
