@@ -224,7 +224,7 @@ WRONG = {
     "no covariance": (GIVEN | {"sigma": np.eye(9)}, r"mu \(1280,\) and sigma \(9, 9\) are no mean and covariance"),
     "no numbers": (GIVEN | {"mu": np.full(1280, np.nan)}, "are no mean and covariance"),
     "pickles": (GIVEN | {"mu": np.array([{}], object)}, "damaged \\(Object arrays cannot be loaded"),
-    "words": (GIVEN | {"mu": np.array(["one"])}, "damaged \\(Object arrays cannot be loaded"),
+    "words": (GIVEN | {"mu": np.array(["one"])}, "mu or sigma is no array of numbers"),
 }
 
 

@@ -35,7 +35,10 @@ def _opened(path: Path) -> Iterator[Any]:
 def facts(path: Path) -> dict[str, Any]:
     """The description alone; raises UserError if the file is missing, damaged or not ours."""
     with _opened(path) as file:
-        return dict(json.loads((file.metadata() or {})["maskdit"]))
+        found = json.loads((file.metadata() or {})["maskdit"])
+        if not isinstance(found, dict):
+            raise TypeError("its description is no dictionary")
+        return found
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -16,6 +16,7 @@ def _parsed(url: str) -> str:
 
 
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+LONGEST = 4000  # letters of a refusal
 Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]  # one line of text, nothing that controls
 Count = Annotated[int, Field(ge=1)]
 Url = Annotated[str, StringConstraints(pattern=r"^(https|file)://[!-~]+$"), AfterValidator(_parsed)]
@@ -27,7 +28,13 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # of matrix products; weigh
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one line that names the file or key and says what to do."""
+    """A mistake that the user can mend: one line that names the file or key and says what to do.
+
+    What it quotes may be a stranger's: nothing in it moves a terminal's cursor, and it ends somewhere.
+    """
+
+    def __init__(self, line: str) -> None:
+        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line[:LONGEST]))
 
 
 class Section(BaseModel):

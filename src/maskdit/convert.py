@@ -1,6 +1,7 @@
 """Weights that others have published, to a run that can be sampled: read without executing anything, checked tensor by tensor."""
 
 import argparse
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -67,7 +68,7 @@ def read_torch(path: Path) -> Any:
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path}: not a file of torch.save, or truncated; get it again")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
             unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
             if unsafe:
                 raise UserError(f"{path}: refused, for reading it would need {', '.join(sorted(unsafe))}, which may run code")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maskdit.config import Training, UserError
 from maskdit.diffusion import Draw
-from maskdit.files import DAMAGE, read_array, read_json, save_array, write_json
+from maskdit.files import DAMAGE, array_header, read_array, read_json, save_array, write_json
 from maskdit.latents import Latents
 from maskdit.store import Encoded, Found, header_length
 
@@ -86,10 +86,7 @@ def _npz_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int, bool]:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             member = archive.getinfo("arr_0.npy")
             with archive.open(member) as stream:
-                version = np.lib.format.read_magic(stream)
-                shape, fortran, kind = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )(stream)
+                shape, fortran, kind = array_header(stream)
                 long = stream.tell()
             file.seek(member.header_offset)
             start = member.header_offset + header_length(file.read(30)) + long

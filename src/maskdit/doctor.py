@@ -44,7 +44,10 @@ def examine(path: Path) -> Iterator[Finding]:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if path.is_dir() and (path / MANIFEST).exists():
-        yield from artifact(path)
+        found = list(artifact(path))
+        yield from found
+        if found[0].mend:
+            return  # what is damaged tells nothing more
     names = {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
     if "log.jsonl" in names:
         yield from training(path / "log.jsonl" if path.is_dir() else path)

@@ -3,6 +3,7 @@
 What MobileNetV2 measures is called `..._mobilenet`, never FID.
 """
 
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -104,7 +105,8 @@ class Network:
         self.where = device()
         try:
             safe = path.suffix == ".safetensors"
-            tensors = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
+            with warnings.catch_warnings(action="ignore"):  # of what it then refuses
+                tensors = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
             self.net = NETWORKS[self.family](tensors).to(self.where)
         except (RuntimeError, UnpicklingError, SafetensorError, AttributeError, TypeError, EOFError, KeyError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)

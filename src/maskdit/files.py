@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,13 +129,31 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not JSON, so damaged; delete it and rerun the step that makes it") from None
 
 
+def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether the first axis runs fastest, and type of a .npy file that is read up to its numbers.
+
+    Raises ValueError for one of pickled objects.
+    """
+    version = np.lib.format.read_magic(stream)
+    form = np.lib.format
+    shape, fortran, kind = (form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0)(stream)
+    if kind.hasobject:
+        raise ValueError("it holds pickled objects, which are never read")
+    return shape, fortran, kind
+
+
 def read_array(path: Path, mapped: bool = False) -> NDArray[Any]:
     """Read or map a .npy file; raises UserError if it is missing, damaged, or of pickled objects, which are never read.
 
-    It is always mapped first: a header that claims more than the file holds is refused before memory is asked for.
+    A header that claims more than the file holds is refused before memory is asked for.
     """
     try:
-        found = np.lib.format.open_memmap(path, mode="r")
+        with path.open("rb") as stream:
+            shape, fortran, kind = array_header(stream)
+            start = stream.tell()
+        if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize > path.stat().st_size - start:
+            raise ValueError(f"it ends before its {shape} numbers do")
+        found = np.memmap(path, kind, "r", start, shape, "F" if fortran else "C")
     except FileNotFoundError:
         raise UserError(f"{path}: No such file or directory; run the step that makes it") from None
     except (OSError, *DAMAGE) as error:

@@ -293,8 +293,10 @@ def in_tables(root: Path, split: str) -> Found:
                 records += [(container, TABLE, group, row, 0) for row in range(len(known))]
                 names += [name or f"{path.name}/{group}/{row}" for row, name in enumerate(told_names)]
                 labels += [-1 if label is None else label for label in known]
-        except (ArrowException, OSError, KeyError) as error:
-            raise UserError(f"{path}: not one of the hub's tables ({str(error).splitlines()[0]}); get it again") from None
+        except (ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: not one of the hub's tables ({next(iter(str(error).splitlines()), '')}); get it again"
+            ) from None
     if odd := [label for label in labels if not isinstance(label, int) or not -1 <= label < CLASSES]:
         raise UserError(f"{root}: {split} has the label {str(odd[0])[:20]}, which is no class; get the tables again")
     wnids = [WNID.search(name) for name in names]

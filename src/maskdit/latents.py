@@ -70,17 +70,21 @@ class Latents:
         Raises UserError if a shard is missing, cut, or not of the shape that the index says.
         """
         index = read_json(folder / "index.json")
-        shape, shards = tuple(index["shape"]), []
-        for known in index["shards"]:
-            path = folder / known["file"]
+        try:
+            space, shape = Space.parse(index["space"]), tuple(index["shape"])
+            listed = [(folder / known["file"], known["count"]) for known in index["shards"]]
+        except (LookupError, TypeError):
+            raise UserError(f"{folder / 'index.json'}: not the index of latents; encode it again") from None
+        shards = []
+        for path, count in listed:
             shards.append(read_array(path, mapped=True))
-            if shards[-1].shape != (known["count"], *shape[1:]) or shards[-1].dtype != np.float16:
+            if shards[-1].shape != (count, *shape[1:]) or shards[-1].dtype != np.float16:
                 raise UserError(f"{path}: holds {shards[-1].dtype} {shards[-1].shape}, its index says otherwise; encode it again")
         labels = read_array(folder / "labels.npy")
         if not (count := sum(map(len, shards))) == len(labels) == shape[0]:
             raise UserError(f"{folder}: {count} moments and {len(labels)} labels of {shape[0]}; encode it again")
         identity = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
-        return cls.of(shards, labels, Space.parse(index["space"]), identity)
+        return cls.of(shards, labels, space, identity)
 
     @property
     def mirrors(self) -> int:

@@ -241,7 +241,6 @@ class Params(BaseModel):
                     yield f"curves.{key}.evals: the points of a curve have one {field}, these have {sorted(values, key=str)}"
 
 
-LONGEST = 400  # letters of a refusal
 VERBS = tuple(Params.model_fields)
 SOURCES = {"train", "download", *(get_args(model.model_fields["source"].annotation)[0] for model in get_args(Fetch))}
 REFERENCES = (
@@ -288,7 +287,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; run maskdit where params.yaml lies") from None
     except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a number that Python does not read
-        raise UserError(f"{path}: not YAML: {printable(' '.join(str(error).split()))[:LONGEST]}") from None
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     return validate(tree, path)
 
 
@@ -299,15 +298,10 @@ def validate(tree: object, path: Path = Path("params.yaml")) -> Params:
     try:
         params = Params.model_validate(dict(tree))
     except ValidationError as error:
-        raise UserError(f"{path}: {printable(_first(error))[:LONGEST]}") from None
+        raise UserError(f"{path}: {_first(error)}") from None
     for problem in params.problems():
         raise UserError(f"{path}: {problem}")
     return params
-
-
-def printable(text: str) -> str:
-    """A text without what moves a terminal's cursor: it is shown as Python writes it."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _first(error: ValidationError) -> str:
@@ -318,8 +312,9 @@ def _first(error: ValidationError) -> str:
     where = ".".join(str(part) for part in place)
     got = first.get("input")
     if first["type"] == "extra_forbidden":
-        known = _fields_at(place[:-1])
-        return f"{where}: unknown key{_nearest(str(place[-1]), known)}"
+        *above, word = first["loc"]
+        place = _place(above)
+        return f"{'.'.join(map(str, [*place, word]))}: unknown key{_nearest(str(word), _fields_at(place))}"
     if first["type"] == "missing":
         return f"{where}: missing"
     messages = [re.sub(r"^Value error, ", "", each["msg"]) for each in errors if _place(each["loc"]) == place]
@@ -333,7 +328,7 @@ def _first(error: ValidationError) -> str:
 
 def _place(loc: Iterable[int | str]) -> list[int | str]:
     """The keys of a location, without what pydantic adds for the alternatives of a type."""
-    plain = [part for part in loc if not re.match(r"\[key\]|constrained-|literal\[", str(part))]
+    plain = [part for place, part in enumerate(loc) if not (place and re.match(r"\[key\]|constrained-|literal\[", str(part)))]
     return plain[:2] + plain[3:] if plain[:1] in (["vae"], ["fetch"]) and plain[2:3] and plain[2] in SOURCES else plain
 
 

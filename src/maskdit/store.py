@@ -153,7 +153,7 @@ class _Table:
                     if len(self.columns) > 2:
                         self.columns.popitem(last=False)
                 return self.columns[group][row]["bytes"].as_py() or b""
-        except (ArrowException, IndexError) as error:
+        except (ArrowException, LookupError, ValueError, TypeError) as error:
             raise OSError(next(iter(str(error).splitlines()), "")) from None
 
 
