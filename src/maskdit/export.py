@@ -55,8 +55,9 @@ def export(run: Path, format: str, out: Path, step: int | None, weights: str, va
     found, facts = weights_of(run, step, ["ema", "net"] if weights == "both" else [weights])
     if format == "upstream":
         tree = {{"ema": "ema", "net": "model"}[kind]: wrapped(tensors) for kind, tensors in found.items()}
-        with replacing(out) as temporary:
-            torch.save({**tree, "args": plain(facts)}, temporary)
+        size = sum(tensor.nbytes for tensors in found.values() for tensor in tensors.values())
+        with replacing(out, size) as temporary, temporary.open("wb") as stream:  # as a path torch would not say why it failed
+            torch.save({**tree, "args": plain(facts)}, stream)
     else:
         if weights == "both" or vae is None or out.suffix:
             wrong = (

@@ -62,11 +62,13 @@ class Full(UserError):  # noqa: N818, a UserError all the same
 def writing(path: Path, needed: int | None = None) -> Iterator[None]:
     """Raise Full, with the path and the bytes that are needed and free, for a write within that finds no room.
 
-    NumPy tells of it without a number, safetensors in words. Another refusal to write there is a UserError.
+    NumPy tells of it without a number, safetensors in words, torch with another error. Another refusal to write there is a
+    UserError.
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as last:
+        error = last.__context__ if isinstance(last, RuntimeError) and isinstance(last.__context__, OSError) else last
         told = re.search(r"os error (\d+)|code: (\d+),|\d+ requested and \d+ written", str(error))
         number = getattr(error, "errno", None) or int((told and (told[1] or told[2])) or (errno.ENOSPC if told else 0))
         place = getattr(error, "filename", None)
