@@ -312,9 +312,8 @@ def _first(error: ValidationError) -> str:
     where = ".".join(str(part) for part in place)
     got = first.get("input")
     if first["type"] == "extra_forbidden":
-        *above, word = first["loc"]
-        place = _place(above)
-        return f"{'.'.join(map(str, [*place, word]))}: unknown key{_nearest(str(word), _fields_at(place))}"
+        above, word = _place(first["loc"][:-1]), str(first["loc"][-1])
+        return f"{'.'.join(map(str, [*above, word]))}: unknown key{_nearest(word, _fields_at(above))}"
     if first["type"] == "missing":
         return f"{where}: missing"
     messages = [re.sub(r"^Value error, ", "", each["msg"]) for each in errors if _place(each["loc"]) == place]
