@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from maskdit import inception, scores
+from maskdit.arrays import read_arrays
 from maskdit.calibrate import calibrate, compared, demand_within
 from maskdit.config import Calibrate, Evaluate, Features, Reference, UserError
 from maskdit.data import Images
@@ -20,7 +21,7 @@ from maskdit.evaluate import evaluate
 from maskdit.extractor import Network
 from maskdit.features import features
 from maskdit.fetch import fetch
-from maskdit.files import read_arrays, read_json, sha256, write_json
+from maskdit.files import read_json, sha256, write_json
 from maskdit.metrics import moments
 from maskdit.reference import reference
 from maskdit.scores import suffix

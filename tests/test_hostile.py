@@ -27,6 +27,7 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 from maskdit import checkpoint, cli
+from maskdit.arrays import read_array, read_arrays
 from maskdit.config import LONGEST, UserError
 from maskdit.convert import read_file, read_folder
 from maskdit.data import Images, npz_images
@@ -34,7 +35,7 @@ from maskdit.download import allowed, name_of
 from maskdit.encode import checked
 from maskdit.extractor import NETWORKS, Network
 from maskdit.fetch import fetch
-from maskdit.files import inputs_of, publishing, read_array, read_arrays, read_json, save_array, sha256, write_json
+from maskdit.files import inputs_of, publishing, read_json, save_array, sha256, write_json
 from maskdit.grid import Stacked
 from maskdit.imagenet import in_tables
 from maskdit.latents import Latents
@@ -664,7 +665,7 @@ def test_100_000_members_are_listed_in_seconds_and_in_little_memory(kind, tmp_pa
 
 
 def test_a_packed_array_that_inflates_beyond_the_limit_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("maskdit.files.INFLATED", 2**20)
+    monkeypatch.setattr("maskdit.arrays.INFLATED", 2**20)
     np.savez_compressed(tmp_path / "x.npz", features=np.zeros(2**18))
     assert "is packed and has more than 1 MiB" in refusal(read_arrays, tmp_path / "x.npz")
 
@@ -678,6 +679,15 @@ def test_an_array_that_claims_more_than_its_file_is_refused_before_memory_is_ask
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.write(tmp_path / "x.npy", "mu.npy")
     refusal(read_arrays, tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros(0, int), np.zeros((0, 4)), np.array(3), np.asfortranarray(np.arange(6).reshape(2, 3))], ids=repr
+)
+def test_an_array_of_any_shape_is_read_as_it_was_saved(array, tmp_path):
+    save_array(tmp_path / "x.npy", array)
+    for mapped in (False, True):
+        np.testing.assert_array_equal(read_array(tmp_path / "x.npy", mapped=mapped), array)
 
 
 def torch_file(path: Path) -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from maskdit.arrays import read_arrays
 from maskdit.config import Calibrate, UserError
 from maskdit.data import Images
 from maskdit.extractor import Network
-from maskdit.files import read_arrays, read_json, replacing, sha256
+from maskdit.files import read_json, replacing, sha256
 from maskdit.runtime import say
 from maskdit.scores import METRICS, gathered, scored, suffix
 from maskdit.shards import Shards, savez

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maskdit.arrays import DAMAGE, array_header, read_array
 from maskdit.config import Training, UserError
 from maskdit.diffusion import Draw
-from maskdit.files import DAMAGE, array_header, read_array, read_json, save_array, write_json
+from maskdit.files import read_json, save_array, write_json
 from maskdit.latents import Latents
 from maskdit.store import Encoded, Found, header_length
 

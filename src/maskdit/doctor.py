@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from maskdit.arrays import read_arrays
 from maskdit.config import UserError
 from maskdit.data import Array, Images, generator, npz_shape
-from maskdit.files import MANIFEST, inputs_of, read_arrays, read_json
+from maskdit.files import MANIFEST, inputs_of, read_json
 from maskdit.latents import Latents
 
 SEEN = 256  # samples that a check reads

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from maskdit.arrays import read_array, read_arrays
 from maskdit.config import Evaluate, UserError
-from maskdit.files import read_array, read_arrays, read_json, sha256, write_json
+from maskdit.files import read_json, sha256, write_json
 from maskdit.runtime import say
 from maskdit.scores import gathered, protocol, scored, suffix
 

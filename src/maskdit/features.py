@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from maskdit.arrays import read_array
 from maskdit.config import Features, UserError
 from maskdit.extractor import Network
-from maskdit.files import read_array, read_json, save_array, sha256, write_json
+from maskdit.files import read_json, save_array, sha256, write_json
 from maskdit.shards import Shards, savez
 
 

@@ -3,21 +3,18 @@
 import errno
 import hashlib
 import json
-import math
 import os
 import platform
 import re
 import shutil
 import subprocess
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +46,6 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-INFLATED = 2**30  # bytes of a packed array of an npz
-DAMAGE = (ValueError, TypeError, LookupError, EOFError, MemoryError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -69,9 +64,9 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as last:
         error = last.__context__ if isinstance(last, RuntimeError) and isinstance(last.__context__, OSError) else last
-        told = re.search(r"os error (\d+)|code: (\d+),|\d+ requested and \d+ written", str(error))
-        number = getattr(error, "errno", None) or int((told and (told[1] or told[2])) or (errno.ENOSPC if told else 0))
-        place = getattr(error, "filename", None)
+        number, place = getattr(error, "errno", None), getattr(error, "filename", None)
+        if number is None and (told := re.search(r"(?:os error |code: )(\d+)|\d+ requested and \d+ written", str(error))):
+            number = int(told[1] or errno.ENOSPC)
         if number in FULL:
             size = f"{needed:,} bytes are to be written, " if needed else ""
             room = f"{size}{shutil.disk_usage(path.parent).free:,} are free"
@@ -131,58 +126,6 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not JSON, so damaged; delete it and rerun the step that makes it") from None
 
 
-def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether the first axis runs fastest, and type of a .npy file that is read up to its numbers.
-
-    Raises ValueError for one of pickled objects.
-    """
-    version = np.lib.format.read_magic(stream)
-    form = np.lib.format
-    shape, fortran, kind = (form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0)(stream)
-    if kind.hasobject:
-        raise ValueError("it holds pickled objects, which are never read")
-    return shape, fortran, kind
-
-
-def read_array(path: Path, mapped: bool = False) -> NDArray[Any]:
-    """Read or map a .npy file; raises UserError if it is missing, damaged, or of pickled objects, which are never read.
-
-    A header that claims more than the file holds is refused before memory is asked for.
-    """
-    try:
-        with path.open("rb") as stream:
-            shape, fortran, kind = array_header(stream)
-            start = stream.tell()
-        if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize > path.stat().st_size - start:
-            raise ValueError(f"it ends before its {shape} numbers do")
-        found = np.memmap(path, kind, "r", start, shape, "F" if fortran else "C")
-    except FileNotFoundError:
-        raise UserError(f"{path}: No such file or directory; run the step that makes it") from None
-    except (OSError, *DAMAGE) as error:
-        raise UserError(f"{path}: cannot be read ({_reason(error)}); rerun the step that makes it") from None
-    return found if mapped else np.array(found)
-
-
-def read_arrays(path: Path, *only: str) -> dict[str, NDArray[Any]]:
-    """The arrays of an npz, or those of some names that are there.
-
-    Raises UserError if it is damaged, holds pickled objects, or a packed array of more than INFLATED bytes.
-    """
-    try:
-        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
-            if large := [one.filename for one in archive.infolist() if one.compress_type and one.file_size > INFLATED]:
-                raise ValueError(f"{large[0]} is packed and has more than {INFLATED >> 20} MiB")
-            names = [one.removesuffix(".npy") for one in archive.namelist()]
-            with np.load(path, allow_pickle=False) as stored:
-                return {name: np.asarray(stored[name]) for name in names if not only or name in only}
-    except (OSError, *DAMAGE) as error:
-        raise UserError(f"{path}: damaged ({_reason(error)}); make or get it again") from None
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
-
-
 def git(*arguments: str) -> str:
     """What git says, stripped; '' where there is no repository."""
     try:
@@ -225,6 +168,9 @@ class Manifest:
     made: dict[str, str]
 
 
+MANIFESTS = TypeAdapter(Manifest)
+
+
 def made_by() -> dict[str, str]:
     """Commit and hardware, for a manifest: nothing that identifies a person or a machine."""
     commit = git("rev-parse", "HEAD")
@@ -259,7 +205,7 @@ def inputs_of(path: Path, only: tuple[str, ...] | None = None, largest: float = 
 
 def _parse(path: Path, tree: Any) -> Manifest:
     try:
-        found = TypeAdapter(Manifest).validate_python(tree)
+        found = MANIFESTS.validate_python(tree)
     except ValidationError:
         raise UserError(f"{path}: has no manifest of a step; rerun the step that makes it") from None
     if strange := [name for name in found.files if ".." in Path(name).parts]:

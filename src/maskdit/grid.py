@@ -7,9 +7,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
+from maskdit.arrays import read_array
 from maskdit.config import Grid
 from maskdit.data import Array, Images
-from maskdit.files import read_array, read_json, replacing
+from maskdit.files import read_json, replacing
 
 
 class Stacked:

@@ -250,7 +250,7 @@ def solution(root: Path) -> dict[str, str]:
                     with members.open(SOLUTION) as stream:
                         return from_csv(stream)
         return from_kit(kit) if kit.exists() else {}
-    except (ValueError, LookupError, zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+    except (ValueError, LookupError, zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError, zlib.error, EOFError) as error:
         raise UserError(f"{root}: the labels of the validation images cannot be read ({error}); get their file again") from None
 
 

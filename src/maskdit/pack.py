@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from maskdit.arrays import read_array
 from maskdit.config import UserError
-from maskdit.files import inputs_of, read_array, read_json, replacing
+from maskdit.files import inputs_of, read_json, replacing
 from maskdit.runtime import progress, say
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskdit.arrays import read_arrays
 from maskdit.autoencoder import identity, load, psnr, to_pixels, to_unit
 from maskdit.config import Reconstruct, UserError
 from maskdit.data import Array, Images, generator
 from maskdit.extractor import Network
-from maskdit.files import read_arrays, read_json, sha256, write_json
+from maskdit.files import read_json, sha256, write_json
 from maskdit.metrics import frechet_distance, moments
 from maskdit.runtime import device, progress, say
 from maskdit.scores import suffix

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from maskdit.arrays import read_arrays
 from maskdit.config import Reference, UserError
 from maskdit.data import Array, Images, generator
 from maskdit.extractor import Arrays, Network
-from maskdit.files import read_arrays, read_json, sha256, write_json
+from maskdit.files import read_json, sha256, write_json
 from maskdit.metrics import PART, Sums, frechet_distance, inception_score, moments
 from maskdit.runtime import say
 from maskdit.scores import suffix

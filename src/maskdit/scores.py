@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from maskdit.arrays import read_arrays
 from maskdit.config import UserError
 from maskdit.data import Array, generator
-from maskdit.files import read_arrays
 from maskdit.inception import OFFICIAL
 from maskdit.metrics import (
     NEAR,

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskdit import tars
+from maskdit.arrays import read_array
 from maskdit.config import UserError
-from maskdit.files import read_array, read_json, save_array, write_json
+from maskdit.files import read_json, save_array, write_json
 from maskdit.picture import centre_crop, decode
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
