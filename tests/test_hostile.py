@@ -28,11 +28,14 @@ from safetensors.torch import save_file
 
 from maskdit import checkpoint, cli
 from maskdit.arrays import read_array, read_arrays
+from maskdit.autoencoder import geometry
 from maskdit.config import LONGEST, UserError
 from maskdit.convert import read_file, read_folder
 from maskdit.data import Images, npz_images
+from maskdit.doctor import examine, training
 from maskdit.download import allowed, name_of
 from maskdit.encode import checked
+from maskdit.export import weights_of
 from maskdit.extractor import NETWORKS, Network
 from maskdit.fetch import fetch
 from maskdit.files import inputs_of, publishing, read_json, save_array, sha256, write_json
@@ -42,6 +45,7 @@ from maskdit.latents import Latents
 from maskdit.params import load, validate
 from maskdit.published_latents import Webdataset
 from maskdit.reference import brought
+from maskdit.sample import find
 from maskdit.shards import savez
 from maskdit.sources import Folder
 from maskdit.store import Found, scan
@@ -474,6 +478,31 @@ def test_each_of_400_hostile_manifests_is_refused_in_one_line(tmp_path):
         refusal(inputs_of, tmp_path)
     assert len(said) > 300
     assert all(line.isprintable() for line in said)
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "images": Images.load,
+    "latents": Latents.load,
+    "network": Network,
+    "store": Found.load,
+    "run": lambda home: weights_of(home, None, ["ema"]),
+    "milestone": lambda home: find(home, "final"),
+    "autoencoder": geometry,
+    "part": lambda home: checked(home, np.zeros(1)),
+    "doctor": lambda home: list(examine(home)),
+    "log": lambda home: list(training(home / "log.jsonl")),
+}
+
+
+@pytest.mark.parametrize("text", ["[]", "1", "null", '"kind"', "{}", '{"kind": []}', "[" * 100_000, "{", "\x00"])
+@pytest.mark.parametrize("name", READERS)
+def test_an_index_that_is_none_is_refused_in_one_line(name, text, tmp_path):
+    for file in ("index.json", "store.json", "config.json", "facts.json", "log.jsonl"):
+        if (file == "log.jsonl") == (name == "log"):
+            (tmp_path / file).write_text(text)
+    if name == "doctor" and "{" in text and "}" in text:
+        return  # an artifact without a kind is one, too
+    refusal(READERS[name], tmp_path)
 
 
 def png() -> bytes:

@@ -46,7 +46,7 @@ def load(folder: Path, device: torch.device) -> AutoencoderKL:
 
 def geometry(folder: Path) -> tuple[int, int]:
     """Pixels per latent position along one side, and channels of a latent, of an autoencoder in diffusers' layout."""
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", "block_out_channels", "latent_channels")
     return 2 ** (len(config["block_out_channels"]) - 1), config["latent_channels"]
 
 

@@ -24,7 +24,7 @@ def calibrate(config: Calibrate, *, images: Path, reference: Path, extractor: Pa
     unknown = sorted(config.expected.keys() - set(METRICS))
     if unknown:
         raise UserError(f"calibrate.expected: no metric {unknown[0]}; known: {', '.join(METRICS)}")
-    data, net, real = Images.load(images), Network(extractor), read_json(reference / "real.json")
+    data, net, real = Images.load(images), Network(extractor), read_json(reference / "real.json", "extractor_sha256")
     if real["extractor_sha256"] != net.sha256:
         raise UserError(f"{reference}: of another network than {extractor}; make it again")
     if real.get("resolution") != data.pixels.shape[1]:

@@ -153,7 +153,7 @@ def check(path: Path, tensors: Tensors, architecture: dict[str, Any]) -> int:
 def space_of(vae: Path, architecture: dict[str, Any]) -> Space:
     """The latents of the published models, with the autoencoder of a folder; raises UserError if it has other channels."""
     channels = architecture["channels"]
-    if (found := read_json(vae / "config.json").get("latent_channels")) != channels:
+    if (found := read_json(vae / "config.json", "latent_channels")["latent_channels"]) != channels:
         raise UserError(f"{vae}: an autoencoder of {found} latent channels, the weights are for {channels}")
     names = tuple(str(label) for label in range(architecture["classes"]))
     return Space(channels, architecture["side"], (0.0,) * channels, (SCALE,) * channels, autoencoder.identity(vae), names)

@@ -59,7 +59,7 @@ class Images:
     @classmethod
     def load(cls, folder: Path) -> "Images":
         """Read what `fetch` made; pixels stay on the disk until they are asked for. Raises UserError if it is not images."""
-        index = read_json(folder / "index.json")
+        index = read_json(folder / "index.json", "kind", "classes")
         shape = tuple(index.get("shape", ()))
         match index["kind"]:
             case "array":

@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from maskdit.latents import Latents
 
 SEEN = 256  # samples that a check reads
 SPREAD = (0.3, 1.6)  # of what a network sees: its standard deviation is 0.5 here, near 1 with the factor of SD's autoencoder
+LOGGED = ("data_wait", "mfu", "skipped")
 WAIT, BUSY = 0.05, 0.25  # share of time spent waiting for data, and MFU, from which on a training is bound by something else
 
 
@@ -54,6 +54,8 @@ def examine(path: Path) -> Iterator[Finding]:
         yield from training(path / "log.jsonl" if path.is_dir() else path)
     elif path.is_dir() and "index.json" in names:
         index = read_json(path / "index.json")
+        if not isinstance(index, dict):
+            raise UserError(f"{path / 'index.json'}: not the index of an artifact; rerun the step that makes it")
         if "space" in index:
             yield from latents(Latents.load(path))
         elif "classes" in index:
@@ -205,7 +207,10 @@ def weights(path: Path) -> Iterator[Finding]:
 
 def training(path: Path) -> Iterator[Finding]:
     """What bounds a training: the loader, launches or the device; whether steps were lost."""
-    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
+    try:
+        rows = [{name: float(json.loads(line)[name]) for name in LOGGED} for line in path.read_text().splitlines()]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise UserError(f"{path}: not the log of a training, or damaged; look at another one") from None
     if not rows:
         yield Finding(f"{path}: no line yet, for there were fewer than ten steps")
         return
@@ -219,7 +224,7 @@ def training(path: Path) -> Iterator[Finding]:
     else:
         yield Finding(f"MFU {busy:.2f}, {wait:.1%} of the time waits for data: bound by the device")
     if rows[-1]["skipped"]:
-        yield Finding(f"{rows[-1]['skipped']} steps had no finite gradient", "use bf16 or tf32 in place of fp16, or a lower lr")
+        yield Finding(f"{rows[-1]['skipped']:.0f} steps had no finite gradient", "use bf16 or tf32 in place of fp16, or a lower lr")
 
 
 def folder(path: Path) -> Iterator[Finding]:

@@ -33,7 +33,7 @@ def encode(config: Encode, *, images: Path, vae: Path, out: Path) -> None:
     that latents have mean 0 and standard deviation 0.5; the class names, the hash of the VAE and of each shard. Published moments
     are converted. Raises UserError for moments that are no float16 numbers, and for a shard that is damaged.
     """
-    index = read_json(images / "index.json")
+    index = read_json(images / "index.json", "kind", "classes")
     rows, make = (converted if index["kind"] == "latents" else encoded)(config, images, vae)
     if config.shards > len(rows):
         raise UserError(f"encode.shards: {config.shards} shards of {len(rows)} images; lower it")
@@ -120,7 +120,7 @@ def sums(moments: Array) -> dict[str, Any]:
 
 def checked(folder: Path, rows: Array) -> dict[str, Any]:
     """The facts of a part; raises UserError, naming it, if it is damaged or does not hold each of its images once."""
-    facts: dict[str, Any] = read_json(folder / "facts.json")
+    facts: dict[str, Any] = read_json(folder / "facts.json", "shape", "sha256")
     for name, wanted in facts["sha256"].items():
         if not (folder / name).is_file() or sha256(folder / name) != wanted:
             raise UserError(f"{folder / name}: damaged (sha256 differs); remove {folder} and encode again")
@@ -175,7 +175,7 @@ def encoded(config: Encode, images: Path, vae: Path) -> tuple[Array, Maker]:
 
 def converted(config: Encode, images: Path, vae: Path) -> tuple[Array, Maker]:
     """The same of moments that others have encoded; if there are twice as many as images, the second half is their mirrors."""
-    index = read_json(images / "index.json")
+    index = read_json(images / "index.json", "resolution", "images", "classes", "root", "format")
     factor, channels = geometry(vae)
     side, count, classes = index["resolution"] // factor, index["images"], len(index["classes"])
     root = Path(index["root"])

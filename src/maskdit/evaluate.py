@@ -21,7 +21,10 @@ def evaluate(config: Evaluate, *, features: Path, reference: Path, out: Path) ->
 
     Raises UserError if the features are of another network than the reference, or of images of another side, or are not all there.
     """
-    index, real = read_json(features / "index.json"), read_json(reference / "real.json")
+    index, real = (
+        read_json(features / "index.json", "protocol", "shards", "checkpoint"),
+        read_json(reference / "real.json", "statistics"),
+    )
     made = index["protocol"]
     for field, hint in SAME.items():
         if made.get(field) != real.get(field):

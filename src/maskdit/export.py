@@ -23,7 +23,7 @@ def weights_of(run: Path, step: int | None, kinds: list[str]) -> tuple[dict[str,
 
     Raises UserError if the run has no such milestone or did not keep its raw weights.
     """
-    index = read_json(run / "index.json")
+    index = read_json(run / "index.json", "milestones", "final")
     milestones = {mark["step"]: mark["file"] for mark in index["milestones"]}
     step = max(milestones) if step is None else step
     if step not in milestones:

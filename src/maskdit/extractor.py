@@ -95,8 +95,8 @@ class Network:
     """
 
     def __init__(self, folder: Path) -> None:
-        index = read_json(folder / "index.json")
-        if index.get("kind") != "extractor":
+        index = read_json(folder / "index.json", "kind")
+        if index["kind"] != "extractor":
             raise UserError(f"{folder}: holds no feature network; name an entry of fetch whose source is extractor")
         self.family, self.sha256, path = index["family"], index["sha256"], folder / index["file"]
         demand_own(path)

@@ -16,7 +16,7 @@ def features(config: Features, *, samples: Path, extractor: Path, out: Path) -> 
 
     Raises UserError if a shard does not hold images, or all together not as many as their index says.
     """
-    index, net = read_json(samples / "index.json"), Network(extractor)
+    index, net = read_json(samples / "index.json", "shards", "protocol"), Network(extractor)
     shards = [read_array(samples / name, mapped=True) for name in index["shards"]]
     for name, pixels in zip(index["shards"], shards, strict=True):
         if pixels.dtype != np.uint8 or pixels.shape[1:] != shards[0].shape[1:]:

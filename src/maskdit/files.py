@@ -116,14 +116,17 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
         np.save(stream, array, allow_pickle=False)
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raises UserError if it is missing or damaged."""
+def read_json(path: Path, *fields: str) -> Any:
+    """Read a JSON file; raises UserError if it is missing or damaged, or no dictionary with these fields."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; run the step that makes it") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path}: not JSON, so damaged; delete it and rerun the step that makes it") from None
+    if fields and not (isinstance(found, dict) and found.keys() >= set(fields)):
+        raise UserError(f"{path}: not what was looked for, which has {', '.join(fields)}; rerun the step that makes it")
+    return found
 
 
 def git(*arguments: str) -> str:

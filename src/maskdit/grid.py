@@ -46,7 +46,7 @@ def tiled(rows: Array) -> Array:
 def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
     """A row a class: held-out real images on the left, samples of that class on the right, the first of each."""
     real = Images.load(images)
-    index = read_json(samples / "index.json")
+    index = read_json(samples / "index.json", "shards", "checkpoint", "protocol")
     drawn = Stacked([samples / shard for shard in index["shards"]])
     sides = {
         "real, held out": (real.pixels, real.labels, real.rows(heldout=True)),

@@ -70,7 +70,7 @@ class Latents:
 
         Raises UserError if a shard is missing, cut, or not of the shape that the index says.
         """
-        index = read_json(folder / "index.json")
+        index = read_json(folder / "index.json", "space", "shape", "shards")
         try:
             space, shape = Space.parse(index["space"]), tuple(index["shape"])
             listed = [(folder / known["file"], known["count"]) for known in index["shards"]]

@@ -20,9 +20,7 @@ def pack(samples: Path, out: Path) -> None:
     if out.exists():
         raise UserError(f"{out}: is already there; name a new place")
     inputs_of(samples)
-    index = read_json(samples / "index.json")
-    if "shards" not in index or "protocol" not in index:
-        raise UserError(f"{samples}: holds no samples; name a folder under artifacts/samples")
+    index = read_json(samples / "index.json", "shards", "protocol")
     shards = [read_array(samples / name, mapped=True) for name in index["shards"]]
     shape = (sum(len(shard) for shard in shards), *shards[0].shape[1:])
     with replacing(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:

@@ -113,7 +113,7 @@ def brought(images: Path) -> dict[str, Array]:
 
     Raises UserError if one of a pair is missing, or they are no mean and covariance.
     """
-    if read_json(images / "index.json").get("kind") != "npz":
+    if read_json(images / "index.json", "kind")["kind"] != "npz":
         return {}
     path, given = images / "batch.npz", dict[str, Array]()
     stored = read_arrays(path, *(name for pair in SPACES.values() for name in pair))

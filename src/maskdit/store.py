@@ -91,7 +91,7 @@ class Found:
     @classmethod
     def load(cls, folder: Path) -> "Found":
         """Read what `save` wrote; labels and classes stand elsewhere."""
-        tree = read_json(folder / "store.json")
+        tree = read_json(folder / "store.json", "root", "containers", "sizes", "names")
         records, names = read_array(folder / "records.npy"), tuple(tree["names"])
         unknown = np.full(len(names), -1)
         return cls(Path(tree["root"]), tuple(tree["containers"]), tuple(tree["sizes"]), records, names, unknown, ())
