@@ -659,12 +659,14 @@ def test_a_zip_that_points_outside_of_itself_is_refused(offset, tmp_path):
 
 
 LISTING = """
-import resource, sys, time
+import re, sys, time
 from pathlib import Path
 from maskdit.store import scan
-before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+def highest():  # not ru_maxrss, which begins with that of the process before exec
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+before, began = highest(), time.monotonic()
 found = scan(Path(sys.argv[1]))
-print(len(found), time.monotonic() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(len(found), time.monotonic() - began, highest() - before)
 """
 
 
@@ -690,7 +692,7 @@ def test_100_000_members_are_listed_in_seconds_and_in_little_memory(kind, tmp_pa
     print(f"{kind}: {found:.0f} members in {seconds:.1f} s, {mebibytes:.0f} MiB")
     assert found == count
     assert seconds < 30
-    assert mebibytes < 300
+    assert 0 < mebibytes < 300
 
 
 def test_a_packed_array_that_inflates_beyond_the_limit_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
