@@ -9,7 +9,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TOY = ROOT / "tests" / "toy" / "params.yaml"
+SNAKEMAKE = ("snakemake", "--cores", "2", "--printshellcmds")
 PARTS = ("Snakefile", "dvc.yaml", "workflow", "profiles", "src", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
+NAMES = ("HF_TOKEN", "KAGGLE_KEY", "KAGGLE_USERNAME", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+NAMES += ("WANDB_API_KEY", "GITHUB_TOKEN")
+SECRETS = {name: f"canary-{name.lower()}-8c1f" for name in NAMES}  # nothing of these is ever to be written
+PROXIES = {
+    name: f"http://user:canary-{name}-8c1f@127.0.0.1:9" for name in ("http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY")
+}
+SECRETS |= PROXIES | {"IMAGENET_URL": "https://image-net.org/canary-address-8c1f"}
 
 
 def project(where: Path, params: Path = TOY) -> Path:
@@ -39,11 +47,11 @@ def commit(where: Path) -> None:
 
 
 def environment(where: Path) -> dict[str, str]:
-    """This environment without the settings of a developer's engines, and with the package's commands first."""
+    """This environment without the settings of a developer's engines, with secrets, and with the package's commands first."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MASKDIT_", "SNAKEMAKE_", "DVC_", "GIT_"))}
     person = {f"GIT_{role}_{what}": "toy@toy" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     alone = {"GIT_CONFIG_GLOBAL": os.devnull, "DVC_SITE_CACHE_DIR": str(where / ".dvc" / "tmp" / "site")}
-    return {**kept, **person, **alone, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return {**kept, **person, **alone, **SECRETS, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def run(where: Path, *command: str, good: bool = False) -> tuple[int, str]:

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from maskdit import inception, scores
+from maskdit.arrays import read_arrays
 from maskdit.calibrate import calibrate, compared, demand_within
 from maskdit.config import Calibrate, Evaluate, Features, Reference, UserError
 from maskdit.data import Images
@@ -112,7 +113,7 @@ def home(weights, tmp_path_factory):
 def seen(home):
     """What the network said of real and made images, as the steps have stored it."""
     made = scores.gathered([home / "features" / name for name in read_json(home / "features" / "index.json")["shards"]])
-    return scores.loaded(home / "reference" / "reference.npz"), made
+    return read_arrays(home / "reference" / "reference.npz"), made
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +259,7 @@ def test_the_evaluator_is_held_against_published_numbers_in_files_like_adm_s(hom
     net = home / "extractor"
     known = run(reference, Reference(dataset="x", extractor="x", batch=3), tmp_path / "ref", images=raw["reference"], extractor=net)
     assert read_json(known / "real.json")["statistics"] == "given"
-    found = scores.loaded(known / "reference.npz")
+    found = read_arrays(known / "reference.npz")
     assert found.keys() == seen[0].keys()
     for name in found:
         np.testing.assert_array_equal(found[name], seen[0][name])

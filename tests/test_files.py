@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maskdit.config import UserError
-from maskdit.files import digest, inputs_of, lineage, publishing, read_json, replacing, save_array, sha256, write_json
+from maskdit.files import Known, digest, inputs_of, lineage, publishing, read_json, replacing, save_array, sha256, write_json
 
 
 class Params:
@@ -51,7 +51,7 @@ def test_arrays_are_published_whole(tmp_path):
 def test_a_published_folder_holds_the_size_and_hash_of_each_file(tmp_path):
     manifest = make(tmp_path / "out")
     file = tmp_path / "out" / "part" / "x.txt"
-    assert manifest.files == {"part/x.txt": {"bytes": 3, "sha256": sha256(file)}}
+    assert manifest.files == {"part/x.txt": Known(3, sha256(file))}
     assert manifest.lineage["encode/a"].config == {"lr": 1.0}
     assert {"commit", "machine"} <= set(manifest.made)
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]

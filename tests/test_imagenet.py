@@ -99,8 +99,9 @@ def test_forms_that_others_keep_have_the_same_classes_and_the_labels_that_are_to
 def test_labels_that_cannot_be_read_are_one_line(tmp_path):
     tars_with_the_kit(tmp_path / "root")
     whole = (tmp_path / "root" / imagenet.DEVKIT).read_bytes()
-    (tmp_path / "root" / imagenet.DEVKIT).write_bytes(whole[: len(whole) // 2])
-    assert "labels of the validation images cannot be read" in refusal(net(tmp_path / "root"), tmp_path / "out")
+    for damaged in (whole[: len(whole) // 2], b"no gzip", b""):
+        (tmp_path / "root" / imagenet.DEVKIT).write_bytes(damaged)
+        assert "labels of the validation images cannot be read" in refusal(net(tmp_path / "root"), tmp_path / "out")
 
 
 def test_a_missing_table_is_named_before_anything_is_read(tmp_path):

@@ -14,11 +14,10 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from project import ROOT, commit, edit, environment, nodes, project, run, says, twin
+from project import ROOT, SNAKEMAKE, commit, edit, environment, nodes, project, run, says, twin
 
 pytestmark = pytest.mark.pipeline
 
-SNAKEMAKE = ("snakemake", "--cores", "2", "--printshellcmds")
 STAGES = ("table@demo", "curves@demo", "grid@demo-maskdit")
 PLAIN, GUIDED = "demo-dit-plain", "demo-maskdit-guided"
 
@@ -69,14 +68,6 @@ def leftovers(where: Path) -> list[Path]:
 def fresh(tmp_path: Path) -> Path:
     """The project from nothing."""
     return project(tmp_path / "fresh")
-
-
-@pytest.fixture(scope="module")
-def by_snakemake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project after `snakemake`: read it, change only a twin."""
-    where = project(tmp_path_factory.mktemp("snakemake"))
-    says(where, *SNAKEMAKE)
-    return where
 
 
 @pytest.fixture(scope="module")

@@ -212,7 +212,8 @@ def test_ddpm_of_a_network_that_predicts_no_variance_is_refused(made, whole, tmp
         draw(made, tmp_path / "out", solver="ddpm", solver_steps=10)
 
 
-def test_samples_are_packed_as_adm_s_evaluator_reads_them(made, tmp_path):
+def test_samples_are_packed_as_adm_s_evaluator_reads_them(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("MASKDIT_SCRATCH", str(tmp_path / "scratch"))
     draw(made, tmp_path / "samples", shards=3)
     out = tmp_path / "samples"
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in out.iterdir()}

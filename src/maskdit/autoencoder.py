@@ -8,6 +8,7 @@ from torch import Tensor
 
 from maskdit.config import UserError, Vae
 from maskdit.files import read_json, sha256
+from maskdit.runtime import demand_own
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -31,6 +32,7 @@ def load(folder: Path, device: torch.device) -> AutoencoderKL:
     """The autoencoder of a folder in diffusers' layout, frozen; raises UserError if its weights are damaged or not all there."""
     read_json(folder / "config.json")  # a clear error if the folder is not there
     try:
+        demand_own(folder / WEIGHTS)
         vae, found = AutoencoderKL.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
         )
@@ -44,7 +46,7 @@ def load(folder: Path, device: torch.device) -> AutoencoderKL:
 
 def geometry(folder: Path) -> tuple[int, int]:
     """Pixels per latent position along one side, and channels of a latent, of an autoencoder in diffusers' layout."""
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", "block_out_channels", "latent_channels")
     return 2 ** (len(config["block_out_channels"]) - 1), config["latent_channels"]
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from maskdit.arrays import read_arrays
 from maskdit.config import Calibrate, UserError
 from maskdit.data import Images
 from maskdit.extractor import Network
 from maskdit.files import read_json, replacing, sha256
 from maskdit.runtime import say
-from maskdit.scores import METRICS, gathered, loaded, scored, suffix
+from maskdit.scores import METRICS, gathered, scored, suffix
 from maskdit.shards import Shards, savez
 
 
@@ -23,7 +24,7 @@ def calibrate(config: Calibrate, *, images: Path, reference: Path, extractor: Pa
     unknown = sorted(config.expected.keys() - set(METRICS))
     if unknown:
         raise UserError(f"calibrate.expected: no metric {unknown[0]}; known: {', '.join(METRICS)}")
-    data, net, real = Images.load(images), Network(extractor), read_json(reference / "real.json")
+    data, net, real = Images.load(images), Network(extractor), read_json(reference / "real.json", "extractor_sha256")
     if real["extractor_sha256"] != net.sha256:
         raise UserError(f"{reference}: of another network than {extractor}; make it again")
     if real.get("resolution") != data.pixels.shape[1]:
@@ -35,7 +36,7 @@ def calibrate(config: Calibrate, *, images: Path, reference: Path, extractor: Pa
     work = Shards("calibrate", [config.batch, config.shards, net.sha256, sha256(images / "manifest.json")], names)
     if not work.fill(lambda number, path: savez(path, net.extract(data.pixels, parts[number], config.batch))):
         return
-    found, known = gathered([work.home / name for name in names]), loaded(reference / "reference.npz")
+    found, known = gathered([work.home / name for name in names]), read_arrays(reference / "reference.npz")
     name = suffix(net.family, net.sha256, len(data.pixels))
     metrics = scored(found, known, config.neighbours, name, images)
     plain = {metric.removesuffix(name).replace("fd", "fid"): value for metric, value in metrics.items()}

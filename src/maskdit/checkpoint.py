@@ -17,7 +17,7 @@ from maskdit.files import replacing
 def save(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
     """Write tensors and a JSON-able description atomically."""
     ready = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with replacing(path, sum(tensor.nbytes for tensor in ready.values())) as temporary:
         save_file(ready, temporary, {"maskdit": json.dumps(facts)})
 
 
@@ -28,14 +28,17 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; rerun the training that makes it") from None
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a checkpoint of maskdit ({error}); delete it and rerun the training that makes it") from None
 
 
 def facts(path: Path) -> dict[str, Any]:
     """The description alone; raises UserError if the file is missing, damaged or not ours."""
     with _opened(path) as file:
-        return json.loads((file.metadata() or {})["maskdit"])
+        found = json.loads((file.metadata() or {})["maskdit"])
+        if not isinstance(found, dict):
+            raise TypeError("its description is no dictionary")
+        return found
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -107,6 +107,7 @@ def parser() -> Parser:
     plan.add_argument("--budget", type=float, metavar="HOURS", help="which evaluations so many device-hours pay for")
     doctor = verbs.add_parser("doctor", help="Say what is wrong with a folder or file, or with this machine, and how to mend it.")
     doctor.add_argument("path", type=Path, nargs="?", metavar="PATH", help="images, latents, weights, a run, a reference batch")
+    verbs.add_parser("check", help="Say whether params.yaml is valid: what DVC asks before each step.")
     show = verbs.add_parser("show", help="Print a benchmark's table and where its results lie.")
     show.add_argument("bench", metavar="BENCH", nargs="?", default="demo")
     return top
@@ -236,6 +237,10 @@ def dispatch(arguments: dict[str, Any]) -> None:
         export(**arguments)
     elif verb == "show":
         show(**arguments)
+    elif verb == "check":
+        from maskdit.params import load
+
+        load()
     elif verb == "study":
         from maskdit.study import study
 
@@ -258,6 +263,7 @@ def dispatch(arguments: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 after a one-line message for what the user can mend."""
     arguments = vars(parser().parse_args(argv))
+    os.umask(os.umask(0o022) | 0o002)  # nothing that is written here may be written by everyone
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half written is removed on the way out
     from maskdit.config import UserError
     from maskdit.runtime import Stopped, say, wish
@@ -273,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"maskdit: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"maskdit: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        print(f"maskdit: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("maskdit: interrupted; run it again to go on", file=sys.stderr)

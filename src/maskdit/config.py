@@ -2,11 +2,25 @@
 
 import math
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+
+def _parsed(url: str) -> str:
+    try:
+        _ = urlsplit(url).port
+    except ValueError as error:
+        raise ValueError(f"no address: {error}") from None
+    return url
+
 
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+LONGEST = 4000  # letters of a refusal
+Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]  # one line of text, nothing that controls
 Count = Annotated[int, Field(ge=1)]
+Url = Annotated[str, StringConstraints(pattern=r"^(https|file)://[!-~]+$"), AfterValidator(_parsed)]
+Sha = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Family = Literal["mobilenet-v2", "inception-2015", "dinov2"]  # the network whose features are compared
@@ -14,7 +28,13 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # of matrix products; weigh
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one line that names the file or key and says what to do."""
+    """A mistake that the user can mend: one line that names the file or key and says what to do.
+
+    What it quotes may be a stranger's: nothing in it moves a terminal's cursor, and it ends somewhere.
+    """
+
+    def __init__(self, line: str) -> None:
+        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line[:LONGEST]))
 
 
 class Section(BaseModel):
@@ -162,8 +182,8 @@ class Finetune(Training):
 class Released(Section):
     """Weights that others have published, for sampling and evaluation beside ours."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^(https|file)://\S+$")]
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None  # null: trust what comes, and say its hash
+    url: Url
+    sha256: Sha | None  # null: trust what comes, and say its hash
     format: Literal["upstream", "dit"]
     vae: Key  # the autoencoder that made the latents
     dataset: Key  # the reference that its samples are measured against
@@ -238,7 +258,7 @@ class Reconstruct(Section):
 class Recon(Section):
     """Rows of a table of reconstructions."""
 
-    title: str
+    title: Line
     published: Key | None = None
     evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
 
@@ -273,7 +293,7 @@ class Grid(Section):
 class Table(Section):
     """Rows of a benchmark's table, in order."""
 
-    title: str
+    title: Line
     published: Key | None = None  # the benchmark in published.csv whose rows are added: what others report
     evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
 
@@ -281,7 +301,7 @@ class Table(Section):
 class Curves(Section):
     """Points of a benchmark's curves: evaluations at milestones."""
 
-    title: str
+    title: Line
     evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
 
 

@@ -1,6 +1,7 @@
 """Weights that others have published, to a run that can be sampled: read without executing anything, checked tensor by tensor."""
 
 import argparse
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises: the name of an error, nothing that reads
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import torch
 from safetensors import SafetensorError
@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 from maskdit import autoencoder, checkpoint, foreign
 from maskdit.config import Released, UserError
-from maskdit.download import download
+from maskdit.download import download, name_of
 from maskdit.files import digest, publishing, read_json, sha256, write_json
 from maskdit.foreign import Tensors
 from maskdit.latents import Space
 from maskdit.model import MaskDiT, positions
-from maskdit.runtime import FINISHED, say, scratch
+from maskdit.runtime import FINISHED, demand_own, say, scratch
 
 SCALE = 0.18215  # of the latents of DiT and MaskDiT, without a shift
 STEPS_KNOWN_AS = ("step", "train_steps", "global_step")
@@ -64,10 +64,11 @@ def read_torch(path: Path) -> Any:
     Nothing in it is executed: of what is not a tensor or a plain value only argparse.Namespace is allowed, and its attributes.
     Raises UserError for anything else, naming it, and for a file that is truncated or older than torch 1.6.
     """
+    demand_own(path)
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path}: not a file of torch.save, or truncated; get it again")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
             unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
             if unsafe:
                 raise UserError(f"{path}: refused, for reading it would need {', '.join(sorted(unsafe))}, which may run code")
@@ -115,6 +116,7 @@ def read_folder(path: Path) -> Found:
         raise UserError(f"{folder}: holds no {stem}.safetensors; only safetensors are read")
     tensors: Tensors = {}
     for file in files:
+        demand_own(file)
         try:
             tensors |= load_file(file)
         except SafetensorError as error:
@@ -151,7 +153,7 @@ def check(path: Path, tensors: Tensors, architecture: dict[str, Any]) -> int:
 def space_of(vae: Path, architecture: dict[str, Any]) -> Space:
     """The latents of the published models, with the autoencoder of a folder; raises UserError if it has other channels."""
     channels = architecture["channels"]
-    if (found := read_json(vae / "config.json").get("latent_channels")) != channels:
+    if (found := read_json(vae / "config.json", "latent_channels")["latent_channels"]) != channels:
         raise UserError(f"{vae}: an autoencoder of {found} latent channels, the weights are for {channels}")
     names = tuple(str(label) for label in range(architecture["classes"]))
     return Space(channels, architecture["side"], (0.0,) * channels, (SCALE,) * channels, autoencoder.identity(vae), names)
@@ -223,7 +225,7 @@ def released(config: Released, *, vae: Path, out: Path) -> None:
     Without a sha256 in the entry whatever comes is taken; its hash is said, and kept in index.json and in each checkpoint.
     """
     home = scratch(f"released-{digest(config.url)[:16]}")
-    path = home / (Path(unquote(urlsplit(config.url).path)).name or "weights")
+    path = home / name_of(config.url)
     found = download(config.url, path, config.sha256)
     if config.sha256 is None:
         say(f"released: TRUSTED UNSEEN, for the entry has no sha256; from now on write sha256: {found}")

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maskdit.arrays import DAMAGE, array_header, read_array
 from maskdit.config import Training, UserError
 from maskdit.diffusion import Draw
 from maskdit.files import read_json, save_array, write_json
@@ -58,11 +59,11 @@ class Images:
     @classmethod
     def load(cls, folder: Path) -> "Images":
         """Read what `fetch` made; pixels stay on the disk until they are asked for. Raises UserError if it is not images."""
-        index = read_json(folder / "index.json")
+        index = read_json(folder / "index.json", "kind", "classes")
         shape = tuple(index.get("shape", ()))
         match index["kind"]:
             case "array":
-                pixels: Any = np.load(folder / "images.npy", mmap_mode="r")
+                pixels: Any = read_array(folder / "images.npy", mapped=True)
             case "store":
                 pixels = Encoded(Found.load(folder), shape[1])
             case "npz":
@@ -72,7 +73,8 @@ class Images:
                 raise UserError(f"{folder}: holds {other}, not images; name an entry of fetch with images")
         if tuple(pixels.shape) != shape:
             raise UserError(f"{folder}: holds images {pixels.shape}, its index says {shape}; fetch again")
-        return cls(pixels, np.load(folder / "labels.npy"), np.load(folder / "heldout.npy"), tuple(index["classes"]))
+        labels, heldout = read_array(folder / "labels.npy"), read_array(folder / "heldout.npy")
+        return cls(pixels, labels, heldout, tuple(index["classes"]))
 
     def rows(self, heldout: bool) -> Array:
         """Numbers of the images of one split, ascending."""
@@ -85,15 +87,12 @@ def _npz_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int, bool]:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             member = archive.getinfo("arr_0.npy")
             with archive.open(member) as stream:
-                version = np.lib.format.read_magic(stream)
-                shape, fortran, kind = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )(stream)
+                shape, fortran, kind = array_header(stream)
                 long = stream.tell()
             file.seek(member.header_offset)
             start = member.header_offset + header_length(file.read(30)) + long
             return shape, kind, start, member.compress_type == zipfile.ZIP_STORED and not fortran
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+    except (OSError, *DAMAGE) as error:
         raise UserError(f"{path}: no batch of images as ADM's evaluator stores it ({error}); get it again") from None
 
 
@@ -107,11 +106,15 @@ def npz_shape(path: Path) -> tuple[int, ...]:
 
 def npz_images(path: Path) -> Array:
     """arr_0 of an npz, memory-mapped if it is stored as it is."""
-    shape, kind, start, plain = _npz_header(path)
-    if plain:
-        return np.memmap(path, kind, "r", start, shape)
-    with np.load(path, allow_pickle=False) as stored:
-        return stored["arr_0"]
+    shape = npz_shape(path)
+    _, kind, start, plain = _npz_header(path)
+    try:
+        if plain:
+            return np.memmap(path, kind, "r", start, shape)
+        with np.load(path, allow_pickle=False) as stored:
+            return stored["arr_0"]
+    except (OSError, *DAMAGE) as error:
+        raise UserError(f"{path}: arr_0 cannot be read ({error}); get it again") from None
 
 
 @dataclass(frozen=True)

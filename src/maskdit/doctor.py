@@ -1,16 +1,18 @@
 """What is wrong with a folder of images, latents, weights, an evaluator's file, a training or this machine, and how to mend it."""
 
 import json
+import math
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from maskdit.arrays import read_arrays
 from maskdit.config import UserError
 from maskdit.data import Array, Images, generator, npz_shape
 from maskdit.files import MANIFEST, inputs_of, read_json
@@ -18,6 +20,7 @@ from maskdit.latents import Latents
 
 SEEN = 256  # samples that a check reads
 SPREAD = (0.3, 1.6)  # of what a network sees: its standard deviation is 0.5 here, near 1 with the factor of SD's autoencoder
+LOGGED = ("data_wait", "mfu", "skipped")
 WAIT, BUSY = 0.05, 0.25  # share of time spent waiting for data, and MFU, from which on a training is bound by something else
 
 
@@ -42,12 +45,17 @@ def examine(path: Path) -> Iterator[Finding]:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if path.is_dir() and (path / MANIFEST).exists():
-        yield from artifact(path)
+        found = list(artifact(path))
+        yield from found
+        if found[0].mend:
+            return  # what is damaged tells nothing more
     names = {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
     if "log.jsonl" in names:
         yield from training(path / "log.jsonl" if path.is_dir() else path)
     elif path.is_dir() and "index.json" in names:
         index = read_json(path / "index.json")
+        if not isinstance(index, dict):
+            raise UserError(f"{path / 'index.json'}: not the index of an artifact; rerun the step that makes it")
         if "space" in index:
             yield from latents(Latents.load(path))
         elif "classes" in index:
@@ -70,7 +78,7 @@ def artifact(path: Path) -> Iterator[Finding]:
     from maskdit.params import load
 
     try:
-        found = inputs_of(path)
+        found = inputs_of(path, largest=math.inf)
         yield Finding(f"{path}: all {len(found[0][1].files)} files are there and whole")
         if Path("params.yaml").exists():
             lineage(found, load())
@@ -156,22 +164,21 @@ def scaled(latent: Array) -> Finding:
 
 def batch(path: Path) -> Iterator[Finding]:
     """Whether an npz is a batch or reference of ADM's evaluator."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            names = set(stored.files)
-            wide = {"mu": 2048, "sigma": 2048, "mu_s": 2023, "sigma_s": 2023}
-            for name, width in wide.items():
-                if name in names and stored[name].shape[0] != width:
-                    yield Finding(f"{name} is {stored[name].shape[0]} wide, not {width}", "these are statistics of another network")
-    except (ValueError, OSError, KeyError) as error:
-        yield Finding(f"{path}: {error}", "get it again")
-        return
-    missing = sorted(wide.keys() - names)
+    wide = {"mu": 2048, "sigma": 2048, "mu_s": 2023, "sigma_s": 2023}
+    stored = read_arrays(path, *wide)
+    for name, array in stored.items():
+        if len(np.atleast_1d(array)) != wide[name]:
+            yield Finding(
+                f"{name} is {len(np.atleast_1d(array))} wide, not {wide[name]}", "these are statistics of another network"
+            )
+    missing = sorted(wide.keys() - stored.keys())
     if missing:
         yield Finding(f"holds no {', '.join(missing)}: images only; its statistics must be computed")
     else:
         yield Finding("holds the statistics of FID (2048) and sFID (2023)")
-    if "arr_0" not in names:
+    with zipfile.ZipFile(path) as archive:
+        pictures = "arr_0.npy" in archive.namelist()
+    if not pictures:
         yield Finding("holds no arr_0: no images for precision and recall", "take ADM's whole reference batch")
         return
     try:
@@ -200,7 +207,10 @@ def weights(path: Path) -> Iterator[Finding]:
 
 def training(path: Path) -> Iterator[Finding]:
     """What bounds a training: the loader, launches or the device; whether steps were lost."""
-    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
+    try:
+        rows = [{name: float(json.loads(line)[name]) for name in LOGGED} for line in path.read_text().splitlines()]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise UserError(f"{path}: not the log of a training, or damaged; look at another one") from None
     if not rows:
         yield Finding(f"{path}: no line yet, for there were fewer than ten steps")
         return
@@ -214,7 +224,7 @@ def training(path: Path) -> Iterator[Finding]:
     else:
         yield Finding(f"MFU {busy:.2f}, {wait:.1%} of the time waits for data: bound by the device")
     if rows[-1]["skipped"]:
-        yield Finding(f"{rows[-1]['skipped']} steps had no finite gradient", "use bf16 or tf32 in place of fp16, or a lower lr")
+        yield Finding(f"{rows[-1]['skipped']:.0f} steps had no finite gradient", "use bf16 or tf32 in place of fp16, or a lower lr")
 
 
 def folder(path: Path) -> Iterator[Finding]:

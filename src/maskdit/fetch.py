@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from maskdit import imagenet, openmoji
 from maskdit.autoencoder import WEIGHTS
 from maskdit.config import UserError
 from maskdit.data import Array, generator, npz_shape
-from maskdit.download import download
+from maskdit.download import download, name_of
 from maskdit.extractor import packaged
 from maskdit.files import digest, read_json, save_array, sha256, write_json
 from maskdit.picture import decode, opened
@@ -92,7 +91,7 @@ def extractor(config: Extractor, out: Path) -> None:
         name, known = path.name, sha256(path)
         shutil.copyfile(path, out / name)
     else:
-        name = Path(unquote(urlsplit(config.url).path)).name or "weights"
+        name = name_of(config.url)
         known = got(config.url, config.sha256, out / name)
     if config.sha256 not in (None, known):
         raise UserError(f"fetch: {name} of {config.family} has sha256 {known}, params.yaml declares {config.sha256}")

@@ -1,21 +1,25 @@
 """Artifacts on disk: written atomically, hashed, and described by a manifest that says how they were made."""
 
+import errno
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import StringConstraints, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 
 from maskdit.config import UserError
 from maskdit.params import Params
@@ -42,21 +46,55 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Full(UserError):  # noqa: N818, a UserError all the same
+    """A disk, a quota or a limit of size ends before what is to be written."""
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file to write, in the same folder, that takes the name of `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+def writing(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Raise Full, with the path and the bytes that are needed and free, for a write within that finds no room.
+
+    NumPy tells of it without a number, safetensors in words, torch with another error. Another refusal to write there is a
+    UserError.
+    """
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except (OSError, SafetensorError, RuntimeError) as last:
+        error = last.__context__ if isinstance(last, RuntimeError) and isinstance(last.__context__, OSError) else last
+        number, place = getattr(error, "errno", None), getattr(error, "filename", None)
+        if number is None and (told := re.search(r"(?:os error |code: )(\d+)|\d+ requested and \d+ written", str(error))):
+            number = int(told[1] or errno.ENOSPC)
+        if number in FULL:
+            size = f"{needed:,} bytes are to be written, " if needed else ""
+            room = f"{size}{shutil.disk_usage(path.parent).free:,} are free"
+            raise Full(f"{path}: {os.strerror(number)} ({room}); make room, then run it again") from None
+        if number and place and Path(place).parent == path.parent:
+            raise UserError(f"{path}: cannot be written ({os.strerror(number)}); mend that, then run it again") from None
+        raise
+
+
+@contextmanager
+def replacing(path: Path, needed: int | None = None) -> Iterator[Path]:
+    """A temporary file to write, in the same folder, that takes the name of `path` when the block ends without an error.
+
+    Raises UserError if it cannot be written; `needed` bytes are named then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path, needed):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @cache
@@ -74,18 +112,21 @@ def write_json(path: Path, tree: Any) -> None:
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
     """Write a .npy file atomically."""
-    with replacing(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, array)
+    with replacing(path, array.nbytes) as temporary, temporary.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raises UserError if it is missing or damaged."""
+def read_json(path: Path, *fields: str) -> Any:
+    """Read a JSON file; raises UserError if it is missing or damaged, or no dictionary with these fields."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; run the step that makes it") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: not JSON, so damaged; delete it and rerun the step that makes it") from None
+    if fields and not (isinstance(found, dict) and found.keys() >= set(fields)):
+        raise UserError(f"{path}: not what was looked for, which has {', '.join(fields)}; rerun the step that makes it")
+    return found
 
 
 def git(*arguments: str) -> str:
@@ -94,6 +135,18 @@ def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a file."""
+
+    bytes: int
+    sha256: str
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[^/\x00-\x1f][^\x00-\x1f]*$")]
+Node = Annotated[str, StringConstraints(pattern=r"^[a-z]+/[^\x00-\x1f/]+$")]
 
 
 @dataclass(frozen=True)
@@ -108,20 +161,17 @@ class Origin:
 class Manifest:
     """How an artifact was made.
 
-    node: VERB/KEY. files: name -> bytes and sha256. lineage: node -> origin, for itself and each ancestor.
+    node: VERB/KEY. files by name. lineage: node -> origin, for itself and each ancestor.
     made: commit and hardware.
     """
 
-    node: str
-    files: dict[str, dict[str, Any]]
-    lineage: dict[str, Origin]
+    node: Node
+    files: dict[Name, Known]
+    lineage: dict[Node, Origin]
     made: dict[str, str]
 
-    @classmethod
-    def parse(cls, tree: Mapping[str, Any]) -> "Manifest":
-        """A manifest from its JSON form."""
-        lineage = {node: Origin(**origin) for node, origin in tree["lineage"].items()}
-        return cls(tree["node"], tree["files"], lineage, tree["made"])
+
+MANIFESTS = TypeAdapter(Manifest)
 
 
 def made_by() -> dict[str, str]:
@@ -136,15 +186,17 @@ def made_by() -> dict[str, str]:
     }
 
 
-def inputs_of(path: Path, only: tuple[str, ...] | None = None) -> list[tuple[Path, Manifest]]:
+def inputs_of(path: Path, only: tuple[str, ...] | None = None, largest: float = 2**28) -> list[tuple[Path, Manifest]]:
     """The manifests at an input: of the folder, of the JSON file, or of those JSON files of a folder that `only` names.
 
-    Raises UserError if there is none, or if a file that it lists has another size or, for files up to 256 MiB, another hash.
+    Raises UserError if there is none, or if a file that it lists has another size or, for files up to `largest` bytes (256 MiB),
+    another hash.
     """
     if path.suffix == ".json":
         tree = read_json(path)
         manifest = _parse(path, tree.pop("manifest", None) if isinstance(tree, dict) else None)
-        if digest(tree) != manifest.files.get(path.name, {}).get("sha256"):
+        known = manifest.files.get(path.name)
+        if known is None or digest(tree) != known.sha256:
             raise UserError(f"{path}: changed since it was written; rerun the step that makes it")
         return [(path, manifest)]
     if only is not None:
@@ -152,18 +204,21 @@ def inputs_of(path: Path, only: tuple[str, ...] | None = None) -> list[tuple[Pat
     manifest = _parse(path, read_json(path / MANIFEST))
     for name, facts in manifest.files.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != facts["bytes"]:
+        if not file.is_file() or file.stat().st_size != facts.bytes:
             raise UserError(f"{file}: missing or truncated; delete {path} and rerun the step that makes it")
-        if facts["bytes"] <= 2**28 and sha256(file) != facts["sha256"]:
+        if facts.bytes <= largest and sha256(file) != facts.sha256:
             raise UserError(f"{file}: damaged (sha256 differs); delete {path} and rerun the step that makes it")
     return [(path, manifest)]
 
 
 def _parse(path: Path, tree: Any) -> Manifest:
     try:
-        return Manifest.parse(tree)
-    except (KeyError, TypeError):
+        found = MANIFESTS.validate_python(tree)
+    except ValidationError:
         raise UserError(f"{path}: has no manifest of a step; rerun the step that makes it") from None
+    if strange := [name for name in found.files if ".." in Path(name).parts]:
+        raise UserError(f"{path}: its manifest names {strange[0]}, which lies elsewhere; delete it")
+    return found
 
 
 def lineage(found: list[tuple[Path, Manifest]], params: Params) -> dict[str, Origin]:
@@ -207,21 +262,24 @@ def publishing(out: Path, node: str, config: dict[str, Any], ancestors: dict[str
         place = workshop / out.name
         if not out.suffix:
             place.mkdir()
-        yield place
-        if out.suffix:
-            _publish_files(workshop, place, out, node, config, ancestors)
-        else:
-            _publish_folder(workshop, place, out, node, config, ancestors)
+        try:
+            with writing(out):
+                yield place
+                publish = _publish_files if out.suffix else _publish_folder
+                publish(workshop, place, out, node, config, ancestors)
+        except Full as error:
+            raise Full(str(error).replace(str(place), str(out))) from None
 
 
-def _manifest(files: dict[str, dict[str, Any]], node: str, config: dict[str, Any], ancestors: dict[str, Origin]) -> Manifest:
-    return Manifest(node, files, {**ancestors, node: Origin(config, digest(files))}, made_by())
+def _manifest(files: dict[str, Known], node: str, config: dict[str, Any], ancestors: dict[str, Origin]) -> Manifest:
+    whole = digest({name: asdict(known) for name, known in files.items()})
+    return Manifest(node, files, {**ancestors, node: Origin(config, whole)}, made_by())
 
 
 def _publish_files(workshop: Path, place: Path, out: Path, node: str, config: dict[str, Any], ancestors: dict[str, Origin]) -> None:
     if out.suffix == ".json":
         tree = read_json(place)
-        files = {out.name: {"bytes": place.stat().st_size, "sha256": digest(tree)}}
+        files = {out.name: Known(place.stat().st_size, digest(tree))}
         write_json(place, {**tree, "manifest": asdict(_manifest(files, node, config, ancestors))})
     for file in sorted(workshop.iterdir(), key=lambda file: file == place):  # the declared one last
         _sync(file)
@@ -235,7 +293,7 @@ def _publish_folder(
     files = {}
     for file in sorted(file for file in place.rglob("*") if file.is_file()):
         _sync(file)
-        files[str(file.relative_to(place))] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        files[str(file.relative_to(place))] = Known(file.stat().st_size, sha256(file))
     write_json(place / MANIFEST, asdict(_manifest(files, node, config, ancestors)))
     if out.is_symlink() or out.is_file():
         raise UserError(f"{out}: not a folder; move it away")

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
+from maskdit.arrays import read_array
 from maskdit.config import Grid
 from maskdit.data import Array, Images
 from maskdit.files import read_json, replacing
@@ -16,7 +17,7 @@ class Stacked:
     """Images (N, H, W, 3) in several files, indexed by an array of numbers: only those asked for are read."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self.parts = [np.load(file, mmap_mode="r") for file in files]
+        self.parts = [read_array(file, mapped=True) for file in files]
         self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
         self.shape = (int(self.starts[-1]), *self.parts[0].shape[1:])
 
@@ -45,13 +46,13 @@ def tiled(rows: Array) -> Array:
 def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
     """A row a class: held-out real images on the left, samples of that class on the right, the first of each."""
     real = Images.load(images)
-    index = read_json(samples / "index.json")
+    index = read_json(samples / "index.json", "shards", "checkpoint", "protocol")
     drawn = Stacked([samples / shard for shard in index["shards"]])
     sides = {
         "real, held out": (real.pixels, real.labels, real.rows(heldout=True)),
         f"{index['checkpoint']['model']}, guidance {index['protocol']['guidance']:g}": (
             drawn,
-            np.load(samples / "labels.npy"),
+            read_array(samples / "labels.npy"),
             np.arange(drawn.shape[0]),
         ),
     }

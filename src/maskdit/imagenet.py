@@ -1,6 +1,7 @@
 """ImageNet-1k (ILSVRC 2012) in every form that it comes in, got from where its terms allow, and read where it lies."""
 
 import csv
+import gzip
 import io
 import os
 import re
@@ -15,6 +16,7 @@ from typing import IO
 
 import numpy as np
 
+from maskdit import tars
 from maskdit.config import UserError
 from maskdit.download import Address, download, headers_of
 from maskdit.runtime import say
@@ -32,6 +34,7 @@ WNID = re.compile(r"n\d{8}")
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 DEVKIT_SHA256 = "b59243268c0d266621fd587d2018f69e906fb22875aca0e295b48cafaa927953"
 SOLUTION = "LOC_val_solution.csv"
+CLASSES = 2**16  # at most
 LARGEST = 2**24  # bytes of a list of labels
 PAGE = "huggingface.co/datasets/ILSVRC/imagenet-1k"
 FORMS = "train/<wnid>/ and val/, ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, Kaggle's zip, or the hub's parquet files"
@@ -247,7 +250,7 @@ def solution(root: Path) -> dict[str, str]:
                     with members.open(SOLUTION) as stream:
                         return from_csv(stream)
         return from_kit(kit) if kit.exists() else {}
-    except (ValueError, LookupError, zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+    except (ValueError, LookupError, zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError, zlib.error, EOFError) as error:
         raise UserError(f"{root}: the labels of the validation images cannot be read ({error}); get their file again") from None
 
 
@@ -262,12 +265,12 @@ def from_kit(path: Path) -> dict[str, str]:
     from scipy.io import loadmat
 
     found: dict[str, bytes] = {}
-    with tarfile.open(path, "r:gz") as kit:
-        for member in kit:
+    with gzip.open(path) as kit:
+        for member in tars.members(kit):
             name = PurePosixPath(member.name).name
             if member.isreg() and name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt") and member.size <= LARGEST:
-                stream = kit.extractfile(member)
-                found[name] = stream.read() if stream else b""
+                kit.seek(member.offset_data)
+                found[name] = kit.read(member.size)
     synsets = loadmat(io.BytesIO(found["meta.mat"]), squeeze_me=True)["synsets"]
     wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
     numbers = found["ILSVRC2012_validation_ground_truth.txt"].split()
@@ -290,8 +293,12 @@ def in_tables(root: Path, split: str) -> Found:
                 records += [(container, TABLE, group, row, 0) for row in range(len(known))]
                 names += [name or f"{path.name}/{group}/{row}" for row, name in enumerate(told_names)]
                 labels += [-1 if label is None else label for label in known]
-        except (ArrowException, OSError, KeyError) as error:
-            raise UserError(f"{path}: not one of the hub's tables ({str(error).splitlines()[0]}); get it again") from None
+        except (ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: not one of the hub's tables ({next(iter(str(error).splitlines()), '')}); get it again"
+            ) from None
+    if odd := [label for label in labels if not isinstance(label, int) or not -1 <= label < CLASSES]:
+        raise UserError(f"{root}: {split} has the label {str(odd[0])[:20]}, which is no class; get the tables again")
     wnids = [WNID.search(name) for name in names]
     pairs = sorted({(label, found[0]) for label, found in zip(labels, wnids, strict=True) if found})
     told_by_name = dict(pairs)

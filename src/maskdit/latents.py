@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maskdit.arrays import read_array
 from maskdit.config import UserError
 from maskdit.files import read_json
 
@@ -69,21 +70,22 @@ class Latents:
 
         Raises UserError if a shard is missing, cut, or not of the shape that the index says.
         """
-        index = read_json(folder / "index.json")
-        shape, shards = tuple(index["shape"]), []
-        for known in index["shards"]:
-            path = folder / known["file"]
-            try:
-                shards.append(np.load(path, mmap_mode="r", allow_pickle=False))
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path}: cannot be read ({error}); encode it again") from None
-            if shards[-1].shape != (known["count"], *shape[1:]) or shards[-1].dtype != np.float16:
+        index = read_json(folder / "index.json", "space", "shape", "shards")
+        try:
+            space, shape = Space.parse(index["space"]), tuple(index["shape"])
+            listed = [(folder / known["file"], known["count"]) for known in index["shards"]]
+        except (LookupError, TypeError):
+            raise UserError(f"{folder / 'index.json'}: not the index of latents; encode it again") from None
+        shards = []
+        for path, count in listed:
+            shards.append(read_array(path, mapped=True))
+            if shards[-1].shape != (count, *shape[1:]) or shards[-1].dtype != np.float16:
                 raise UserError(f"{path}: holds {shards[-1].dtype} {shards[-1].shape}, its index says otherwise; encode it again")
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        labels = read_array(folder / "labels.npy")
         if not (count := sum(map(len, shards))) == len(labels) == shape[0]:
             raise UserError(f"{folder}: {count} moments and {len(labels)} labels of {shape[0]}; encode it again")
         identity = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
-        return cls.of(shards, labels, Space.parse(index["space"]), identity)
+        return cls.of(shards, labels, space, identity)
 
     @property
     def mirrors(self) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from maskdit.arrays import read_array
 from maskdit.config import UserError
 from maskdit.files import inputs_of, read_json, replacing
 from maskdit.runtime import progress, say
@@ -19,10 +20,8 @@ def pack(samples: Path, out: Path) -> None:
     if out.exists():
         raise UserError(f"{out}: is already there; name a new place")
     inputs_of(samples)
-    index = read_json(samples / "index.json")
-    if "shards" not in index or "protocol" not in index:
-        raise UserError(f"{samples}: holds no samples; name a folder under artifacts/samples")
-    shards = [np.load(samples / name, mmap_mode="r") for name in index["shards"]]
+    index = read_json(samples / "index.json", "shards", "protocol")
+    shards = [read_array(samples / name, mapped=True) for name in index["shards"]]
     shape = (sum(len(shard) for shard in shards), *shards[0].shape[1:])
     with replacing(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as stream:
@@ -31,5 +30,5 @@ def pack(samples: Path, out: Path) -> None:
             for number in progress(range(len(shards)), "export", len(shards)):
                 stream.write(np.ascontiguousarray(shards[number]).data)
         with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as stream:
-            np.lib.format.write_array(stream, np.load(samples / "labels.npy"), allow_pickle=False)
+            np.lib.format.write_array(stream, read_array(samples / "labels.npy"), allow_pickle=False)
     say(f"export: {shape[0]} images of {shape[1]} pixels to {out}")

@@ -63,7 +63,7 @@ class Params(BaseModel):
 
         Raises UserError, with the nearest known key, if there is none.
         """
-        entries = getattr(self, verb)
+        entries = getattr(self, verb) if verb in VERBS else {}
         if key not in entries:
             raise UserError(f"params.yaml: {verb} has no entry '{key}'{_nearest(key, entries)}")
         return entries[key]
@@ -286,7 +286,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
         tree = YAML(typ="safe", pure=True).load(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; run maskdit where params.yaml lies") from None
-    except YAMLError as error:
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a number that Python does not read
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     return validate(tree, path)
 
@@ -312,8 +312,8 @@ def _first(error: ValidationError) -> str:
     where = ".".join(str(part) for part in place)
     got = first.get("input")
     if first["type"] == "extra_forbidden":
-        known = _fields_at(place[:-1])
-        return f"{where}: unknown key{_nearest(str(place[-1]), known)}"
+        above, word = _place(first["loc"][:-1]), str(first["loc"][-1])
+        return f"{'.'.join(map(str, [*above, word]))}: unknown key{_nearest(word, _fields_at(above))}"
     if first["type"] == "missing":
         return f"{where}: missing"
     messages = [re.sub(r"^Value error, ", "", each["msg"]) for each in errors if _place(each["loc"]) == place]
@@ -327,7 +327,7 @@ def _first(error: ValidationError) -> str:
 
 def _place(loc: Iterable[int | str]) -> list[int | str]:
     """The keys of a location, without what pydantic adds for the alternatives of a type."""
-    plain = [part for part in loc if not re.match(r"\[key\]|constrained-|literal\[", str(part))]
+    plain = [part for place, part in enumerate(loc) if not (place and re.match(r"\[key\]|constrained-|literal\[", str(part)))]
     return plain[:2] + plain[3:] if plain[:1] in (["vae"], ["fetch"]) and plain[2:3] and plain[2] in SOURCES else plain
 
 

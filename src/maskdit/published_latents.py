@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maskdit import tars
 from maskdit.config import UserError
 
 Samples = tuple[NDArray[np.float32], NDArray[np.int64]]  # moments (n, 2 C, H, W), labels (n,)
@@ -69,8 +70,8 @@ class Webdataset:
         self.root, self.shape, self.places = root, shape, []
         for path in sorted(root.glob("*.tar")):
             try:
-                with tarfile.open(path, "r:") as tar:
-                    members = {member.name: (member.offset_data, member.size) for member in tar if member.isreg()}
+                with path.open("rb") as stream:
+                    members = {one.name: (one.offset_data, one.size) for one in tars.members(stream) if one.isreg()}
             except tarfile.TarError as error:
                 raise UserError(f"{path}: damaged ({error}); get it again") from None
             for name in sorted(name for name in members if name.endswith(".latent")):

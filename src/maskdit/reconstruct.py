@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskdit.arrays import read_arrays
 from maskdit.autoencoder import identity, load, psnr, to_pixels, to_unit
 from maskdit.config import Reconstruct, UserError
 from maskdit.data import Array, Images, generator
@@ -13,7 +14,7 @@ from maskdit.extractor import Network
 from maskdit.files import read_json, sha256, write_json
 from maskdit.metrics import frechet_distance, moments
 from maskdit.runtime import device, progress, say
-from maskdit.scores import loaded, suffix
+from maskdit.scores import suffix
 from maskdit.shards import Shards, savez
 from maskdit.similarity import ssim
 
@@ -65,7 +66,7 @@ def reconstruct(config: Reconstruct, *, images: Path, vae: Path, extractor: Path
 
     if not work.fill(make):
         return
-    stored = [loaded(work.home / name) for name in names]
+    stored = [read_arrays(work.home / name) for name in names]
     found = {name: np.concatenate([part[name] for part in stored]) for name in ("rows", "psnr", "ssim", "real", "made")}
     if not np.array_equal(found["rows"], rows):
         raise UserError(f"{work.home}: does not hold each of {len(rows)} images once; remove it and reconstruct again")

@@ -1,6 +1,5 @@
 """What a training leaves in the scratch folder: its newest states, its milestones, and what is published of them."""
 
-import errno
 import fcntl
 import json
 import os
@@ -10,18 +9,16 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from maskdit import checkpoint
 from maskdit.config import Training, UserError
-from maskdit.files import digest, read_json, replacing, sha256, write_json
+from maskdit.files import Full, digest, read_json, replacing, sha256, write_json, writing
 from maskdit.learner import Learner
 from maskdit.runtime import Ranks, say, scratch, seconds
 
 SAVE_SECONDS = 60.0  # the least pause between states; such that writing takes a twentieth of the time at most, it may be longer
 KEPT = 2  # states, the newest ones
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def ema_file(step: int) -> str:
@@ -145,14 +142,14 @@ class Recovery:
         """
         began = time.monotonic()
         try:
-            self._write(learner, terms, done, milestone)
-        except (OSError, SafetensorError) as error:
-            if getattr(error, "errno", None) not in FULL and not any(f"code: {number}," in str(error) for number in FULL):
-                raise
+            with writing(self.folder):
+                self._write(learner, terms, done, milestone)
+        except Full:
             self._prune(1)
             try:
-                self._write(learner, terms, done, milestone)
-            except (OSError, SafetensorError):
+                with writing(self.folder):
+                    self._write(learner, terms, done, milestone)
+            except Full:
                 free = shutil.disk_usage(self.folder).free
                 line = f"the disk is full ({free / 1e9:.2f} GB free); make room, then run it again: it goes on from its last state"
                 raise UserError(f"{self.folder}: {line}") from None

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from maskdit.arrays import read_arrays
 from maskdit.config import Reference, UserError
 from maskdit.data import Array, Images, generator
 from maskdit.extractor import Arrays, Network
 from maskdit.files import read_json, sha256, write_json
 from maskdit.metrics import PART, Sums, frechet_distance, inception_score, moments
 from maskdit.runtime import say
-from maskdit.scores import loaded, suffix
+from maskdit.scores import suffix
 from maskdit.shards import Shards, savez
 
 SPACES = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # as ADM's reference batches name their statistics
@@ -95,7 +96,7 @@ def joined(paths: Iterable[Path]) -> dict[str, Array]:
     kept: list[Array] = []
     sums: dict[str, Sums] = {}
     for path in paths:
-        part = loaded(path)
+        part = read_arrays(path)
         kept.append(part["kept"])
         for space in SPACES:
             if f"count_{space}" in part:
@@ -112,22 +113,22 @@ def brought(images: Path) -> dict[str, Array]:
 
     Raises UserError if one of a pair is missing, or they are no mean and covariance.
     """
-    if read_json(images / "index.json").get("kind") != "npz":
+    if read_json(images / "index.json", "kind")["kind"] != "npz":
         return {}
     path, given = images / "batch.npz", dict[str, Array]()
-    with np.load(path, allow_pickle=False) as stored:
-        for pair in SPACES.values():
-            here = [name for name in pair if name in stored.files]
-            if len(here) == 1:
-                raise UserError(f"{path}: holds {here[0]} without its fellow of {' and '.join(pair)}; get it again")
-            try:
-                given |= {name: stored[name].astype(np.float64) for name in here}
-            except ValueError as error:
-                raise UserError(f"{path}: {' or '.join(pair)} is no array of numbers ({error}); get it again") from None
-            if here:
-                mean, spread = (given[name] for name in pair)
-                if spread.shape != mean.shape * 2 or not (np.isfinite(mean).all() and np.isfinite(spread).all()):
-                    raise UserError(f"{path}: {pair[0]} {mean.shape} and {pair[1]} {spread.shape} are no mean and covariance")
+    stored = read_arrays(path, *(name for pair in SPACES.values() for name in pair))
+    for pair in SPACES.values():
+        here = [name for name in pair if name in stored]
+        if len(here) == 1:
+            raise UserError(f"{path}: holds {here[0]} without its fellow of {' and '.join(pair)}; get it again")
+        try:
+            given |= {name: stored[name].astype(np.float64) for name in here}
+        except ValueError as error:
+            raise UserError(f"{path}: {' or '.join(pair)} is no array of numbers ({error}); get it again") from None
+        if here:
+            mean, spread = (given[name] for name in pair)
+            if spread.shape != mean.shape * 2 or not (np.isfinite(mean).all() and np.isfinite(spread).all()):
+                raise UserError(f"{path}: {pair[0]} {mean.shape} and {pair[1]} {spread.shape} are no mean and covariance")
     if given and "mu" not in given:
         raise UserError(f"{path}: holds mu_s without mu; get it again")
     return given

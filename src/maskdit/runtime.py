@@ -270,10 +270,26 @@ def launch(command: list[str], count: int, place: int = 0, nodes: int = 1, addre
 
 
 def scratch(name: str) -> Path:
-    """A folder for recovery state that no engine knows or deletes, under MASKDIT_SCRATCH, else .scratch."""
+    """A folder for recovery state that no engine knows or deletes, under MASKDIT_SCRATCH, else .scratch.
+
+    Raises UserError if others may write it.
+    """
     path = Path(os.environ.get("MASKDIT_SCRATCH", ".scratch")) / name
     path.mkdir(parents=True, exist_ok=True)
+    demand_own(path)
     return path
+
+
+def demand_own(path: Path) -> None:
+    """Raise UserError if others may write a file or folder that is trusted, or what a link leads to; MASKDIT_SHARED=1 allows it.
+
+    The own primary group is oneself, for many systems give each user one; root trusts folders of users, as containers do.
+    """
+    status = path.stat()
+    strange = path.is_dir() and os.getuid() not in (0, status.st_uid)
+    others = status.st_mode & 0o002 or (status.st_mode & 0o020 and status.st_gid != os.getgid())
+    if (others or strange) and not os.environ.get("MASKDIT_SHARED"):
+        raise UserError(f"{path}: others may write it; chmod go-w it, or set MASKDIT_SHARED=1 if you trust them")
 
 
 def tidy() -> None:

@@ -50,7 +50,7 @@ def starts(config: Sample, space: Space, rows: Array) -> tuple[Array, Array]:
 
 def find(run: Path, step: int | str) -> Path:
     """The EMA weights of a milestone; raises UserError if the run has no such one."""
-    milestones: dict[int, str] = {mark["step"]: mark["file"] for mark in read_json(run / "index.json")["milestones"]}
+    milestones: dict[int, str] = {mark["step"]: mark["file"] for mark in read_json(run / "index.json", "milestones")["milestones"]}
     wanted = max(milestones) if step == "final" else step
     if wanted not in milestones:
         raise UserError(f"{run}: has no milestone {wanted}, only {sorted(milestones)}")
@@ -59,7 +59,7 @@ def find(run: Path, step: int | str) -> Path:
 
 def averaged(run: Path, step: int, width: float) -> dict[str, Tensor]:
     """The average of relative width `width` at a milestone, in least squares from those that the run keeps until then."""
-    marks = [mark for mark in read_json(run / "index.json")["milestones"] if mark["step"] <= step]
+    marks = [mark for mark in read_json(run / "index.json", "milestones")["milestones"] if mark["step"] <= step]
     files = [run / name for mark in marks for name in mark["posthoc"]]
     if len(files) < 2:
         raise UserError(f"{run}: keeps no two averages of other widths; train it with posthoc_ema: [0.05, 0.1]")

@@ -1,13 +1,12 @@
 """Features of samples beside those of real images: every metric, under the name that it deserves."""
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from maskdit.arrays import read_arrays
 from maskdit.config import UserError
 from maskdit.data import Array, generator
 from maskdit.inception import OFFICIAL
@@ -84,16 +83,7 @@ def scored(found: dict[str, Array], known: dict[str, Array], neighbours: int, na
     return metrics
 
 
-def loaded(path: Path) -> dict[str, Array]:
-    """The arrays of an npz, which holds no pickles; raises UserError if it is damaged."""
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            return dict(stored)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged ({error}); make it again") from None
-
-
 def gathered(paths: Sequence[Path]) -> dict[str, Array]:
     """The arrays of several npz of the same names, one after another."""
-    parts = [loaded(path) for path in paths]
+    parts = [read_arrays(path) for path in paths]
     return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}

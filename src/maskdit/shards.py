@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskdit import runtime
-from maskdit.files import digest
+from maskdit.files import digest, writing
 from maskdit.runtime import progress, scratch
 
 Make = Callable[[int, Path], None]  # makes shard number i as a folder or file at a path, which appears only when it is whole
@@ -41,7 +41,8 @@ class Shards:
             half = kept.with_name(f".{os.getpid()}.{kept.name}")
             remove(half)  # left by a process of this number that was killed
             try:
-                make(number, half)
+                with writing(kept):
+                    make(number, half)
                 if not kept.exists():  # another process may have been quicker
                     half.rename(kept)
             finally:

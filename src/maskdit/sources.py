@@ -5,10 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from maskdit.config import Count, Family, Fraction, Section
+from maskdit.config import Count, Family, Fraction, Line, Section, Sha, Url
 
-Url = Annotated[str, StringConstraints(pattern=r"^(https|file)://\S+$")]
-Sha = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Root = Annotated[Line, StringConstraints(min_length=1)]
 Policy = Literal[
     "fail", "skip", "list"
 ]  # what a damaged image does: ends at the first, is left out, or all are listed, then it ends
@@ -49,7 +48,7 @@ class Folder(Divided):
     """Images of one's own: ROOT/CLASS/…/image, tar or zip files with CLASS/…/image inside; root may be one such file."""
 
     source: Literal["folder"]
-    root: Annotated[str, StringConstraints(min_length=1)]  # relative to the project, or absolute
+    root: Root  # relative to the project, or absolute
     bad: Policy
 
 
@@ -57,7 +56,7 @@ class ImageNet(Pictures):
     """ImageNet-1k (ILSVRC 2012), from whatever form of it lies in root; `images` counts the training images."""
 
     source: Literal["imagenet"]
-    root: Annotated[str, StringConstraints(min_length=1)]
+    root: Root
     origin: Literal["local", "huggingface", "official", "kaggle"]  # where it is got from if root lacks it
     validation: Annotated[int, Field(ge=0)]  # how many held-out images there must be; 0: none are needed
     classes: Count
@@ -69,7 +68,7 @@ class PublishedLatents(Pictures):
 
     source: Literal["latents"]
     format: Literal["lmdb", "webdataset"]
-    root: Annotated[str, StringConstraints(min_length=1)]
+    root: Root
     classes: Count
 
 

@@ -12,11 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maskdit import tars
+from maskdit.arrays import read_array
 from maskdit.config import UserError
 from maskdit.files import read_json, save_array, write_json
 from maskdit.picture import centre_crop, decode
@@ -88,8 +91,8 @@ class Found:
     @classmethod
     def load(cls, folder: Path) -> "Found":
         """Read what `save` wrote; labels and classes stand elsewhere."""
-        tree = read_json(folder / "store.json")
-        records, names = np.load(folder / "records.npy"), tuple(tree["names"])
+        tree = read_json(folder / "store.json", "root", "containers", "sizes", "names")
+        records, names = read_array(folder / "records.npy"), tuple(tree["names"])
         unknown = np.full(len(names), -1)
         return cls(Path(tree["root"]), tuple(tree["containers"]), tuple(tree["sizes"]), records, names, unknown, ())
 
@@ -151,7 +154,7 @@ class _Table:
                     if len(self.columns) > 2:
                         self.columns.popitem(last=False)
                 return self.columns[group][row]["bytes"].as_py() or b""
-        except (ArrowException, IndexError) as error:
+        except (ArrowException, LookupError, ValueError, TypeError) as error:
             raise OSError(next(iter(str(error).splitlines()), "")) from None
 
 
@@ -162,23 +165,15 @@ Entry = tuple[str, int, int, int]  # name, kind, offset, length
 
 
 def tar_entries(stream: Any, stem: str, base: int = 0) -> Iterator[Entry]:
-    """Images of a tar file, and of tar files inside it, whose name is then their class: regular files with harmless names only.
-
-    Raises tarfile.TarError if it is damaged, also where tarfile itself takes damage for the end.
-    """
-    with tarfile.open(fileobj=stream, mode="r:") as tar:
-        while (member := tar.next()) is not None:
-            cast(Any, tar).members.clear()  # or all members of a large archive stay in memory
-            if not member.isreg() or member.issparse() or not harmless(member.name):
-                continue
-            if member.name.lower().endswith(".tar"):
-                inner = tar.extractfile(member)
-                yield from tar_entries(inner, Path(member.name).stem, base + member.offset_data)
-            elif member.name.lower().endswith(IMAGES):
-                yield placed(member.name, stem), RAW, base + member.offset_data, member.size
-        stream.seek(tar.offset)
-        if any(stream.read(tarfile.BLOCKSIZE)):
-            raise tarfile.ReadError(f"no member at byte {base + tar.offset}")
+    """Images of a tar file, and of tar files inside it, whose name is then their class: regular files with harmless names only."""
+    for member in tars.members(stream):
+        if not member.isreg() or member.issparse() or not harmless(member.name):
+            continue
+        if member.name.lower().endswith(".tar") and not base:
+            inner = tarfile.ExFileObject(cast(Any, SimpleNamespace(fileobj=stream)), member)
+            yield from tar_entries(inner, Path(member.name).stem, member.offset_data)
+        elif member.name.lower().endswith(IMAGES):
+            yield placed(member.name, stem), RAW, base + member.offset_data, member.size
 
 
 def zip_entries(stream: Any, stem: str) -> Iterator[Entry]:
@@ -189,6 +184,8 @@ def zip_entries(stream: Any, stem: str) -> Iterator[Entry]:
                 continue
             if not member.filename.lower().endswith(IMAGES):
                 continue
+            if not 0 <= member.header_offset < 2**62:
+                raise zipfile.BadZipFile(f"{member.filename} at byte {member.header_offset}")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
                 raise UserError(f"{stream.name}: {member.filename} is encrypted or packed otherwise than by deflate; pack it again")
             kind = STORED if member.compress_type == zipfile.ZIP_STORED else DEFLATED
@@ -215,7 +212,7 @@ def entries_of(path: Path, relative: str) -> Iterator[Entry]:
     try:
         with path.open("rb") as stream:
             yield from zip_entries(stream, path.stem) if suffix == ".zip" else tar_entries(stream, path.stem)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, OverflowError) as error:
         raise UserError(f"{path}: damaged ({error}); get it again") from None
 
 

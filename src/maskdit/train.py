@@ -71,7 +71,7 @@ def pretrain(config: Pretrain, *, latents: Path, out: Path) -> None:
 def finetune(config: Finetune, *, latents: Path, pretrained: Path, out: Path) -> None:
     """Go on from a run's last weights and their moving average, with a new optimiser; publishes what `pretrain` does."""
     data = Latents.load(latents)
-    index = read_json(pretrained / "index.json")
+    index = read_json(pretrained / "index.json", "final")
     net, facts = checkpoint.load(pretrained / index["final"])
     ema, _ = checkpoint.load(pretrained / index["milestones"][-1]["file"])
     if data.space.vae != facts["space"]["vae"] or list(data.space.scale) != facts["space"]["scale"]:

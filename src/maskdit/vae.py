@@ -41,7 +41,7 @@ def vae(config: Vae | DownloadedVae, *, images: Path, out: Path) -> None:
 
 def take(config: DownloadedVae, folder: Path, out: Path) -> None:
     """Check a published autoencoder and copy it; raises UserError if it is not whole, or not as declared."""
-    known = read_json(folder / "index.json")
+    known = read_json(folder / "index.json", "kind")
     if known.get("kind") != "autoencoder" or identity(folder) != known["sha256"]:
         raise UserError(f"{folder}: not the autoencoder that was fetched; fetch it again")
     net = load(folder, torch.device("cpu"))
