@@ -16,7 +16,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -261,7 +261,8 @@ def signal_training(spec: dict) -> dict:
                 elif spec.get("group"):
                     os.killpg(pid, number)
                 else:
-                    os.kill(pid if world == 1 else int(NOTES[PID + source.randrange(world)]), number)
+                    with suppress(ProcessLookupError):  # it is done
+                        os.kill(pid if world == 1 else int(NOTES[PID + source.randrange(world)]), number)
             code = ended(pid, 120) if code is None else code
             while code == -signal.SIGKILL and alive(pid) and time.monotonic() - began < 60:
                 time.sleep(0.01)

@@ -79,13 +79,14 @@ def test_signals_to_a_process_a_rank_or_a_group_keep_the_state_at_once(latents, 
     assert found["signals"] == count
     assert found["orphans"] == found["logs with a step twice or never"] == 0
     assert len(found["hashes"]) == 1
-    assert found["steps until the state"] <= (1 + AHEAD if how else 1), "ranks agree on a step that none of them has begun"
+    if "launcher" not in how:  # whose end its ranks see a moment later
+        assert found["steps until the state"] <= (1 + AHEAD if how else 1), "ranks agree on a step that none of them has begun"
     assert found["seconds"] < GRACE
 
 
 @pytest.mark.slow
 def test_a_training_may_change_its_number_of_processes_on_the_way(latents):  # noqa: F811
-    what = phase(latents, "pretrain", precision="fp32")
+    what = {"latents": latents, "pretrain": masked(10, 40, precision="fp32", lr=1e-4).model_dump(mode="json")}
     found = seen("change_world", latents.parent, turns=[(2, 8), (1, 18), (2, None)], **what)
     assert found["resumed"][0] is None
     assert all(reached is not None for reached in found["resumed"][1:])

@@ -156,3 +156,10 @@ def test_snakemake_s_lint_complains_of_the_missing_container_only():
     # The environment is the pip lock; there is no image to name.
     done = subprocess.run([sys.executable, "-m", "snakemake", "--lint"], cwd=ROOT, capture_output=True, text=True)
     assert set(re.findall(r"^ +\* (.*):$", done.stderr, re.M)) == {"Specify a conda environment or container for each rule."}
+
+
+def test_every_test_that_a_page_names_exists():
+    for page in (ROOT / "docs").glob("*.md"):
+        for file, name in re.findall(r"`(test_\w+\.py)::(\w+)`", page.read_text()):
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{page.name} names {file}::{name}"
+    assert (ROOT / "docs" / "reliability.md").read_text().count("test_kills.py::") >= 6
