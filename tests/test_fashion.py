@@ -68,7 +68,7 @@ def test_files_that_root_lacks_are_fetched(small, tmp_path):
 
 
 def test_a_wrong_declared_number_is_refused(small, tmp_path):
-    with pytest.raises(UserError, match="5 images found, params.yaml declares images: 6"):
+    with pytest.raises(UserError, match=r"5 images found, params\.yaml declares images: 6"):
         fashion.lay(entry(small, images=6), tmp_path)
 
 
