@@ -26,7 +26,7 @@ from maskdit.records import markdown
 from maskdit.runtime import Ranks, device, launch, together
 from maskdit.timing import CLASSES, batch_of, clock, measure, network, tidy, training
 
-RANKS_STEPS, RANKS_ROUNDS = 6, 3
+RANKS_STEPS, RANKS_ROUNDS = 4, 5
 TICKS = (1, 1.5, 2, 3, 4, 6, 8)
 
 

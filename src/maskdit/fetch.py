@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from maskdit import imagenet, openmoji
+from maskdit import fashion, imagenet, openmoji
 from maskdit.autoencoder import WEIGHTS
 from maskdit.config import UserError
 from maskdit.data import Array, generator, npz_shape
@@ -21,7 +21,7 @@ from maskdit.files import digest, read_json, save_array, sha256, write_json
 from maskdit.picture import decode, opened
 from maskdit.runtime import FINISHED, progress, say, scratch
 from maskdit.shards import place
-from maskdit.sources import Autoencoder, Extractor, Fetch, Folder, ImageNet, Npz, Openmoji, PublishedLatents
+from maskdit.sources import Autoencoder, Extractor, Fashion, Fetch, Folder, ImageNet, Npz, Openmoji, PublishedLatents
 from maskdit.store import IMAGES, THREADS, Found, scan
 
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "TIFF": (".tif", ".tiff")}
@@ -38,6 +38,8 @@ def fetch(config: Fetch, *, out: Path) -> None:
     match config:
         case Openmoji():
             openmoji.draw(config, out)
+        case Fashion():
+            fashion.lay(config, out)
         case Folder():
             found = checked(scan(Path(config.root)), config.bad, "images", config.images, report)
             store(found, split(found.labels, config.heldout, config.seed), config.resolution, report, out)

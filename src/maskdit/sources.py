@@ -44,6 +44,15 @@ class Openmoji(Divided):
     per_class: Count | None  # at most so many images of a class, drawn by the seed; null: all
 
 
+class Fashion(Pictures):
+    """Fashion-MNIST on a border that makes its side 32; `images` counts the training images, the test images are held out."""
+
+    source: Literal["fashion-mnist"]
+    root: Annotated[str, StringConstraints(min_length=1)]  # holds the four files, as Debian's dataset-fashion-mnist installs them
+    url: Url | None  # of a folder to fetch them from if root lacks them
+    resolution: Literal[32]
+
+
 class Folder(Divided):
     """Images of one's own: ROOT/CLASS/…/image, tar or zip files with CLASS/…/image inside; root may be one such file."""
 
@@ -97,4 +106,4 @@ class Extractor(Section):
     sha256: Sha | None
 
 
-Fetch = Openmoji | Folder | ImageNet | PublishedLatents | Npz | Autoencoder | Extractor
+Fetch = Openmoji | Fashion | Folder | ImageNet | PublishedLatents | Npz | Autoencoder | Extractor
