@@ -25,7 +25,7 @@ $(INSTALLED):
 	touch $@
 
 test: setup
-	pytest -m "not slow and not slurm"
+	pytest --numprocesses 2 --dist loadgroup -m "not slow and not slurm"
 
 test-slow: setup
 	pytest -m slow
@@ -45,7 +45,7 @@ check: setup
 	mypy
 	lint-imports
 	snakefmt --check Snakefile workflow
-	pytest -m "not slow and not slurm and not pipeline"
+	pytest --numprocesses 2 --dist loadgroup -m "not slow and not slurm and not pipeline"
 
 # Resolve anew: the newest versions that pyproject.toml admits, in an environment of their own.
 lock:
