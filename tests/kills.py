@@ -1,157 +1,27 @@
-"""Work in child processes that are killed or signalled at random moments; prints what was seen as JSON.
+"""Work that is killed or signalled at random moments; prints what was seen as JSON.
 
-Run by the tests: python kills.py WHAT SPEC.json. Children are forked, so that torch is imported once.
+Run by tests/test_kills.py: python kills.py WHAT SPEC.json.
 """
 
-import hashlib
 import importlib
 import json
-import mmap
 import os
 import random
 import shutil
 import signal
 import sys
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch._dynamo  # noqa: F401, or each child imports it with its first optimiser
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from forks import ASKED, NOTES, PID, STEP, Work, alive, child, ended, hashed, once, resumed, spread, states, training, whole
 from maskdit import config, files, runtime, train
-from maskdit.config import Finetune, Pretrain, UserError
 from maskdit.data import Batch
-from maskdit.runtime import STOPPED, Stopped, free_port
-
-Work = Callable[[], None]
-
-train.LOG_STEPS = 2
-train.Recovery.due = lambda self: True
-train.gemm_rate = lambda *_: 1e12  # a second at each start, before the first step
-files.git = lambda *_: ""
-
-NOTES = np.frombuffer(mmap.mmap(-1, 4096), np.int64)  # shared with the children
-STEP, ASKED, PID = 0, 2, 4  # places in it, of two ranks each: begun, begun when a signal came, process
-
-
-def exit_code(work: Work) -> int:
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # as in the command
-    try:
-        work()
-    except Stopped:
-        return STOPPED
-    except SystemExit as end:
-        return end.code
-    except UserError as error:
-        print(f"maskdit: {error}", file=sys.stderr)
-        return 2
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
-
-
-def child(work: Work, log: Path) -> int:
-    """Its process id; it leads a group of its own and says what it says to a file."""
-    if pid := os.fork():
-        return pid
-    os.setsid()
-    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    os._exit(exit_code(work))
-
-
-def ended(pid: int, seconds: float) -> int | None:
-    """Exit code of a child, -N by signal N; None if it runs on after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.001)
-    return None
-
-
-def alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def spread(work: Work, world: int) -> Work:
-    """The work by so many ranks of one group, as runtime.launch starts them."""
-
-    def leader() -> None:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)  # they go to the ranks
-        os.environ |= {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        ranks = []
-        for rank in range(world):
-            ranks.append(os.fork())
-            if not ranks[-1]:
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                runtime.PARENT = os.getppid()
-                os._exit(exit_code(work))
-            NOTES[PID + rank] = ranks[-1]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
-        code = next((code for code in codes if code), 0)
-        os._exit(128 - code if code < 0 else code)
-
-    return leader
-
-
-def digest(path: Path) -> str:
-    """Of the tensors of a checkpoint, of anything else its bytes."""
-    if path.suffix != ".safetensors":
-        return files.sha256(path)
-    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for _, tensor in sorted(load_file(path).items()))).hexdigest()
-
-
-def hashed(folder: Path, timed: bool = False) -> str:
-    """Of a folder; `timed`: only its checkpoints, as other files hold seconds."""
-    found = sorted(path for path in folder.rglob("*.safetensors" if timed else "*") if path.is_file())
-    return files.digest([(str(path.relative_to(folder)), digest(path)) for path in found])
-
-
-def training(spec: dict) -> tuple[Callable[[Path], None], int]:
-    """What trains into a folder and publishes it as the command does, and its last step."""
-    phase = "finetune" if "finetune" in spec else "pretrain"
-    entry = (Finetune if phase == "finetune" else Pretrain).model_validate(spec[phase])
-    inputs = {"latents": Path(spec["latents"])} | ({"pretrained": Path(spec["run"])} if "run" in spec else {})
-
-    def work(out: Path) -> None:
-        with files.publishing(out, f"{phase}/toy", {}, {}) if runtime.first_rank() else nullcontext(out) as place:
-            getattr(train, phase)(entry, **inputs, out=place)
-
-    return work, entry.milestones[-1]
-
-
-def states(scratch: Path) -> list[int]:
-    return sorted(int(path.stem.split("-")[1]) for path in scratch.glob("*/state-*.json"))
-
-
-def whole(record: Path) -> bool:
-    path = record.with_suffix(".safetensors")
-    try:
-        known = json.loads(record.read_text())
-        load_file(path)
-        return known["sha256"] == files.sha256(path) and known["bytes"] == path.stat().st_size
-    except (OSError, ValueError, SafetensorError):
-        return False
-
-
-def resumed(log: Path) -> int | None:
-    """The step that a training said it goes on from; None if it did not come so far."""
-    said = [line.rsplit(" ", 1)[1] for line in log.read_text().splitlines() if "going on from step" in line]
-    return int(said[0]) if said else None
+from maskdit.runtime import STOPPED
 
 
 def dying(work: Work, count: int) -> None:
@@ -166,12 +36,6 @@ def dying(work: Work, count: int) -> None:
 
     files._sync = sync
     work()
-
-
-def once(out: Path, last: int) -> bool:
-    """Whether the log has each of its steps once."""
-    rows = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
-    return rows == list(range(train.LOG_STEPS, last + 1, train.LOG_STEPS))
 
 
 def kill_training(spec: dict) -> dict:

@@ -1,5 +1,6 @@
 """The command line: made from the steps' signatures, quick, and one line for each mistake."""
 
+import re
 import subprocess
 import sys
 import time
@@ -51,6 +52,15 @@ def test_each_verb_has_a_help_text(verb, capsys):
         main([verb, "--help"])
     assert stop.value.code == 0
     assert "--out" in capsys.readouterr().out
+
+
+def test_the_help_of_a_training_tells_each_variable_that_is_read(capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    told = capsys.readouterr().out
+    read = {name for path in (ROOT / "src" / "maskdit").glob("*.py") for name in re.findall(r"MASKDIT_\w+", path.read_text())}
+    assert len(read) > 6
+    assert not {name for name in read if name not in told}
 
 
 @pytest.mark.parametrize("words", [["smaple"], ["sample", "demo"], ["sample", "demo", "--what", "x"], []])

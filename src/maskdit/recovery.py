@@ -17,7 +17,7 @@ from maskdit.files import Full, digest, read_json, replacing, sha256, write_json
 from maskdit.learner import Learner
 from maskdit.runtime import Ranks, say, scratch, seconds
 
-SAVE_SECONDS = 60.0  # the least pause between states; such that writing takes a twentieth of the time at most, it may be longer
+SAVE_SECONDS = 60.0  # between two states, at least; more, so that writing takes a twentieth of the time at most
 KEPT = 2  # states, the newest ones
 
 
@@ -61,7 +61,7 @@ class Recovery:
             self.lock.truncate(0)
             job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
             print(f"process {os.getpid()} on {socket.gethostname()}{job}", file=self.lock, flush=True)
-            for left in self.folder.glob(".*"):  # half written by a process that was killed
+            for left in self.folder.glob(".*-*.*.*"):  # half written by a process that was killed
                 left.unlink()
         return self
 

@@ -147,7 +147,7 @@ class Ranks:
 
 AHEAD = 4  # steps; no rank is further ahead of another
 STOPPED = 85  # exit code of a training that was asked to stop and has kept its state
-PARENT = os.getppid()
+PARENT = os.getppid()  # who has started this process and would pass signals on
 _signals: list[int] = []  # that have asked this process to stop
 
 
@@ -207,10 +207,11 @@ def watched(steps: Iterable[int], world: int) -> Iterator[int]:
     the last state. One process alone waits for nobody, and is watched only if MASKDIT_WATCHDOG_SECONDS is set.
     """
     limit = seconds(*WATCHDOG) if world > 1 or WATCHDOG[0] in os.environ else 0.0
+    turn = int(os.environ.get("RANK", "0")) / 10  # the stacks of several ranks at once would be one heap
     try:
         for step in steps:
             if limit:
-                faulthandler.dump_traceback_later(limit, exit=True, file=2)  # stderr, whatever has taken its name
+                faulthandler.dump_traceback_later(limit + turn, exit=True, file=2)  # stderr, whatever has taken its name
             yield step
     finally:
         faulthandler.cancel_dump_traceback_later()
