@@ -12,8 +12,8 @@ from maskdit.curves import curves
 from maskdit.data import Images
 from maskdit.files import read_json, write_json
 from maskdit.grid import Stacked, grid
-from maskdit.records import COMPARABLE, SAMPLING
-from maskdit.table import published, recon, table
+from maskdit.records import COMPARABLE, SAMPLING, published
+from maskdit.table import SAMPLED, recon, table
 
 PROTOCOL = {
     "family": "mobilenet-v2",
@@ -81,7 +81,7 @@ def test_how_images_were_sampled_has_a_column_only_where_rows_differ_in_it(tmp_p
     columns = {}
     for evals in (("a", "b"), ("a", "c", "d")):
         table(Table(title="T", evals=evals), metrics=tmp_path, out=tmp_path / "t.csv")
-        columns[evals] = [row.get(field) for row in csv.DictReader((tmp_path / "t.csv").read_text().splitlines())]
+        columns[evals] = [row.get(SAMPLED[field]) for row in csv.DictReader((tmp_path / "t.csv").read_text().splitlines())]
     assert columns == {("a", "b"): [None] * 3, ("a", "c", "d"): ["one", "other", "", ""]}
     with pytest.raises(UserError, match=f"c has {field} other, a has one: they cannot share a column"):
         curves(Curves(title="T", evals=("a", "c")), metrics=tmp_path, out=tmp_path / "c.csv")
@@ -122,7 +122,7 @@ def test_what_released_weights_do_not_tell_is_an_empty_cell(tmp_path):
         for file, names in (("t", ("train_images", "train_seconds", "train_tflop")), ("c", ("images", "seconds", "tflop"))):
             rows = {row["eval"]: row for row in csv.DictReader((tmp_path / f"{file}.csv").read_text().splitlines())}
             assert [rows["theirs"][name] for name in names] == ["", "", ""]
-            assert rows["theirs"]["step"] == "7"
+            assert rows["theirs"]["steps"] == "7"
         assert "None" not in (tmp_path / "t.md").read_text()
 
 
@@ -191,6 +191,7 @@ def test_two_protocols_of_reconstruction_never_share_a_column(tmp_path, field):
 @pytest.mark.parametrize("bench", ["in256", "in512", "in256-recon"])
 def test_each_published_number_lies_in_its_own_column(bench):
     numbers = {"fid", "sfid", "is", "precision", "recall", "rfid", "psnr", "ssim", "lpips", "parameters"}
+    numbers |= {"gmac_forward", "train_images", "steps", "batch", "device_hours"}
     rows = published(bench)
     for row in rows:
         assert row["source"]
