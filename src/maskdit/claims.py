@@ -123,8 +123,9 @@ def crossed(path: Path, axis: str) -> Found | None:
     if rows is None:
         return None
     row = rows.loc[rows["at"].idxmax()]
-    value = math.inf if row.status == "not reached" else row["ratio"]
-    return Found(value, 0.0, row.seeds, str(path), row.low, row.high)
+    if row.status == "not reached":
+        return Found(math.inf, 0.0, row.seeds, str(path))
+    return Found(row["ratio"], 0.0, row.seeds, str(path), row.low, row.high)
 
 
 def judged(claim: Claim, seen: Found) -> tuple[str, str]:

@@ -40,15 +40,14 @@ def latex(frame: pd.DataFrame, title: str, bold: set[tuple[int, int]], rules: Se
     Columns of numbers are set to the right.
     """
     rows = cells(frame)
-    sides = [
-        "r" if all(re.fullmatch(r"[-+]?[\d.]*( ±.*)?", row[place]) for row in rows) else "l" for place in range(len(frame.columns))
-    ]
+    plain = [all(re.fullmatch(r"[-+]?[\d.]*( ±.*)?|not run", row[place]) for row in rows) for place in range(len(frame.columns))]
+    sides = "".join("r" if numbers else "l" for numbers in plain)
     lines = []
     for number, row in enumerate(rows):
         shown = [rf"\textbf{{{escaped(cell)}}}" if (number, place) in bold else escaped(cell) for place, cell in enumerate(row)]
         lines += [r"\midrule"] * (number in rules) + [" & ".join(shown) + r" \\"]
     head = " & ".join(escaped(str(name)) for name in frame.columns) + r" \\"
-    body = [rf"\begin{{tabular}}{{{''.join(sides)}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
+    body = [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
     return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{escaped(title)}}}", *body, r"\end{table}", ""])
 
 
