@@ -60,6 +60,13 @@ def test_the_interval_over_seeds_holds_the_truth_and_narrows_with_less_noise():
     assert widths[1] < widths[0] / 5
 
 
+def test_an_interval_says_whether_trainings_were_repeated_or_samplings_only():
+    rows = frame(3, noise=0.1)
+    for seeds, kind in ((rows["seed"].astype(str) + "/0", "training"), ("0/" + rows["seed"].astype(str), "sampling only")):
+        row = next(crossings(rows.assign(seed=seeds), ["hours"], "fid"))
+        assert row["interval"] == f"95 % of 1000 bootstrap samples over seeds of {kind}"
+
+
 def test_an_interval_may_be_open_and_needs_two_seeds_of_both():
     spent = np.tile([1.0, 10.0], (3, 1))
     ours = (spent, np.array([[9.0, 4.0], [9.0, 4.0], [9.0, 8.0]]))

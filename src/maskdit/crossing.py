@@ -58,21 +58,26 @@ def interval(ours: Sheet, theirs: Sheet, place: int) -> tuple[float, float] | No
 
 
 def crossings(frame: pd.DataFrame, axes: Iterable[str], quality: str) -> Iterator[dict[str, Any]]:
-    """A row for each axis, milestone of a curve of DiT, and curve of another model: what that has spent when it is as good."""
+    """A row for each axis, milestone of a curve of DiT, and curve of another model: what that has spent when it is as good.
+
+    A seed is that of the training, or TRAINING/SAMPLING.
+    """
     models = frame.groupby("series", sort=False)["model"].first()
+    trained = frame.assign(seed=frame["seed"].astype(str).str.split("/").str[0]).groupby("series")["seed"].nunique().min()
+    kind = "training" if trained > 1 else "sampling only"
     for axis in axes:
         sheets = {series: sheet(rows, axis, quality) for series, rows in frame[frame[axis].notna()].groupby("series", sort=False)}
         for theirs, ours in ((a, b) for a in sheets for b in sheets if models[a] == "DiT" != models[b]):
             for place in range(sheets[theirs][0].shape[1]):
-                yield row_of(theirs, ours, axis, sheets[theirs], sheets[ours], place, quality)
+                yield row_of(theirs, ours, axis, sheets[theirs], sheets[ours], place, quality, kind)
 
 
-def row_of(theirs: str, ours: str, axis: str, other: Sheet, mine: Sheet, place: int, quality: str) -> dict[str, Any]:
+def row_of(theirs: str, ours: str, axis: str, other: Sheet, mine: Sheet, place: int, quality: str, kind: str) -> dict[str, Any]:
     """One crossing: where, in what share, in which interval, and as a sentence."""
     at, wanted, share = other[0][:, place].mean(), other[1][:, place].mean(), ratio(mine, other, place)
     bounds, name = interval(mine, other, place), axis.replace("_", "-")
     status = {NEVER: "not reached", BEFORE: "before the first milestone"}.get(share, "reached")
-    sure = f"95 % of {DRAWS} bootstrap samples over seeds" if bounds else "one seed, no interval"
+    sure = f"95 % of {DRAWS} bootstrap samples over seeds of {kind}" if bounds else "one seed, no interval"
     reads = f"{ours}: {status}, what {theirs} has at {at:.4g} {name} ({quality} {wanted:.4g})"
     if share == BEFORE:
         share = mine[0][:, 0].mean() / at
