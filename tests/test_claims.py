@@ -195,7 +195,12 @@ def test_the_numbers_of_the_ledger_are_those_that_are_published():
             assert claim.paper in known, claim.says
 
 
+GUIDANCES = {**LESS, "of": ["demo-maskdit-guided"], "over": ["demo-dit-plain"]}
 MISTAKES = {
+    "guidances": (
+        {"evidence": GUIDANCES},
+        r"claims\.claims\.claims\.it: what is compared has one guidance, these have \[1\.0, 2\.0\]",
+    ),
     "metrc": ({"evidence": {**NUMBER, "kind": "metrc"}}, r"claims\.claims\.claims\.it\.evidence.*'metric', 'ratio'"),
     "unknown": ({"evidence": {**LESS, "of": ["demo-dit-plane"]}}, "has no entry 'demo-dit-plane'; did you mean 'demo-dit-plain'"),
     "no paper": ({"paper": None, "evidence": {**NUMBER, "evals": ["demo-dit-plain"]}}, "paper is missing"),

@@ -102,6 +102,13 @@ class Claims(Section):
                     case Pair() | Cell():
                         yield name, ("bench",), evidence.bench
 
+    def compared(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Each claim with records that are set beside each other, and those."""
+        for name, claim in self.claims.items():
+            for evidence in (claim.evidence, claim.scaled):
+                if isinstance(evidence, Ratio):
+                    yield name, (*evidence.of, *evidence.over)
+
     @property
     def evals(self) -> tuple[str, ...]:
         """The records that are looked for."""

@@ -242,11 +242,14 @@ class Params(BaseModel):
                 yield f"sample.{key}.solver: ddpm needs a released network that predicts noise; {sample.phase} has EDM's denoiser"
             if sample.ema_width and len(getattr(self._phase_of(sample), "posthoc_ema", ())) < 2:
                 yield f"sample.{key}.ema_width: {sample.phase}.{sample.run} keeps no two averages; give it posthoc_ema: [0.05, 0.1]"
-        for key, entry in self.curves.items():
+        compared = [(f"curves.{key}.evals: the points of a curve have one", entry.evals) for key, entry in self.curves.items()]
+        for key, ledger in self.claims.items():
+            compared += [(f"claims.{key}.claims.{name}: what is compared has one", evals) for name, evals in ledger.compared()]
+        for what, evals in compared:
             for field in ("ema_width", "guidance", "guidance_channels", "guidance_interval", "solver", "solver_steps"):
-                values = {getattr(self.sample[name], field) for name in entry.evals}
+                values = {getattr(self.sample[name], field) for name in evals if name in self.sample}
                 if len(values) > 1:
-                    yield f"curves.{key}.evals: the points of a curve have one {field}, these have {sorted(values, key=str)}"
+                    yield f"{what} {field}, these have {sorted(values, key=str)}"
 
 
 VERBS = tuple(Params.model_fields)
