@@ -115,7 +115,7 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
         elif name in groups:
             row = joined([{"eval": each, **row_of(records[each])} for each in groups[name]])
             row |= {place: number(records[name], place) for place in config.numbers}
-            if method := config.reproduces.get(name):
+            for method in {config.reproduces[each] for each in groups[name] if each in config.reproduces}:
                 row |= beside(row, theirs_of(method, row["guidance"], reported, config.published))
             rows.append(row)
     alike = [field for field in SAMPLED.values() if len({str(row.get(field)) for row in rows if row["model"] != "not run"}) < 2]
@@ -135,7 +135,7 @@ def ordered(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def best(frame: pd.DataFrame, columns: list[str]) -> set[tuple[int, str]]:
     """The best of each metric among rows of ours that were sampled alike, if there are two or more: no others compare."""
-    ours = frame[[bool(text) and text == text for text in frame.get("sampler", pd.Series("", frame.index))]]
+    ours = frame[frame["sampler"].notna()] if "sampler" in frame else frame[:0]
     found = set()
     for _, rows in ours.groupby([name for name in ("guidance", *LAST) if name in frame], dropna=False):
         for name in columns if len(rows) > 1 else []:
