@@ -23,4 +23,6 @@ rule demo:
     input:
         "results/table_demo.csv",
         "results/curves_demo.csv",
+        "results/efficiency_demo.csv",
+        [f"results/{key}.csv" for key, entry in config["claims"].items() if entry["study"] == "demo"],
         [f"results/grid_{key}.png" for key in config["grid"] if bench_of(key) == "demo"],

@@ -131,7 +131,7 @@ def test_the_published_names_come_back_byte_by_byte(bring, tmp_path):
 def test_an_imported_run_says_what_it_is_and_leaves_unknown_what_is_unknown(bring, file, vae):
     run = bring(file, *HEADS, "--step", 2075000)
     index = read_json(run / "index.json")
-    spent = {"step": 2075000, "images": None, "seconds": None, "flops": None}
+    spent = {"step": 2075000, "images": None, "seconds": None, "device_seconds": None, "flops": None}
     assert index["milestones"] == [{"file": "ema-2075000.safetensors", **spent}]
     assert index["final"] == "net-2075000.safetensors"
     tensors, facts = checkpoint.load(run / "ema-2075000.safetensors")

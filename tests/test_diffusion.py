@@ -38,7 +38,7 @@ def draw(seed=0):
     return Draw(**normal, scores_BL=torch.from_numpy(source.random((B, L))), drop_B=torch.from_numpy(source.random(B)))
 
 
-def oracle(x0, labels, given, keep, mae_weight, dropout):
+def oracle(x0, labels, given, keep, mae_weight, dropout, every=False):
     """The loss of the paper, one image and one patch at a time, in float64."""
     terms = []
     for b in range(B):
@@ -54,17 +54,17 @@ def oracle(x0, labels, given, keep, mae_weight, dropout):
         for patch in range(L):
             top, left = 2 * (patch // 4), 2 * (patch % 4)
             square = np.s_[:, top : top + 2, left : left + 2]
-            if patch in kept:
+            if patch in kept or every:
                 dsm.append((sigma**2 + 0.25) / (0.5 * sigma) ** 2 * np.mean((D[square] - x0[b][square]) ** 2))
-            else:
+            if patch not in kept:
                 target = (y[square] - y[square].mean()) / np.sqrt(y[square].var(ddof=1) + 1e-6)
                 mae.append(np.mean((D[square] - target) ** 2))
         terms.append((np.mean(dsm), mae_weight * np.mean(mae) if mae else 0.0))
     return np.array(terms)
 
 
-@pytest.mark.parametrize("keep", [1, 8, 15, 16])
-def test_the_loss_terms_are_the_paper_s(keep):
+@pytest.mark.parametrize(("keep", "dsm"), [(1, "kept"), (8, "kept"), (15, "kept"), (16, "kept"), (8, "all"), (16, "all")])
+def test_the_loss_terms_are_the_paper_s_and_those_of_its_ablation(keep, dsm):
     source = np.random.default_rng(1)
     x0, labels, given = source.normal(size=(B, C, SIDE, SIDE)), np.array([0, 1, 2, 0, 1]), draw()
     assert (given.drop_B < 0.4).any()
@@ -78,8 +78,9 @@ def test_the_loss_terms_are_the_paper_s(keep):
         keep=keep,
         mae_weight=0.1,
         label_dropout=0.4,
+        dsm=dsm,
     )
-    wanted = oracle(x0, labels, given, keep, 0.1, 0.4)
+    wanted = oracle(x0, labels, given, keep, 0.1, 0.4, every=dsm == "all")
     np.testing.assert_allclose(torch.stack(found, 1).numpy(), wanted, rtol=1e-4)
     if keep == L:
         assert not found[1].any(), "with nothing hidden there is no reconstruction term"

@@ -156,10 +156,17 @@ def test_a_command_names_the_files_of_its_node(graphs: tuple[Graph, Graph]) -> N
         assert name == f"{words.pop('verb')}@{words.pop('key')}"
         assert str(words.pop("out")) in node.outputs
         assert words.pop("part", None) is None
+        assert words.pop("against", None) is None
         for path in node.inputs:
             assert path.startswith("src/") or any(Path(path).is_relative_to(word) for word in words.values()), name
         for word in words.values():
             assert any(Path(path).is_relative_to(word) for path in node.inputs), name
+
+
+def bench_of(node: str, params: Params) -> str:
+    """The benchmark of an evaluation or reconstruction."""
+    verb, key = node.split("/")
+    return params.entry(verb, key).bench
 
 
 def test_a_node_depends_on_what_its_step_demands(graphs: tuple[Graph, Graph], params: Params) -> None:
@@ -168,7 +175,11 @@ def test_a_node_depends_on_what_its_step_demands(graphs: tuple[Graph, Graph], pa
         verb, key = name.split("@")
         edges = {maker[path] for path in node.inputs if not path.startswith("src/")}
         demanded = params.upstream(verb, key)
-        assert demanded <= edges if verb in ("table", "curves") else demanded == edges, name  # these read a folder
+        if verb == "claims":  # of other studies it reads what is there, and demands nothing
+            study = params.claims[key].study
+            demanded = {node for node in demanded & set(maker.values()) if bench_of(node, params) == study} | {f"curves/{study}"}
+        folder = verb in ("table", "curves", "efficiency", "claims")
+        assert demanded <= edges if folder else demanded == edges, name
 
 
 DATA, TRAIN, REPORT, COMMON = (f"workflow/rules/{name}.smk" for name in ("data", "train", "report", "common"))
@@ -184,10 +195,11 @@ DRIFTS = {  # file, what is there, what is there instead, what the comparison sa
     "a dropped input": ("dvc.yaml", "        - artifacts/runs/${item.run}/pretrain\n      outs", "      outs", "finetune@.*inputs"),
     "a dropped code input": (
         REPORT,
-        'code=["src/maskdit/table.py", "src/maskdit/records.py", "src/maskdit/published.csv"],',
+        'code=["src/maskdit/table.py", "src/maskdit/records.py", "src/maskdit/typeset.py", "src/maskdit/published.csv"],',
         "",
         "table@.*inputs",
     ),
+    "a ledger of another study": ("dvc.yaml", "- results/curves_${item.study}_crossing.csv\n", "", "claims@claims: inputs"),
     "a changed word": (DATA, "encode {wildcards.key} --images", "encode {wildcards.key} --pixels", "encode@.*command"),
     "a missing parameter": (TRAIN, 'lookup(dpath="pretrain/{key}", within=config),', "", "pretrain@.*params"),
     "another entry": ("dvc.yaml", "- features.${key}", "- sample.${key}", "features@.*params"),

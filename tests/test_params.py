@@ -151,7 +151,8 @@ def twins(tree):
         tree[verb]["demo-two"] = dict(tree[verb]["demo"])
     tree["table"]["demo-two"]["evals"] = ["demo-maskdit-guided"]
     tree["evaluate"]["demo-maskdit-guided"] = {**tree["evaluate"]["demo-maskdit-guided"], "bench": "demo-two"}
-    tree["table"]["demo"]["evals"] = tree["curves"]["demo"]["evals"] = ["demo-dit-plain"]
+    for verb in ("table", "curves", "efficiency"):
+        tree[verb]["demo"]["evals"] = ["demo-dit-plain"]
     validate(tree)
     return tree
 

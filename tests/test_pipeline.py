@@ -18,10 +18,10 @@ from project import ROOT, SNAKEMAKE, commit, edit, environment, nodes, project, 
 
 pytestmark = pytest.mark.pipeline
 
-STAGES = ("table@demo", "curves@demo", "grid@demo-maskdit")
+STAGES = ("table@demo", "curves@demo", "grid@demo-maskdit", "efficiency@demo", "claims@claims")
 PLAIN, GUIDED = "demo-dit-plain", "demo-maskdit-guided"
 
-SHOWN = {"table@demo", "curves@demo"}
+SHOWN = {"table@demo", "curves@demo", "efficiency@demo", "claims@claims"}
 SCORED = {f"evaluate@{PLAIN}", f"evaluate@{GUIDED}"}
 REFINED = {f"sample@{GUIDED}", f"features@{GUIDED}", f"evaluate@{GUIDED}", "grid@demo-maskdit"} | SHOWN
 CHANGES = {  # what is there, what is there instead, the nodes that read it, the nodes that it feeds
@@ -157,7 +157,7 @@ def test_weights_of_others_are_sampled_and_scored_in_the_same_graph(by_snakemake
     edit(where / "params.yaml", "run: demo-maskdit\n    phase: finetune", "run: demo-theirs\n    phase: released")
     assert nodes(says(where, *SNAKEMAKE)) == {"released@demo-theirs"} | REFINED
     rows = {row["eval"]: row for row in csv.DictReader((where / "results" / "table_demo.csv").read_text().splitlines())}
-    assert [rows[GUIDED][name] for name in ("model", "phase", "step", "train_seconds")] == ["MaskDiT", "released", "7", ""]
+    assert [rows[GUIDED][name] for name in ("model", "phase", "steps", "train_seconds")] == ["MaskDiT", "released", "7", ""]
     assert rows[GUIDED]["fd_mobilenet"] != ""
 
 

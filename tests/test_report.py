@@ -2,18 +2,24 @@
 
 import csv
 import re
+import shutil
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from maskdit.config import Curves, Grid, Recon, Table, UserError
+from maskdit.config import Curves, Efficiency, Grid, Recon, Table, UserError
 from maskdit.curves import curves
 from maskdit.data import Images
-from maskdit.files import read_json, write_json
+from maskdit.efficiency import efficiency
+from maskdit.files import digest, read_json, write_json
 from maskdit.grid import Stacked, grid
-from maskdit.records import COMPARABLE, SAMPLING
-from maskdit.table import published, recon, table
+from maskdit.params import load
+from maskdit.records import COMPARABLE, SAMPLING, published
+from maskdit.table import SAMPLED, recon, table
+from project import TOY
+from project import run as run_in
 
 PROTOCOL = {
     "family": "mobilenet-v2",
@@ -29,12 +35,27 @@ PROTOCOL = {
 }
 
 
-def record(folder, name, model="DiT", phase="pretrain", step=2, fd=123.456789, **protocol):
-    spent = {"images": 8 * step, "seconds": step / 2, "flops": step * 1e12, "parameters": 9}
+def record(folder, name, model="DiT", phase="pretrain", step=2, fd=123.456789, metrics=None, run=None, seed=0, **protocol):
+    spent = {"images": 8 * step, "seconds": step / 2, "flops": step * 1e12, "parameters": 9, "precision": "bf16"}
+    spent |= {"device_seconds": 1800.0 * step, "forward_flops": 4e9}
+    spent |= {"speed": {"device": "cpu", "devices": 1, "images_per_second": 80.0, "mfu": 0.5, "data_wait": 0.0, "peak_memory": 2e9}}
     checkpoint = {"model": model, "phase": phase, "step": step, **spent}
     real = {"heldout": {"images": 5, "fd_mobilenet": 50.0, "probe_accuracy": 0.8}}
-    tree = {"metrics": {"fd_mobilenet": fd, "probe_accuracy": 0.5}, "checkpoint": checkpoint, "protocol": PROTOCOL | protocol}
-    write_json(folder / f"{name}.json", {**tree, "real": real})
+    measured = metrics or {"fd_mobilenet": fd, "probe_accuracy": 0.5}
+    tree = {"metrics": measured, "checkpoint": checkpoint, "protocol": PROTOCOL | protocol, "real": real}
+    if run is not None:
+        config = {"mask_ratio": 0.5, "decoder": {"depth": 8}, "batch": 8, "milestones": [6], **run, "seed": seed}
+        sample = {"run": name, "step": step, "seed": 0}
+        lineage = {f"pretrain/{name}": {"config": config, "digest": ""}, f"sample/{name}": {"config": sample, "digest": ""}}
+        if phase == "finetune":
+            lineage[f"finetune/{name}"] = {"config": {"run": name, "batch": 4, "seed": seed + 7}, "digest": ""}
+        tree["manifest"] = {"lineage": lineage}
+    folder.mkdir(exist_ok=True)
+    write_json(folder / f"{name}.json", tree)
+
+
+def rows_of(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def test_a_row_that_was_not_run_says_so_and_real_images_come_last(tmp_path):
@@ -81,10 +102,109 @@ def test_how_images_were_sampled_has_a_column_only_where_rows_differ_in_it(tmp_p
     columns = {}
     for evals in (("a", "b"), ("a", "c", "d")):
         table(Table(title="T", evals=evals), metrics=tmp_path, out=tmp_path / "t.csv")
-        columns[evals] = [row.get(field) for row in csv.DictReader((tmp_path / "t.csv").read_text().splitlines())]
+        columns[evals] = [row.get(SAMPLED[field]) for row in csv.DictReader((tmp_path / "t.csv").read_text().splitlines())]
     assert columns == {("a", "b"): [None] * 3, ("a", "c", "d"): ["one", "other", "", ""]}
     with pytest.raises(UserError, match=f"c has {field} other, a has one: they cannot share a column"):
         curves(Curves(title="T", evals=("a", "c")), metrics=tmp_path, out=tmp_path / "c.csv")
+
+
+def test_evaluations_that_differ_in_their_seed_only_are_one_row_of_mean_and_spread(tmp_path):
+    for seed, fd in enumerate((100.0, 103.0, 106.0)):
+        record(tmp_path, f"seed-{seed}", fd=fd, run={}, seed=seed)
+    record(tmp_path, "masked", fd=90.0, run={"mask_ratio": 0.75})
+    evals = ("seed-0", "masked", "seed-1", "seed-2")
+    table(Table(title="T", numbers=("pretrain.mask_ratio",), evals=evals), metrics=tmp_path, out=tmp_path / "t.csv")
+    rows = rows_of(tmp_path / "t.csv")
+    assert [row["eval"] for row in rows[:2]] == ["seed-0 seed-1 seed-2", "masked"]
+    assert (rows[0]["fd_mobilenet"], rows[0]["fd_mobilenet_spread"], rows[0]["seeds"]) == ("103.0", "3.0", "3")
+    assert rows[1]["seeds"] == ""
+    assert [row["pretrain.mask_ratio"] for row in rows] == ["0.5", "0.75", ""]
+    assert r"103.0 $\pm$ 3" in (tmp_path / "t.tex").read_text()
+
+
+def test_a_row_has_the_papers_columns_and_steps_of_both_phases(tmp_path):
+    record(tmp_path, "a", phase="finetune", run={})
+    table(Table(title="T", evals=("a",)), metrics=tmp_path, out=tmp_path / "t.csv")
+    row = rows_of(tmp_path / "t.csv")[0]
+    assert list(row)[:5] == ["eval", "model", "phase", "guidance", "fd_mobilenet"]
+    assert (row["steps"], row["device_hours"], row["gmac_forward"], row["train_images"]) == ("8", "1.0", "2.0", "16")
+
+
+FID = {"fid": 5.8, "sfid": 10.0, "is": 178.0, "precision": 0.74, "recall": 0.6}
+
+
+def test_a_row_that_reproduces_a_published_one_tells_its_deviation(tmp_path):
+    record(tmp_path, "a", metrics=FID, guidance=1.0)
+    record(tmp_path, "b", metrics={"fid": 2.497}, guidance=1.5)
+    config = Table(title="T", published="in256", evals=("a", "b", "c"), reproduces={"a": "MaskDiT", "b": "DiT-XL/2-G"})
+    table(config, metrics=tmp_path, out=tmp_path / "t.csv")
+    ours, guided, missing, *others = rows_of(tmp_path / "t.csv")
+    assert (ours["reproduces"], ours["precision"]) == ("MaskDiT", "0.74")
+    assert float(ours["fid_deviation"]) == pytest.approx(5.8 / 5.69 - 1, rel=1e-4)
+    assert float(ours["is_deviation"]) == 0
+    assert float(guided["fid_deviation"]) == pytest.approx(2.497 / 2.27 - 1, rel=1e-4), "of two such rows that with this guidance"
+    assert missing["fid_deviation"] == ""
+    assert {row["phase"] for row in others if row["eval"].startswith("MaskDiT")} == {"reported"}
+    with pytest.raises(UserError, match=r"reproduces 'MaskDit', which is no row of in256 in published\.csv"):
+        table(config.model_copy(update={"reproduces": {"a": "MaskDit"}}), metrics=tmp_path, out=tmp_path / "t.csv")
+
+
+def test_latex_is_escaped_and_only_rows_that_were_sampled_alike_are_compared_in_bold(tmp_path):
+    record(tmp_path, "a", metrics={"fid": 5.8}, guidance=1.0)
+    record(tmp_path, "b", metrics={"fid": 5.7}, guidance=1.0)
+    record(tmp_path, "c", metrics={"fid": 2.2}, guidance=1.5)
+    record(tmp_path, "d", metrics={"fid": 2.1}, guidance=1.5, nfe=9)
+    table(Table(title="50 % & #1_a", published="in256", evals=("a", "b", "c", "d", "e")), metrics=tmp_path, out=tmp_path / "t.csv")
+    text = (tmp_path / "t.tex").read_text()
+    assert r"\caption{50 \% \& \#1\_a}" in text
+    assert re.findall(r"^(\w+) .*\\textbf\{(.*?)\}", text, re.M) == [("b", "5.7")]
+    body = text.split(r"\midrule", 1)[1].split(r"\bottomrule")[0]
+    columns = re.search(r"begin\{tabular\}\{(\w+)\}", text).group(1)
+    assert columns[:3] == "llr", "guidance is not always a number"
+    assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {len(columns) - 1}
+    assert re.search(r"^e &  & not run", body, re.M)
+    assert text.count("{") == text.count("}")
+
+
+def test_speed_is_told_of_the_training_behind_an_evaluation_against_the_first(tmp_path):
+    record(tmp_path, "a", run={})
+    record(tmp_path, "b", phase="finetune", run={})
+    tree = read_json(tmp_path / "b.json")
+    tree["checkpoint"]["speed"]["images_per_second"] = 120.0
+    write_json(tmp_path / "b.json", tree)
+    config = Efficiency(title="T", published="in256-speed", evals=("a", "b", "c"))
+    efficiency(config, metrics=tmp_path, out=tmp_path / "e.csv")
+    first, second, missing, *others = rows_of(tmp_path / "e.csv")
+    assert (first["steps_per_second"], first["memory_gb"], first["mfu"], first["speedup"]) == ("10.0", "2.0", "0.5", "1.0")
+    assert (second["batch"], second["steps_per_second"], second["speedup"]) == ("4", "30.0", "1.5")
+    assert (missing["model"], missing["images_per_second"]) == ("not run", "")
+    assert {row["phase"] for row in others} == {"published", "reported"}
+    assert all(row["steps_per_second"] and row["memory_gb"] and row["source"] for row in others)
+    assert "Steps/s" in (tmp_path / "e.tex").read_text()
+
+
+def test_tables_curves_and_ledger_are_made_again_without_torch(tmp_path):
+    shutil.copy(TOY, tmp_path / "params.yaml")
+    params, folder = load(TOY), tmp_path / "results" / "metrics" / "demo"
+    folder.mkdir(parents=True)
+    for name in params.evaluate:
+        record(folder, name, model="MaskDiT" if "mask" in name else "DiT")
+        tree = read_json(folder / f"{name}.json")
+        files = {f"{name}.json": {"bytes": 0, "sha256": digest(tree)}}
+        write_json(
+            folder / f"{name}.json", {**tree, "manifest": {"node": f"evaluate/{name}", "files": files, "lineage": {}, "made": {}}}
+        )
+    program = """
+import sys
+sys.modules["torch"] = None
+from maskdit.cli import main
+for verb in ("table", "curves", "efficiency"):
+    assert main([verb, "demo", "--metrics", "results/metrics/demo", "--out", f"results/{verb}_demo.csv"]) == 0
+assert main(["claims", "claims", "--results", "results", "--out", "results/claims.csv"]) == 0
+"""
+    run_in(tmp_path, sys.executable, "-c", program, good=True)
+    made = {path.name for path in (tmp_path / "results").iterdir()}
+    assert {"table_demo.tex", "curves_demo_crossing.csv", "curves_demo.svg", "efficiency_demo.md", "claims.csv"} <= made
 
 
 def test_no_offline_number_is_called_fid(tmp_path):
@@ -122,7 +242,7 @@ def test_what_released_weights_do_not_tell_is_an_empty_cell(tmp_path):
         for file, names in (("t", ("train_images", "train_seconds", "train_tflop")), ("c", ("images", "seconds", "tflop"))):
             rows = {row["eval"]: row for row in csv.DictReader((tmp_path / f"{file}.csv").read_text().splitlines())}
             assert [rows["theirs"][name] for name in names] == ["", "", ""]
-            assert rows["theirs"]["step"] == "7"
+            assert rows["theirs"]["steps"] == "7"
         assert "None" not in (tmp_path / "t.md").read_text()
 
 
@@ -191,6 +311,7 @@ def test_two_protocols_of_reconstruction_never_share_a_column(tmp_path, field):
 @pytest.mark.parametrize("bench", ["in256", "in512", "in256-recon"])
 def test_each_published_number_lies_in_its_own_column(bench):
     numbers = {"fid", "sfid", "is", "precision", "recall", "rfid", "psnr", "ssim", "lpips", "parameters"}
+    numbers |= {"gmac_forward", "train_images", "steps", "batch", "device_hours"}
     rows = published(bench)
     for row in rows:
         assert row["source"]

@@ -8,6 +8,7 @@ import torch
 
 from maskdit import autoencoder, checkpoint, runtime, sample
 from maskdit.config import Sample, UserError, Vae
+from maskdit.costs import forward
 from maskdit.data import npz_images
 from maskdit.files import read_json, sha256, write_json
 from maskdit.latents import Space
@@ -182,6 +183,9 @@ def test_the_record_counts_what_was_asked_of_the_network(made, whole, tmp_path, 
     protocol = read_json(tmp_path / "out" / "index.json")["protocol"]
     assert (protocol["nfe"], protocol["network_passes"]) == (nfe, passes) == (len(seen), sum(seen) / 4)
     assert protocol["guidance_interval"] == changes.get("guidance_interval")
+    told = read_json(tmp_path / "out" / "index.json")["checkpoint"]
+    assert told["forward_flops"] == forward(16, 16, 8, 16, 1, 16, 8, None)
+    assert told["device_seconds"] is None, "not known of weights that do not tell"
 
 
 def test_the_record_names_the_solver_and_its_noise_levels(released, whole, tmp_path):

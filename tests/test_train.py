@@ -294,6 +294,9 @@ def test_a_line_of_the_log_tells_what_a_step_does_and_costs(latents, monkeypatch
         assert row["peak_memory"] > 2**20
         assert row["device_seconds"] == row["seconds"] > 0
         assert row["skipped"] == 0
+    speed = checkpoint.facts(run / read_json(run / "index.json")["milestones"][-1]["file"])["speed"]
+    assert speed["images_per_second"] == pytest.approx(np.median([row["images_per_second"] for row in rows]))
+    assert (speed["peak_memory"], speed["devices"]) == (max(row["peak_memory"] for row in rows), 1)
     reader = EventAccumulator(str(next((tmp_path / "events").iterdir()))).Reload()
     assert [(event.step, event.value) for event in reader.Scalars("loss")] == [
         (row["step"], pytest.approx(row["loss"])) for row in rows

@@ -22,9 +22,9 @@ from maskdit.files import read_json, replacing, write_json
 from maskdit.latents import Latents, Space
 from maskdit.learner import Learner
 from maskdit.model import MaskDiT
-from maskdit.records import markdown
 from maskdit.runtime import Ranks, device, launch, together
 from maskdit.timing import CLASSES, batch_of, clock, measure, network, tidy, training
+from maskdit.typeset import markdown
 
 RANKS_STEPS, RANKS_ROUNDS = 4, 5
 TICKS = (1, 1.5, 2, 3, 4, 6, 8)

@@ -27,10 +27,12 @@ STEPS = {  # verb -> module
     "grid": "grid",
     "table": "table",
     "curves": "curves",
+    "efficiency": "efficiency",
     "reconstruct": "reconstruct",
     "recon": "table",
     "calibrate": "calibrate",
     "bench": "bench",
+    "claims": "claims",
 }
 SHARDED = {"encode", "sample", "features", "reference", "reconstruct", "calibrate"}  # any number of processes may share the work
 
@@ -64,11 +66,17 @@ def part(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
+def against() -> Path | None:
+    """The ledger that no verdict may be worse than, of the environment."""
+    return Path(path) if (path := os.environ.get("MASKDIT_AGAINST")) else None
+
+
 def signature(verb: str) -> tuple[list[str], str]:
-    """Names of a step's paths, and its docstring, from the source."""
+    """Names of the paths that a step needs, and its docstring, from the source."""
     source = (Path(__file__).parent / f"{STEPS[verb]}.py").read_text()
     step = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == verb)
-    return [argument.arg for argument in step.args.kwonlyargs], ast.get_docstring(step) or ""
+    paths = zip(step.args.kwonlyargs, step.args.kw_defaults, strict=True)
+    return [argument.arg for argument, default in paths if default is None], ast.get_docstring(step) or ""
 
 
 def parser() -> Parser:
@@ -83,6 +91,9 @@ def parser() -> Parser:
         entry.add_argument("key", metavar="KEY", help=f"an entry of {verb}: in params.yaml")
         for path in paths:
             entry.add_argument(f"--{path}", type=Path, required=True, metavar="PATH")
+        if verb == "claims":
+            text = "end with code 2 if a verdict is worse than in this ledger (default: $MASKDIT_AGAINST)"
+            entry.add_argument("--against", type=Path, metavar="FILE", default=against(), help=text)
         if verb in SHARDED:
             entry.add_argument(
                 "--part", type=part, metavar="K/N", help="make the K-th of N shares of the shards, and publish nothing"
@@ -144,7 +155,7 @@ def interchange(verbs: "argparse._SubParsersAction[Parser]") -> None:
     entry.add_argument("--vae", type=Path, metavar="FOLDER", help="the autoencoder to copy (diffusers)")
 
 
-def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | None = None) -> None:
+def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | None = None, **options: Path | None) -> None:
     """Run one step: check its inputs against today's params.yaml, run it on its own entry, publish what it made.
 
     Raises UserError if an input is missing, damaged, stale, or not the one that params.yaml names.
@@ -180,7 +191,7 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
         run(entry, **inputs, out=paths["out"])  # which another process publishes
         return
     with publishing(paths["out"], f"{verb}/{key}", entry.model_dump(mode="json"), ancestors) as place:
-        run(entry, **inputs, out=place)
+        run(entry, **inputs, **options, out=place)
     runtime.tidy()
 
 
@@ -257,7 +268,8 @@ def dispatch(arguments: dict[str, Any]) -> None:
             sys.exit(1)
     else:
         share = arguments.pop("part", None)
-        step(verb, arguments.pop("key"), arguments, share)
+        options = {name: arguments.pop(name) for name in ("against",) if name in arguments}
+        step(verb, arguments.pop("key"), arguments, share, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

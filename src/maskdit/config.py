@@ -18,6 +18,7 @@ def _parsed(url: str) -> str:
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 LONGEST = 4000  # letters of a refusal
 Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]  # one line of text, nothing that controls
+Place = Annotated[str, StringConstraints(pattern=r"^(pretrain|finetune|sample)(\.[a-z_]+)+$")]  # of a number behind an evaluation
 Count = Annotated[int, Field(ge=1)]
 Url = Annotated[str, StringConstraints(pattern=r"^(https|file)://[!-~]+$"), AfterValidator(_parsed)]
 Sha = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -126,6 +127,7 @@ class Training(Section):
     mask_schedule: Literal["constant", "cosine4"] = "constant"  # cosine4: mask_ratio * cos(pi / 2 * step / schedule_steps)^4
     schedule_steps: Count | None = None
     mae_weight: Annotated[float, Field(ge=0)]  # lambda of the reconstruction term
+    dsm: Literal["kept", "all"] = "kept"  # the tokens that the denoising term is taken over; kept is the paper's
     batch: Count  # images per step over all ranks
     micro_batch: Count | None = None  # images at once on one rank; null is its whole share
     milestones: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]  # steps; the last one ends the phase
@@ -296,12 +298,30 @@ class Table(Section):
     title: Line
     published: Key | None = None  # the benchmark in published.csv whose rows are added: what others report
     evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
+    reproduces: dict[Key, str] = {}  # evaluation -> the method in published.csv whose row it should reproduce
+    numbers: Annotated[tuple[Place, ...], Field(strict=False)] = ()  # shown as columns: what the rows of an ablation differ in
+
+    @model_validator(mode="after")
+    def _reproduced(self) -> Self:
+        if strange := [name for name in self.reproduces if name not in self.evals]:
+            raise ValueError(f"reproduces names '{strange[0]}', which is not among its evals")
+        return self
 
 
 class Curves(Section):
     """Points of a benchmark's curves: evaluations at milestones."""
 
     title: Line
+    published: Annotated[tuple[Key, ...], Field(strict=False)] = ()  # benchmarks in published.csv whose points are overlaid
+    price_per_device_hour: Positive | None = None  # in any currency; null: no curve of cost
+    evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
+
+
+class Efficiency(Section):
+    """Rows of a table of speed and memory: the trainings behind these evaluations, the first one being the yardstick."""
+
+    title: Line
+    published: Key | None = None
     evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
 
 

@@ -175,7 +175,7 @@ def write_run(
         raise UserError(f"{source}: does not tell its training step; name it with --step N")
     dit = found.format != "upstream"
     names = {f"ema-{step:07d}.safetensors": found.ema, f"net-{step:07d}.safetensors": found.net}
-    spent = {"step": step, "images": None, "seconds": None, "flops": None}
+    spent = {"step": step, "images": None, "seconds": None, "device_seconds": None, "flops": None}
     for name, tensors in names.items():
         if tensors is None:
             continue

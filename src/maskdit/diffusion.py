@@ -8,6 +8,7 @@ Shapes: B batch, C channels, H height, W width, L patches, K kept patches, P num
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -63,10 +64,11 @@ def loss(
     keep: int,
     mae_weight: float,
     label_dropout: float,
+    dsm: Literal["kept", "all"] = "kept",
 ) -> tuple[Tensor, Tensor]:
     """The two terms of MaskDiT's loss per sample, (B,) each: their sum is what is minimised.
 
-    DSM: mean over the kept patches of (sigma^2 + 0.25) / (0.5 sigma)^2 * mean((D - x0)^2).
+    DSM: mean over the kept patches (or over all) of (sigma^2 + 0.25) / (0.5 sigma)^2 * mean((D - x0)^2).
     MAE: mae_weight * mean over the hidden patches of mean((D - normalised noisy patch)^2), each patch of y normalised by its
     own mean and unbiased variance. With nothing hidden it is 0 and the loss is EDM's.
     """
@@ -82,11 +84,11 @@ def loss(
     if kept is None:
         return weight_B * error_BL.mean(1), torch.zeros_like(sigma_B)
     hidden_BL = masked(kept, patches)
-    dsm = weight_B * (error_BL * ~hidden_BL).sum(1) / keep
+    denoising = weight_B * (error_BL.mean(1) if dsm == "all" else (error_BL * ~hidden_BL).sum(1) / keep)
     noisy = patchify(y, patch)
     target = (noisy - noisy.mean(-1, keepdim=True)) / (noisy.var(-1, keepdim=True) + 1e-6).sqrt()
     mae = ((D - target).square().mean(-1) * hidden_BL).sum(1) / (patches - keep)
-    return dsm, mae_weight * mae
+    return denoising, mae_weight * mae
 
 
 def vp_sigmas() -> Tensor:

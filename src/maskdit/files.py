@@ -129,6 +129,12 @@ def read_json(path: Path, *fields: str) -> Any:
     return found
 
 
+def named(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
+    """Those of a folder's JSON files NAME.json that are there, at any depth; what is half written has a dot before its name."""
+    known = {path.stem: path for path in sorted(folder.rglob("*.json")) if "/." not in f"/{path.relative_to(folder)}"}
+    return {name: known[name] for name in names if name in known}
+
+
 def git(*arguments: str) -> str:
     """What git says, stripped; '' where there is no repository."""
     try:
@@ -187,7 +193,7 @@ def made_by() -> dict[str, str]:
 
 
 def inputs_of(path: Path, only: tuple[str, ...] | None = None, largest: float = 2**28) -> list[tuple[Path, Manifest]]:
-    """The manifests at an input: of the folder, of the JSON file, or of those JSON files of a folder that `only` names.
+    """The manifests at an input: of the folder, of the JSON file, or of those JSON files in a folder that `only` names.
 
     Raises UserError if there is none, or if a file that it lists has another size or, for files up to `largest` bytes (256 MiB),
     another hash.
@@ -200,7 +206,7 @@ def inputs_of(path: Path, only: tuple[str, ...] | None = None, largest: float = 
             raise UserError(f"{path}: changed since it was written; rerun the step that makes it")
         return [(path, manifest)]
     if only is not None:
-        return [found for name in only if (path / f"{name}.json").exists() for found in inputs_of(path / f"{name}.json")]
+        return [found for file in named(path, only).values() for found in inputs_of(file)]
     manifest = _parse(path, read_json(path / MANIFEST))
     for name, facts in manifest.files.items():
         file = path / name

@@ -24,8 +24,10 @@ def targets(params: Params, bench: str) -> tuple[list[str], list[str]]:
     """The last nodes of a benchmark as Snakemake's files and as DVC's stages."""
     params.entry("table", bench)
     grids = [key for key, entry in params.grid.items() if params.evaluate[entry.sample].bench == bench]
-    files = [f"results/table_{bench}.csv", *(f"results/curves_{key}.csv" for key in params.curves if key == bench)]
-    stages = [f"table@{bench}", *(f"curves@{key}" for key in params.curves if key == bench)]
+    verbs = ["table", *(verb for verb in ("curves", "efficiency") if bench in getattr(params, verb))]
+    ledgers = [key for key, entry in params.claims.items() if entry.study == bench]
+    files = [f"results/{verb}_{bench}.csv" for verb in verbs] + [f"results/{key}.csv" for key in ledgers]
+    stages = [f"{verb}@{bench}" for verb in verbs] + [f"claims@{key}" for key in ledgers]
     return [*files, *(f"results/grid_{key}.png" for key in grids)], [*stages, *(f"grid@{key}" for key in grids)]
 
 

@@ -100,6 +100,7 @@ class Learner:
                     keep=keep,
                     mae_weight=config.mae_weight,
                     label_dropout=config.label_dropout,
+                    dsm=config.dsm,
                 )
             both = torch.stack([term.sum() for term in pair]) / (len(batch) * self.ranks.world)
             torch.autograd.backward(both.sum() * self.scale)

@@ -1,20 +1,19 @@
 """The whole of params.yaml: one dictionary per step, one entry per node of the graph, and how the entries refer to each other."""
 
-import difflib
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from maskdit.cases import Bench
+from maskdit.complaints import first, nearest
 from maskdit.config import (
     Calibrate,
     Curves,
     DownloadedVae,
+    Efficiency,
     Encode,
-    Encoder,
     Evaluate,
     Features,
     Finetune,
@@ -28,11 +27,11 @@ from maskdit.config import (
     Sample,
     Section,
     Table,
-    Transformer,
     UserError,
     Vae,
     kept_tokens,
 )
+from maskdit.ledger import Claims
 from maskdit.sources import Autoencoder, Extractor, Fetch, Npz, Pictures
 
 
@@ -53,10 +52,12 @@ class Params(BaseModel):
     grid: dict[Key, Grid]
     table: dict[Key, Table]
     curves: dict[Key, Curves]
+    efficiency: dict[Key, Efficiency]
     reconstruct: dict[Key, Reconstruct]
     recon: dict[Key, Recon]
     calibrate: dict[Key, Calibrate]
     bench: dict[Key, Bench]
+    claims: dict[Key, Claims]
 
     def entry(self, verb: str, key: str) -> Any:
         """The entry that a verb sees.
@@ -65,7 +66,7 @@ class Params(BaseModel):
         """
         entries = getattr(self, verb) if verb in VERBS else {}
         if key not in entries:
-            raise UserError(f"params.yaml: {verb} has no entry '{key}'{_nearest(key, entries)}")
+            raise UserError(f"params.yaml: {verb} has no entry '{key}'{nearest(key, entries)}")
         return entries[key]
 
     def upstream(self, verb: str, key: str) -> set[str]:
@@ -92,8 +93,10 @@ class Params(BaseModel):
                 return {f"features/{key}", f"reference/{entry.dataset}"}
             case "grid":
                 return {f"fetch/{entry.dataset}", f"sample/{entry.sample}"}
-            case "table" | "curves":
+            case "table" | "curves" | "efficiency":
                 return {f"evaluate/{name}" for name in entry.evals}
+            case "claims":
+                return {f"{'evaluate' if name in self.evaluate else 'reconstruct'}/{name}" for name in entry.evals}
             case "reconstruct":
                 return {f"fetch/{entry.dataset}", f"vae/{entry.vae}", f"fetch/{entry.extractor}"}
             case "recon":
@@ -107,7 +110,7 @@ class Params(BaseModel):
         benches = set(self.table)
         if not benches:
             yield "table: has no entry; each key begins with the name of one"
-        for verb in (verb for verb in VERBS if verb != "bench"):  # which is of no study
+        for verb in (verb for verb in VERBS if verb not in ("bench", "claims")):  # which are of no study
             for key in getattr(self, verb):
                 if not any(key == bench or key.startswith(f"{bench}-") for bench in benches):
                     yield f"{verb}.{key}: a key begins with its benchmark, one of {', '.join(sorted(benches))}"
@@ -130,7 +133,12 @@ class Params(BaseModel):
                 names = getattr(entry, field)
                 for name in names if isinstance(names, tuple) else (names,):
                     if name not in known:
-                        yield f"{verb}.{key}.{field}: {place} has no entry '{name}'{_nearest(name, known)}"
+                        yield f"{verb}.{key}.{field}: {place} has no entry '{name}'{nearest(name, known)}"
+        for key, ledger in self.claims.items():
+            for claim, verbs, name in ledger.needs():
+                known = {each for verb in verbs for each in getattr(self, verb)}
+                if name not in known:
+                    yield f"claims.{key}.claims.{claim}: {' and '.join(verbs)} has no entry '{name}'{nearest(name, known)}"
         for other in ("features", "evaluate"):
             for key in set(self.sample) ^ set(getattr(self, other)):
                 have, lack = ("sample", other) if key in self.sample else (other, "sample")
@@ -214,7 +222,7 @@ class Params(BaseModel):
                 yield f"evaluate.{key}.neighbours: {evaluate.neighbours} needs more than {sample.images} images"
             if sample.shards > sample.images:
                 yield f"sample.{key}.shards: {sample.shards} shards of {sample.images} images"
-        for verb in ("table", "curves"):
+        for verb in ("table", "curves", "efficiency"):
             for key, entry in getattr(self, verb).items():
                 for name in entry.evals:
                     if self.evaluate[name].bench != key:
@@ -234,15 +242,17 @@ class Params(BaseModel):
                 yield f"sample.{key}.solver: ddpm needs a released network that predicts noise; {sample.phase} has EDM's denoiser"
             if sample.ema_width and len(getattr(self._phase_of(sample), "posthoc_ema", ())) < 2:
                 yield f"sample.{key}.ema_width: {sample.phase}.{sample.run} keeps no two averages; give it posthoc_ema: [0.05, 0.1]"
-        for key, entry in self.curves.items():
+        compared = [(f"curves.{key}.evals: the points of a curve have one", entry.evals) for key, entry in self.curves.items()]
+        for key, ledger in self.claims.items():
+            compared += [(f"claims.{key}.claims.{name}: what is compared has one", evals) for name, evals in ledger.compared()]
+        for what, evals in compared:
             for field in ("ema_width", "guidance", "guidance_channels", "guidance_interval", "solver", "solver_steps"):
-                values = {getattr(self.sample[name], field) for name in entry.evals}
+                values = {getattr(self.sample[name], field) for name in evals if name in self.sample}
                 if len(values) > 1:
-                    yield f"curves.{key}.evals: the points of a curve have one {field}, these have {sorted(values, key=str)}"
+                    yield f"{what} {field}, these have {sorted(values, key=str)}"
 
 
 VERBS = tuple(Params.model_fields)
-SOURCES = {"train", "download", *(get_args(model.model_fields["source"].annotation)[0] for model in get_args(Fetch))}
 REFERENCES = (
     ("vae", "dataset", "fetch"),
     ("encode", "dataset", "fetch"),
@@ -271,6 +281,8 @@ REFERENCES = (
     ("grid", "sample", "sample"),
     ("table", "evals", "evaluate"),
     ("curves", "evals", "evaluate"),
+    ("efficiency", "evals", "evaluate"),
+    ("claims", "study", "table"),
 )
 
 
@@ -298,53 +310,7 @@ def validate(tree: object, path: Path = Path("params.yaml")) -> Params:
     try:
         params = Params.model_validate(dict(tree))
     except ValidationError as error:
-        raise UserError(f"{path}: {_first(error)}") from None
+        raise UserError(f"{path}: {first(error, Params)}") from None
     for problem in params.problems():
         raise UserError(f"{path}: {problem}")
     return params
-
-
-def _first(error: ValidationError) -> str:
-    """The first complaint of pydantic as one line: the key, what is wrong, what would be right."""
-    errors = error.errors()
-    first = min(errors, key=lambda each: each["type"] == "missing")  # a misspelt key says more than the one it leaves out
-    place = _place(first["loc"])
-    where = ".".join(str(part) for part in place)
-    got = first.get("input")
-    if first["type"] == "extra_forbidden":
-        above, word = _place(first["loc"][:-1]), str(first["loc"][-1])
-        return f"{'.'.join(map(str, [*above, word]))}: unknown key{_nearest(word, _fields_at(above))}"
-    if first["type"] == "missing":
-        return f"{where}: missing"
-    messages = [re.sub(r"^Value error, ", "", each["msg"]) for each in errors if _place(each["loc"]) == place]
-    message = " or ".join(messages)
-    if isinstance(got, str) and re.fullmatch(r"[\d.]+e[+-]?\d+", got, re.I):
-        message += f"; YAML 1.1 reads {got} as text, write a point and a sign, as in 1.0e-4"
-    if isinstance(got, str | int | float):
-        message += f" (got {got!r})"
-    return f"{where}: {' '.join(message.split())}"
-
-
-def _place(loc: Iterable[int | str]) -> list[int | str]:
-    """The keys of a location, without what pydantic adds for the alternatives of a type."""
-    plain = [part for place, part in enumerate(loc) if not (place and re.match(r"\[key\]|constrained-|literal\[", str(part)))]
-    return plain[:2] + plain[3:] if plain[:1] in (["vae"], ["fetch"]) and plain[2:3] and plain[2] in SOURCES else plain
-
-
-def _fields_at(place: list[Any]) -> list[str]:
-    """Names of the fields that the models know at a place such as ['pretrain', 'demo-dit', 'encoder']."""
-    if not place:
-        return list(Params.model_fields)
-    if len(place) > 2:
-        parts: dict[Any, type[Section]] = {"encoder": Encoder, "decoder": Transformer}
-        return list(parts.get(place[2], Section).model_fields)
-    alternatives: dict[Any, tuple[type[Section], ...]] = {"vae": (Vae, DownloadedVae), "fetch": get_args(Fetch)}
-    if place[0] in alternatives:
-        return [name for model in alternatives[place[0]] for name in model.model_fields]
-    entries = Params.model_fields[place[0]].annotation
-    return list(entries.__args__[1].model_fields) if entries else []
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known)) or 'none'}"

@@ -53,7 +53,10 @@ class Plan:
     def __init__(self, params: Params, bench: str) -> None:
         params.entry("table", bench)
         self.params = params
-        self.ends = [f"table/{bench}", *(f"{verb}/{bench}" for verb in ("curves", "recon") if bench in getattr(params, verb))]
+        self.ends = [
+            f"table/{bench}",
+            *(f"{verb}/{bench}" for verb in ("curves", "efficiency", "recon") if bench in getattr(params, verb)),
+        ]
         self.nodes: dict[str, Cost] = {}
         for end in self.ends:
             self.visit(end)
@@ -64,7 +67,7 @@ class Plan:
             return
         verb, key = node.split("/")
         upstream = self.params.upstream(verb, key)
-        if verb in ("table", "curves"):  # their samples are known by name
+        if verb in ("table", "curves", "efficiency"):  # their samples are known by name
             upstream = {f"evaluate/{name}" for name in self.params.entry(verb, key).evals}
         for other in sorted(upstream):
             self.visit(other)

@@ -1,12 +1,13 @@
-"""The records of evaluations, read together: two protocols never share a column; and how a table is written."""
+"""The records of evaluations, read together: two protocols never share a column; and what others have published."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from maskdit.config import UserError
-from maskdit.files import read_json
+from maskdit.files import named, read_json
 
 COMPARABLE = (
     "family",
@@ -32,7 +33,7 @@ def read(metrics: Path, evals: tuple[str, ...], same: tuple[str, ...]) -> dict[s
 
     Raises UserError, naming the evaluation and the difference, if two of them differ in a field of `same`.
     """
-    records = {name: read_json(path) for name in evals if (path := metrics / f"{name}.json").exists()}
+    records = {name: read_json(path) for name, path in named(metrics, evals).items()}
     for name, record in records.items():
         first = next(iter(records))
         for field in same:
@@ -42,7 +43,59 @@ def read(metrics: Path, evals: tuple[str, ...], same: tuple[str, ...]) -> dict[s
     return records
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """A data frame as a Markdown table."""
-    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.fillna("").astype(str).values.tolist()]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+def config_of(record: dict[str, Any], verb: str) -> dict[str, Any]:
+    """The entry of params.yaml with which an ancestor of a record was made; empty if there is none."""
+    lineage = record.get("manifest", {}).get("lineage", {})
+    return next((origin["config"] for node, origin in lineage.items() if node.startswith(f"{verb}/")), {})
+
+
+def seeds_of(record: dict[str, Any]) -> tuple[int, int]:
+    """The seeds of a record's pretraining (0 for weights of others) and of its sampling."""
+    return config_of(record, "pretrain").get("seed", 0), config_of(record, "sample").get("seed", 0)
+
+
+def recipe(name: str, record: dict[str, Any]) -> str:
+    """All numbers behind a record but its seeds and the names of its runs: equal for what differs in the seed only."""
+    lineage = record.get("manifest", {}).get("lineage", {})
+    kept = {
+        node if node.startswith("released/") else node.split("/")[0]: {
+            field: value for field, value in origin["config"].items() if field not in ("seed", "run")
+        }
+        for node, origin in lineage.items()
+    }
+    return json.dumps(kept, sort_keys=True) if kept else name
+
+
+def twins(records: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """The names of the records, those that differ in their seed only together."""
+    groups: dict[str, list[str]] = {}
+    for name, record in records.items():
+        groups.setdefault(recipe(name, record), []).append(name)
+    return list(groups.values())
+
+
+def steps_of(record: dict[str, Any]) -> int:
+    """Training steps of all phases behind a record."""
+    before = config_of(record, "pretrain").get("milestones", [0])[-1] if record["checkpoint"]["phase"] == "finetune" else 0
+    return before + record["checkpoint"]["step"]
+
+
+def hours_of(record: dict[str, Any]) -> float | None:
+    """Device-hours of all phases behind a record; None if not known, as for weights of others."""
+    seconds = record["checkpoint"].get("device_seconds")
+    return None if seconds is None else seconds / 3600
+
+
+def published(bench: str | None) -> list[dict[str, Any]]:
+    """What has been published of a benchmark, with its source; `phase` tells the authors' own rows from those of others."""
+    every = pd.read_csv(Path(__file__).with_name("published.csv"), dtype=object)
+    rows = every[every.bench == bench].drop(columns="bench").rename(columns={"method": "eval"})
+    rows["phase"] = rows["eval"].map(lambda name: "reported" if name.startswith("MaskDiT") else "published")
+    for name, unit, new in (
+        ("parameters_m", 1e6, "parameters"),
+        ("train_images_m", 1e6, "train_images"),
+        ("steps_k", 1e3, "steps"),
+    ):
+        rows[new] = rows.pop(name).map(lambda value, unit=unit: round(float(value) * unit), na_action="ignore")
+    known = [{name: value for name, value in row.items() if pd.notna(value)} for row in rows.to_dict("records")]
+    return [{"eval": row.pop("eval"), **row} for row in known]

@@ -154,7 +154,7 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
 
     # 3. What a reader needs to know
     save_array(out / "labels.npy", starts(config, space, np.arange(config.images))[1])
-    spent = ("model", "phase", "step", "images", "seconds", "flops", "parameters", "precision")
+    spent = ("model", "phase", "step", "images", "seconds", "device_seconds", "flops", "parameters", "precision", "speed")
     nfe, passes = count(config, vp)
     protocol = {
         "sampler": SAMPLERS[config.solver],
@@ -172,6 +172,6 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
         "images": config.images,
         "vae_sha256": space.vae,
     }
-    checkpoint_facts = {name: facts[name] for name in spent}
+    checkpoint_facts = {**{name: facts.get(name) for name in spent}, "forward_flops": net.flops(net.pos_embed.shape[1])}
     write_json(out / "index.json", {"shards": names, "checkpoint": checkpoint_facts, "protocol": protocol})
     say(f"sample: {config.images} images from {path.name}, {nfe} NFE, {passes} passes an image, guidance {config.guidance}")

@@ -73,8 +73,8 @@ def study(name: str, root: Path, resolution: int, heldout: float) -> None:
     seed = new["fetch"][name]["seed"]
     new["fetch"][name] = {"source": "folder", "root": str(root), "bad": "fail"}
     new["fetch"][name] |= {"resolution": resolution, "images": images, "heldout": heldout, "seed": seed}
-    for verb, key in (("table", "title"), ("curves", "title")):
-        new[verb][name][key] = f"DiT and MaskDiT on {root.name} at {resolution} pixels"
+    for verb in ("table", "curves", "efficiency"):
+        new[verb][name]["title"] = f"DiT and MaskDiT on {root.name} at {resolution} pixels"
     for verb, known in new.items():
         text = inserted(text, verb, known)
     validate(YAML(typ="safe", pure=True).load(text))

@@ -1,6 +1,7 @@
 """The training loop, behind two verbs: `pretrain` from random weights and `finetune` from a pretrained run."""
 
 import hashlib
+import statistics
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -140,6 +141,7 @@ def loop(
             "parameters": sum(weight.numel() for weight in net.parameters()),
             "precision": config.precision,
             "arithmetic": arithmetic(where),
+            "speed": speed(rows, ranks.world, where.type),
             "architecture": architecture,
             "space": data.space.__dict__,
             "config": config.model_dump(mode="json"),
@@ -214,6 +216,14 @@ def loop(
             remember(milestone, together=milestone)
     if first < last and rows:
         say(f"{phase}: {last} steps, {rows[-1]['images_per_second']:.0f} images/s, MFU {rows[-1]['mfu']:.2f}")
+
+
+def speed(rows: list[dict[str, Any]], devices: int, kind: str) -> dict[str, Any] | None:
+    """What the log says of a phase's speed: medians over its lines, and the highest memory; None if it has no line yet."""
+    if not rows:
+        return None
+    middle = {name: statistics.median(row[name] for row in rows) for name in ("images_per_second", "mfu", "data_wait")}
+    return {"device": kind, "devices": devices, **middle, "peak_memory": max(row["peak_memory"] for row in rows)}
 
 
 class Pace:

@@ -3,6 +3,7 @@ from pathlib import Path
 from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
 
+from maskdit.cli import against
 from maskdit.config import UserError
 from maskdit.params import load, validate
 
@@ -35,6 +36,22 @@ def reconstructions_of(wildcards):
     """All reconstructions of a benchmark."""
     made = params.reconstruct.items()
     return [f"results/reconstructions/{wildcards.key}/{key}.json" for key, entry in made if entry.bench == wildcards.key]
+
+
+def evidence_of(wildcards):
+    """What a ledger needs of its own study."""
+    study = params.claims[wildcards.key].study
+    made = [f"results/metrics/{study}/{key}.json" for key, entry in params.evaluate.items() if entry.bench == study]
+    return [*made, f"results/curves_{study}_crossing.csv"]
+
+
+def evidence_beside():
+    """What lies there of other studies than the ledgers' own: a ledger is judged again when that changes, nothing is made for it."""
+    results, own = Path("results"), {ledger.study for ledger in params.claims.values()}
+    names = {name for ledger in params.claims.values() for name in ledger.evals}
+    records = [path for path in results.glob("*/*/*.json") if path.stem in names and path.parent.name not in own]
+    crossings = [path for path in results.glob("curves_*_crossing.csv") if path.stem.split("_")[1] not in own]
+    return [f"{path} {path.stat().st_mtime_ns}" for path in sorted([*records, *crossings, *results.glob("bench_*.csv")])]
 
 
 # Steps that can be cut into jobs of their own, and into how many: a profile says set-scatter: [sample=16, encode=8].

@@ -1,10 +1,11 @@
 rule table:
     input:
         metrics_of,
-        code=["src/maskdit/table.py", "src/maskdit/records.py", "src/maskdit/published.csv"],
+        code=["src/maskdit/table.py", "src/maskdit/records.py", "src/maskdit/typeset.py", "src/maskdit/published.csv"],
     output:
         csv="results/table_{key}.csv",
         md="results/table_{key}.md",
+        tex="results/table_{key}.tex",
     log:
         "logs/table/{key}.log",
     params:
@@ -16,7 +17,7 @@ rule table:
 rule recon:
     input:
         reconstructions_of,
-        code=["src/maskdit/table.py", "src/maskdit/records.py", "src/maskdit/published.csv"],
+        code=["src/maskdit/table.py", "src/maskdit/records.py", "src/maskdit/typeset.py", "src/maskdit/published.csv"],
     output:
         csv="results/recon_{key}.csv",
         md="results/recon_{key}.md",
@@ -31,17 +32,34 @@ rule recon:
 rule curves:
     input:
         metrics_of,
-        code=["src/maskdit/curves.py", "src/maskdit/records.py"],
+        code=["src/maskdit/curves.py", "src/maskdit/crossing.py", "src/maskdit/records.py", "src/maskdit/published.csv"],
     output:
         csv="results/curves_{key}.csv",
         png="results/curves_{key}.png",
         svg="results/curves_{key}.svg",
+        crossing="results/curves_{key}_crossing.csv",
     log:
         "logs/curves/{key}.log",
     params:
         lookup(dpath="curves/{key}", within=config),
     shell:
         "maskdit curves {wildcards.key} --metrics results/metrics/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
+
+
+rule efficiency:
+    input:
+        metrics_of,
+        code=["src/maskdit/efficiency.py", "src/maskdit/records.py", "src/maskdit/typeset.py", "src/maskdit/published.csv"],
+    output:
+        csv="results/efficiency_{key}.csv",
+        md="results/efficiency_{key}.md",
+        tex="results/efficiency_{key}.tex",
+    log:
+        "logs/efficiency/{key}.log",
+    params:
+        lookup(dpath="efficiency/{key}", within=config),
+    shell:
+        "maskdit efficiency {wildcards.key} --metrics results/metrics/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
 
 
 rule grid:
@@ -74,3 +92,22 @@ rule bench:
         lookup(dpath="bench/{key}", within=config),
     shell:
         "maskdit bench {wildcards.key} --out {output.csv} 2>&1 | tee {log}"
+
+
+rule claims:
+    input:
+        evidence_of,
+        code=["src/maskdit/claims.py", "src/maskdit/records.py", "src/maskdit/typeset.py"],
+        against=against() or [],  # of the environment, where the command finds it, too
+    output:
+        csv="results/{key}.csv",
+        md="results/{key}.md",
+    log:
+        "logs/claims/{key}.log",
+    wildcard_constraints:
+        key="|".join(params.claims),
+    params:
+        lookup(dpath="claims/{key}", within=config),
+        *evidence_beside(),
+    shell:
+        "maskdit claims {wildcards.key} --results results --out {output.csv} 2>&1 | tee {log}"
