@@ -252,10 +252,10 @@ def test_a_disk_without_room_for_the_states_is_told_before_the_first_step(latent
 
 def test_what_a_kill_left_half_written_is_removed(latents, monkeypatch, often):  # noqa: F811
     folder = interrupted(latents, monkeypatch, masked(12), 8)
-    for name in ("state-000000009.safetensors", "state-000000009.json", "ema-0000012.safetensors"):
-        (folder / f".{name}.x1").write_text("half")
+    for name in (".state-000000009.safetensors.x1", ".net-0000012.safetensors.y2", ".tmpAb3", ".nfs0001"):  # .tmp: safetensors' own
+        (folder / name).write_text("half")
     pretrained(latents, "again", masked(12))
-    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [".nfs0001"]
 
 
 def test_one_process_alone_is_watched_only_if_asked_and_ranks_always(monkeypatch):

@@ -61,8 +61,9 @@ class Recovery:
             self.lock.truncate(0)
             job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
             print(f"process {os.getpid()} on {socket.gethostname()}{job}", file=self.lock, flush=True)
-            for left in self.folder.glob(".*-*.*.*"):  # half written by a process that was killed
-                left.unlink()
+            for left in self.folder.glob(".*"):  # half written by a process that was killed
+                if not left.name.startswith(".nfs"):  # a file that someone has open
+                    left.unlink()
         return self
 
     def __exit__(self, *_: object) -> None:
