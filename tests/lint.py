@@ -94,7 +94,7 @@ def writes(call: ast.Call) -> bool:
     name = name_of(call.func)
     last = name.split(".")[-1]
     if name in WRITERS or last in WRITERS:
-        return True
+        return last != "to_csv" or bool(call.args)  # without a path it gives a string
     if last not in ("open", "ZipFile", "TarFile", "fdopen"):
         return False
     modes = [*call.args[:3], *(each.value for each in call.keywords if each.arg == "mode")]

@@ -23,7 +23,7 @@ from maskdit.extractor import Network
 from maskdit.files import publishing, replacing, save_array, sha256, write_json
 from maskdit.runtime import demand_own, scratch
 from maskdit.shards import Shards, savez
-from maskdit.table import write
+from maskdit.typeset import write
 
 BIG = np.random.default_rng(0).integers(0, 255, 2**20, np.uint8)  # one MiB
 ROOM = 2**18  # of the disk, or of a file, in bytes
@@ -83,7 +83,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "folder": artifact,
     "file": lambda path: publish_table(path),
     "table": table,
-    "markdown": lambda path: write("Title", [{"a": str(number)} for number in range(60_000)], path),
+    "markdown": lambda path: write(pd.DataFrame({"a": range(60_000)}), "Title", path),
     "picture": picture,
     "torch": torch_file,
     "shards": shards,

@@ -40,7 +40,10 @@ ENVIRONMENT = """set in the environment:
   MASKDIT_SCRATCH=FOLDER       where states and shards are kept until they are published (default .scratch)
   MASKDIT_RANKS=N              processes on this machine (default: one a GPU)
   MASKDIT_THREADS=N            threads of a process on a CPU (default 1)
-  MASKDIT_DETERMINISTIC=1      the same bits each time on a GPU, too, in less speed"""
+  MASKDIT_DETERMINISTIC=1      the same bits each time on a GPU, too, in less speed
+  MASKDIT_SHARED=1             take weights and scratch folders that others may write, too"""
+OF_CLAIMS = """
+  MASKDIT_AGAINST=FILE         an older ledger: end with exit code 2 if a claim has a worse verdict than there"""
 OF_TRAINING = """
   MASKDIT_STATE_SECONDS=S      the least pause between two states (default 60; more on a slow disk)
   MASKDIT_WATCHDOG_SECONDS=S   how long a step may take until the stacks are shown and the job fails (default 1800; 0: for ever;
@@ -87,7 +90,7 @@ def parser() -> Parser:
         paths, text = signature(verb)
         line = text.splitlines()[0]
         entry = verbs.add_parser(verb, help=line, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-        entry.epilog = ENVIRONMENT + OF_TRAINING * (STEPS[verb] == "train")
+        entry.epilog = ENVIRONMENT + OF_TRAINING * (STEPS[verb] == "train") + OF_CLAIMS * (verb == "claims")
         entry.add_argument("key", metavar="KEY", help=f"an entry of {verb}: in params.yaml")
         for path in paths:
             entry.add_argument(f"--{path}", type=Path, required=True, metavar="PATH")

@@ -59,7 +59,7 @@ class Images:
     @classmethod
     def load(cls, folder: Path) -> "Images":
         """Read what `fetch` made; pixels stay on the disk until they are asked for. Raises UserError if it is not images."""
-        index = read_json(folder / "index.json", "kind", "classes")
+        index = read_json(folder / "index.json", "kind")
         shape = tuple(index.get("shape", ()))
         match index["kind"]:
             case "array":
@@ -74,7 +74,7 @@ class Images:
         if tuple(pixels.shape) != shape:
             raise UserError(f"{folder}: holds images {pixels.shape}, its index says {shape}; fetch again")
         labels, heldout = read_array(folder / "labels.npy"), read_array(folder / "heldout.npy")
-        return cls(pixels, labels, heldout, tuple(index["classes"]))
+        return cls(pixels, labels, heldout, tuple(read_json(folder / "index.json", "classes")["classes"]))
 
     def rows(self, heldout: bool) -> Array:
         """Numbers of the images of one split, ascending."""

@@ -70,3 +70,8 @@ def parts_of(verb):
         return made if len(made) > 1 else []
 
     return marks
+
+
+def part_of(wildcards):
+    """3-of-16 as the command line wants it."""
+    return wildcards.scatteritem.replace("-of-", "/")

@@ -1,11 +1,6 @@
 # Shares of a step as jobs of their own: each makes its shards and publishes nothing; the step then takes them all.
 
 
-def part_of(wildcards):
-    """3-of-16 as the command line wants it."""
-    return wildcards.scatteritem.replace("-of-", "/")
-
-
 rule encode_part:
     input:
         images=lambda wildcards: f"artifacts/raw/{params.encode[wildcards.key].dataset}",
