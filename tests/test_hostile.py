@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from maskdit import checkpoint, cli
 from maskdit.arrays import read_array, read_arrays
 from maskdit.autoencoder import geometry
+from maskdit.cli import STEPS
 from maskdit.config import LONGEST, UserError
 from maskdit.convert import read_file, read_folder
 from maskdit.data import Images, npz_images
