@@ -23,3 +23,4 @@ rule demo:
         "results/table_demo.csv",
         "results/curves_demo.csv",
         [f"results/grid_{key}.png" for key in config["grid"] if bench_of(key) == "demo"],
+        "results/report_demo.html",

@@ -11,7 +11,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from maskdit.params import Params
 
 STEPS = {  # verb -> module
     "fetch": "fetch",
@@ -31,9 +34,11 @@ STEPS = {  # verb -> module
     "recon": "table",
     "calibrate": "calibrate",
     "bench": "bench",
+    "report": "report",
 }
 SHARDED = {"encode", "sample", "features", "reference", "reconstruct", "calibrate"}  # any number of processes may share the work
 
+USUAL = {"report": {"results": "results", "out": "results/report_{key}.html"}}  # paths that need not be given
 FORMATS = ("upstream", "dit", "diffusers")
 
 
@@ -70,7 +75,8 @@ def parser() -> Parser:
         entry = verbs.add_parser(verb, help=line, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
         entry.add_argument("key", metavar="KEY", help=f"an entry of {verb}: in params.yaml")
         for path in paths:
-            entry.add_argument(f"--{path}", type=Path, required=True, metavar="PATH")
+            usual = USUAL.get(verb, {}).get(path)
+            entry.add_argument(f"--{path}", type=Path, required=usual is None, metavar="PATH", help=usual and f"default: {usual}")
         if verb in SHARDED:
             entry.add_argument(
                 "--part", type=part, metavar="K/N", help="make the K-th of N shares of the shards, and publish nothing"
@@ -134,21 +140,34 @@ def interchange(verbs: "argparse._SubParsersAction[Parser]") -> None:
 def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | None = None) -> None:
     """Run one step: check its inputs against today's params.yaml, run it on its own entry, publish what it made.
 
+    What it has spent is written to the ledger, however it ends.
     Raises UserError if an input is missing, damaged, stale, or not the one that params.yaml names.
     """
-    from maskdit.config import UserError
+    from maskdit.journal import recorded
     from maskdit.params import load
 
     params = load()
+    params.entry(verb, key)
+    with recorded(verb, key, code_of) as spent:
+        work(params, verb, key, paths, share, spent)
+
+
+def work(
+    params: "Params", verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | None, spent: dict[str, Any]
+) -> None:
+    """What `step` does; `spent` is told what only this function knows."""
+    from maskdit.config import UserError
+
     entry = params.entry(verb, key)
     for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
         os.environ[f"{library}_NUM_THREADS"] = os.environ.get("MASKDIT_THREADS", "1")
     from maskdit import runtime
-    from maskdit.files import inputs_of, lineage, publishing
+    from maskdit.files import inputs_of, lineage, published_digest, publishing
 
     runtime.KEY = key
     training = STEPS[verb] == "train"
     if (training or verb in SHARDED) and not share and "RANK" not in os.environ and (count := runtime.local_ranks()) > 1:
+        spent["devices"] = count
         words = [word for name in paths for word in (f"--{name}", str(paths[name]))]
         code = runtime.launch([sys.executable, "-m", "maskdit.cli", verb, key, *words], count)
         if training or code:
@@ -156,8 +175,10 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
     if verb in SHARDED and "RANK" in os.environ:
         share = (int(os.environ["RANK"]) + 1, int(os.environ["WORLD_SIZE"]))
     runtime.PART = share
+    if share:
+        spent["part"] = f"{share[0]}/{share[1]}"
     inputs = {name: path for name, path in paths.items() if name != "out"}
-    found = [item for path in inputs.values() for item in inputs_of(path, getattr(entry, "evals", None))]
+    found = [item for path in inputs.values() for item in inputs_of(path, params.evals(verb, key))]
     upstream = params.upstream(verb, key)
     for path, manifest in found:
         if manifest.node not in upstream:
@@ -169,19 +190,23 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
         return
     with publishing(paths["out"], f"{verb}/{key}", entry.model_dump(mode="json"), ancestors) as place:
         run(entry, **inputs, out=place)
+    spent["digest"] = published_digest(paths["out"], f"{verb}/{key}")
     runtime.tidy()
 
 
 def show(bench: str) -> None:
-    """Print a benchmark's table and the paths of its results."""
+    """Print a benchmark's table, the paths of its results, and last that of its report."""
     from maskdit.config import UserError
 
     table = Path("results") / f"table_{bench}.md"
     if not table.exists():
         raise UserError(f"{table}: no such file; run snakemake results/table_{bench}.csv")
-    print(table.read_text())
+    print("".join(line for line in table.read_text().splitlines(keepends=True) if not line.startswith("<!--")))
+    report = Path("results") / f"report_{bench}.html"
     for path in sorted(Path("results").glob(f"*_{bench}*")):
-        print(path)
+        if path != report:
+            print(path)
+    print(f"\nopen {report} in a browser" if report.exists() else f"\nno report yet: run snakemake {report}")
 
 
 def dispatch(arguments: dict[str, Any]) -> None:
@@ -221,8 +246,26 @@ def dispatch(arguments: dict[str, Any]) -> None:
         if not doctor(**arguments):
             sys.exit(1)
     else:
-        share = arguments.pop("part", None)
-        step(verb, arguments.pop("key"), arguments, share)
+        share, key = arguments.pop("part", None), arguments.pop("key")
+        paths = {name: path or Path(USUAL[verb][name].format(key=key)) for name, path in arguments.items()}
+        step(verb, key, paths, share)
+
+
+def code_of(error: BaseException) -> int:
+    """The exit code of a command that ends with this error."""
+    from maskdit.config import UserError
+    from maskdit.runtime import STOPPED, Stopped
+
+    match error:
+        case Stopped():
+            return STOPPED
+        case UserError() | OSError():
+            return 2
+        case KeyboardInterrupt():
+            return 130
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -230,22 +273,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(parser().parse_args(argv))
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half written is removed on the way out
     from maskdit.config import UserError
-    from maskdit.runtime import STOPPED, Stopped, say
+    from maskdit.runtime import Stopped, say
 
     try:
         dispatch(arguments)
     except Stopped as stop:
         say(str(stop))
-        return STOPPED
+        return code_of(stop)
     except UserError as error:
         print(f"maskdit: {error}", file=sys.stderr)
-        return 2
+        return code_of(error)
     except OSError as error:
         print(f"maskdit: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        return code_of(error)
+    except KeyboardInterrupt as error:
         print("maskdit: interrupted; run it again to go on", file=sys.stderr)
-        return 130
+        return code_of(error)
     return 0
 
 

@@ -268,6 +268,7 @@ class Grid(Section):
     dataset: Key
     sample: Key
     columns: Count
+    classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = ()  # whose rows are shown; (): all
 
 
 class Table(Section):
@@ -283,6 +284,13 @@ class Curves(Section):
 
     title: str
     evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
+
+
+class Report(Section):
+    """A benchmark's report: its key is that of a table and of curves."""
+
+    grids: Annotated[tuple[Key, Key], Field(strict=False)]  # samples of the two models
+    mixed: bool = False  # whether artifacts may be of several commits
 
 
 def kept_tokens(tokens: int, mask_ratio: float) -> int:

@@ -3,9 +3,7 @@
 import hashlib
 import json
 import os
-import platform
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from maskdit.config import UserError
 from maskdit.params import Params
+from maskdit.provenance import made_by, mark, stamp
 
 MANIFEST = "manifest.json"
 
@@ -88,12 +87,10 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not JSON, so damaged; delete it and rerun the step that makes it") from None
 
 
-def git(*arguments: str) -> str:
-    """What git says, stripped; '' where there is no repository."""
-    try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+def named(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
+    """Those of a folder's JSON files NAME.json that are there, at any depth; what is half written has a dot before its name."""
+    known = {path.stem: path for path in sorted(folder.rglob("*.json")) if "/." not in f"/{path.relative_to(folder)}"}
+    return {name: known[name] for name in names if name in known}
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ class Manifest:
     """How an artifact was made.
 
     node: VERB/KEY. files: name -> bytes and sha256. lineage: node -> origin, for itself and each ancestor.
-    made: commit and hardware.
+    made: commit, lock, hardware and versions.
     """
 
     node: str
@@ -124,15 +121,8 @@ class Manifest:
         return cls(tree["node"], tree["files"], lineage, tree["made"])
 
 
-def made_by() -> dict[str, str]:
-    """Commit and hardware, for a manifest: nothing that identifies a person or a machine."""
-    commit = git("rev-parse", "HEAD")
-    changed = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
-    return {"commit": commit + changed if commit else "unknown", "machine": platform.machine(), "cpus": str(os.cpu_count())}
-
-
 def inputs_of(path: Path, only: tuple[str, ...] | None = None) -> list[tuple[Path, Manifest]]:
-    """The manifests at an input: of the folder, of the JSON file, or of those JSON files of a folder that `only` names.
+    """The manifests at an input: of the folder, of the JSON file, or of those JSON files in a folder that `only` names.
 
     Raises UserError if there is none, or if a file that it lists has another size or, for files up to 256 MiB, another hash.
     """
@@ -143,8 +133,8 @@ def inputs_of(path: Path, only: tuple[str, ...] | None = None) -> list[tuple[Pat
             raise UserError(f"{path}: changed since it was written; rerun the step that makes it")
         return [(path, manifest)]
     if only is not None:
-        return [found for name in only if (path / f"{name}.json").exists() for found in inputs_of(path / f"{name}.json")]
-    manifest = _parse(path, read_json(path / MANIFEST))
+        return [found for file in named(path, only).values() for found in inputs_of(file)]
+    manifest = read_manifest(path)
     for name, facts in manifest.files.items():
         file = path / name
         if not file.is_file() or file.stat().st_size != facts["bytes"]:
@@ -152,6 +142,19 @@ def inputs_of(path: Path, only: tuple[str, ...] | None = None) -> list[tuple[Pat
         if facts["bytes"] <= 2**28 and sha256(file) != facts["sha256"]:
             raise UserError(f"{file}: damaged (sha256 differs); delete {path} and rerun the step that makes it")
     return [(path, manifest)]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder, whose files are not looked at; raises UserError if there is none."""
+    return _parse(folder, read_json(folder / MANIFEST))
+
+
+def published_digest(out: Path, node: str) -> str | None:
+    """The digest of what a step has just published; None for files that have no manifest."""
+    if out.suffix not in ("", ".json"):
+        return None
+    tree = read_json(out / MANIFEST) if not out.suffix else read_json(out)["manifest"]
+    return tree["lineage"][node]["digest"]
 
 
 def _parse(path: Path, tree: Any) -> Manifest:
@@ -218,7 +221,10 @@ def _publish_files(workshop: Path, place: Path, out: Path, node: str, config: di
         tree = read_json(place)
         files = {out.name: {"bytes": place.stat().st_size, "sha256": digest(tree)}}
         write_json(place, {**tree, "manifest": asdict(_manifest(files, node, config, ancestors))})
+    numbers = {name: origin.config for name, origin in ancestors.items()} | {node: config}
+    text = mark(node, digest(numbers))
     for file in sorted(workshop.iterdir(), key=lambda file: file == place):  # the declared one last
+        stamp(file, text)
         _sync(file)
         file.replace(out.parent / file.name)
     _sync(out.parent)

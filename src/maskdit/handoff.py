@@ -26,7 +26,12 @@ def targets(params: Params, bench: str) -> tuple[list[str], list[str]]:
     grids = [key for key, entry in params.grid.items() if params.evaluate[entry.sample].bench == bench]
     files = [f"results/table_{bench}.csv", *(f"results/curves_{key}.csv" for key in params.curves if key == bench)]
     stages = [f"table@{bench}", *(f"curves@{key}" for key in params.curves if key == bench)]
-    return [*files, *(f"results/grid_{key}.png" for key in grids)], [*stages, *(f"grid@{key}" for key in grids)]
+    files += [
+        *(f"results/grid_{key}.png" for key in grids),
+        *(f"results/report_{key}.html" for key in params.report if key == bench),
+    ]
+    stages += [*(f"grid@{key}" for key in grids), *(f"report@{key}" for key in params.report if key == bench)]
+    return files, stages
 
 
 def handoff(to: str, bench: str) -> None:

@@ -1,20 +1,18 @@
 """The whole of params.yaml: one dictionary per step, one entry per node of the graph, and how the entries refer to each other."""
 
-import difflib
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from maskdit.cases import Bench
+from maskdit.complaints import first, nearest
 from maskdit.config import (
     Calibrate,
     Curves,
     DownloadedVae,
     Encode,
-    Encoder,
     Evaluate,
     Features,
     Finetune,
@@ -25,10 +23,10 @@ from maskdit.config import (
     Reconstruct,
     Reference,
     Released,
+    Report,
     Sample,
     Section,
     Table,
-    Transformer,
     UserError,
     Vae,
     kept_tokens,
@@ -57,6 +55,7 @@ class Params(BaseModel):
     recon: dict[Key, Recon]
     calibrate: dict[Key, Calibrate]
     bench: dict[Key, Bench]
+    report: dict[Key, Report]
 
     def entry(self, verb: str, key: str) -> Any:
         """The entry that a verb sees.
@@ -65,7 +64,7 @@ class Params(BaseModel):
         """
         entries = getattr(self, verb)
         if key not in entries:
-            raise UserError(f"params.yaml: {verb} has no entry '{key}'{_nearest(key, entries)}")
+            raise UserError(f"params.yaml: {verb} has no entry '{key}'{nearest(key, entries)}")
         return entries[key]
 
     def upstream(self, verb: str, key: str) -> set[str]:
@@ -94,6 +93,9 @@ class Params(BaseModel):
                 return {f"fetch/{entry.dataset}", f"sample/{entry.sample}"}
             case "table" | "curves":
                 return {f"evaluate/{name}" for name in entry.evals}
+            case "report":
+                grids = {f"grid/{name}" for name in entry.grids}
+                return {f"table/{key}", f"curves/{key}", *grids} | {f"evaluate/{name}" for name in self.evals(verb, key) or ()}
             case "reconstruct":
                 return {f"fetch/{entry.dataset}", f"vae/{entry.vae}", f"fetch/{entry.extractor}"}
             case "recon":
@@ -101,6 +103,12 @@ class Params(BaseModel):
             case "calibrate":
                 return {f"fetch/{entry.dataset}", f"fetch/{entry.extractor}", f"reference/{entry.reference}"}
         return set()
+
+    def evals(self, verb: str, key: str) -> tuple[str, ...] | None:
+        """The records that a node reads of a folder: those that its entry names, for a report all of its benchmark; else None."""
+        if verb == "report":
+            return tuple(name for name, entry in self.evaluate.items() if entry.bench == key)
+        return getattr(self.entry(verb, key), "evals", None)
 
     def problems(self) -> Iterator[str]:
         """Impossible combinations between entries, one line each, beginning with the key at fault."""
@@ -130,7 +138,7 @@ class Params(BaseModel):
                 names = getattr(entry, field)
                 for name in names if isinstance(names, tuple) else (names,):
                     if name not in known:
-                        yield f"{verb}.{key}.{field}: {place} has no entry '{name}'{_nearest(name, known)}"
+                        yield f"{verb}.{key}.{field}: {place} has no entry '{name}'{nearest(name, known)}"
         for other in ("features", "evaluate"):
             for key in set(self.sample) ^ set(getattr(self, other)):
                 have, lack = ("sample", other) if key in self.sample else (other, "sample")
@@ -220,6 +228,13 @@ class Params(BaseModel):
                     if self.evaluate[name].bench != key:
                         yield f"{verb}.{key}.evals: '{name}' belongs to bench {self.evaluate[name].bench}"
 
+        for key, report in self.report.items():
+            for verb in ("table", "curves"):
+                if key not in getattr(self, verb):
+                    yield f"report.{key}: {verb} has no entry '{key}'; a report has the key of a table and of curves"
+            for name in report.grids:
+                if self.evaluate[self.grid[name].sample].bench != key:
+                    yield f"report.{key}.grids: '{name}' shows bench {self.evaluate[self.grid[name].sample].bench}"
         for key, entry in self.recon.items():
             for name in entry.evals:
                 if self.reconstruct[name].bench != key:
@@ -242,7 +257,6 @@ class Params(BaseModel):
 
 
 VERBS = tuple(Params.model_fields)
-SOURCES = {"train", "download", *(get_args(model.model_fields["source"].annotation)[0] for model in get_args(Fetch))}
 REFERENCES = (
     ("vae", "dataset", "fetch"),
     ("encode", "dataset", "fetch"),
@@ -271,6 +285,7 @@ REFERENCES = (
     ("grid", "sample", "sample"),
     ("table", "evals", "evaluate"),
     ("curves", "evals", "evaluate"),
+    ("report", "grids", "grid"),
 )
 
 
@@ -298,53 +313,7 @@ def validate(tree: object, path: Path = Path("params.yaml")) -> Params:
     try:
         params = Params.model_validate(dict(tree))
     except ValidationError as error:
-        raise UserError(f"{path}: {_first(error)}") from None
+        raise UserError(f"{path}: {first(error, Params)}") from None
     for problem in params.problems():
         raise UserError(f"{path}: {problem}")
     return params
-
-
-def _first(error: ValidationError) -> str:
-    """The first complaint of pydantic as one line: the key, what is wrong, what would be right."""
-    errors = error.errors()
-    first = min(errors, key=lambda each: each["type"] == "missing")  # a misspelt key says more than the one it leaves out
-    place = _place(first["loc"])
-    where = ".".join(str(part) for part in place)
-    got = first.get("input")
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(place[:-1])
-        return f"{where}: unknown key{_nearest(str(place[-1]), known)}"
-    if first["type"] == "missing":
-        return f"{where}: missing"
-    messages = [re.sub(r"^Value error, ", "", each["msg"]) for each in errors if _place(each["loc"]) == place]
-    message = " or ".join(messages)
-    if isinstance(got, str) and re.fullmatch(r"[\d.]+e[+-]?\d+", got, re.I):
-        message += f"; YAML 1.1 reads {got} as text, write a point and a sign, as in 1.0e-4"
-    if isinstance(got, str | int | float):
-        message += f" (got {got!r})"
-    return f"{where}: {' '.join(message.split())}"
-
-
-def _place(loc: Iterable[int | str]) -> list[int | str]:
-    """The keys of a location, without what pydantic adds for the alternatives of a type."""
-    plain = [part for part in loc if not re.match(r"\[key\]|constrained-|literal\[", str(part))]
-    return plain[:2] + plain[3:] if plain[:1] in (["vae"], ["fetch"]) and plain[2:3] and plain[2] in SOURCES else plain
-
-
-def _fields_at(place: list[Any]) -> list[str]:
-    """Names of the fields that the models know at a place such as ['pretrain', 'demo-dit', 'encoder']."""
-    if not place:
-        return list(Params.model_fields)
-    if len(place) > 2:
-        parts: dict[Any, type[Section]] = {"encoder": Encoder, "decoder": Transformer}
-        return list(parts.get(place[2], Section).model_fields)
-    alternatives: dict[Any, tuple[type[Section], ...]] = {"vae": (Vae, DownloadedVae), "fetch": get_args(Fetch)}
-    if place[0] in alternatives:
-        return [name for model in alternatives[place[0]] for name in model.model_fields]
-    entries = Params.model_fields[place[0]].annotation
-    return list(entries.__args__[1].model_fields) if entries else []
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known)) or 'none'}"
