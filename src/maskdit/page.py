@@ -84,7 +84,8 @@ def picture(path: Path, alt: str, caption: str) -> str:
         return missing(path)
     data = base64.b64encode(path.read_bytes()).decode()
     image = f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
-    return f"<figure>{scrolled(caption, image)}<figcaption>{escape(caption)} <span class=source>{escape(path.name)}</span></figcaption></figure>"
+    below = f"<figcaption>{escape(caption)} <span class=source>{escape(path.name)}</span></figcaption>"
+    return f"<figure>{scrolled(caption, image)}{below}</figure>"
 
 
 def missing(path: Path) -> str:

@@ -92,21 +92,19 @@ def summary(bench: str, results: Path, points: dict[str, Any], told: dict[str, s
 
 def ahead(points: list[dict[str, Any]], axis: str, unit: str, quality: str) -> str:
     """Which series is best for what the one that has spent least has spent, by the milestones known; '' with less than two."""
-    series: dict[str, list[tuple[float, float, str]]] = {}
+    series: dict[str, list[dict[str, Any]]] = {}
     for point in points:
         if point["ours"] and axis in point["x"]:
-            series.setdefault(point["series"], []).append((float(point["x"][axis]), float(point["y"]), point["y"]))
+            series.setdefault(point["series"], []).append(point)
     if len(series) < 2:
         return ""
-    budget = min(max(spent for spent, _, _ in each) for each in series.values())
-    best = {
-        name: min((y, text) for spent, y, text in each if spent <= budget)
-        for name, each in series.items()
-        if min(each)[0] <= budget
-    }
-    order = sorted(best, key=lambda name: best[name])
-    told = ", ".join(f"{name} {short(best[name][1])}" for name in order)
-    return f"Of the milestones within {short(str(budget))} {unit} {order[0]} has the best {quality}: {told}."
+    most = [max((point["x"][axis] for point in each), key=float) for each in series.values()]
+    budget = min(most, key=float)
+    paid = {name: [point["y"] for point in each if float(point["x"][axis]) <= float(budget)] for name, each in series.items()}
+    best = {name: min(values, key=float) for name, values in paid.items() if values}
+    order = sorted(best, key=lambda name: float(best[name]))
+    told = ", ".join(f"{name} {short(best[name])}" for name in order)
+    return f"Of the milestones within {short(budget)} {unit} {order[0]} has the best {quality}: {told}."
 
 
 # Tables, curves, speed and samples
