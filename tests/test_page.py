@@ -20,7 +20,7 @@ from maskdit.graph import draw, heights, spread, study
 from maskdit.journal import LEDGER, append
 from maskdit.page import rows_of, short, table, waterfall
 from maskdit.params import load
-from maskdit.report import report
+from maskdit.report import ahead, drawn, report
 from project import ROOT, TOY, edit
 
 HOSTILE = "</title><script>document.title = 'mine'</script><img src=x onerror=alert(1)> <!--data--> & \\\"quotes\\\""
@@ -141,6 +141,23 @@ def test_the_summary_compares_what_the_same_budget_pays_for(html):
         "Of the milestones within 40.0 seconds of training MaskDiT has the best fd_mobilenet: MaskDiT 200.06, DiT 300.12." in text
     )
     assert "Of the milestones within 2000 training images DiT has the best fd_mobilenet: DiT 150.5, MaskDiT 200.06." in text
+
+
+def test_curves_of_several_seeds_prices_and_published_points_are_drawn_by_their_columns():
+    text = "eval,series,model,phase,seed,steps,seconds,device_hours,cost,fid\n"
+    text += "a,DiT,DiT,pretrain,0/0,7,3600,8.0,16.0,9.5\na2,DiT,DiT,pretrain,1/0,7,3600,8.0,16.0,9.0\n"
+    text += "b,MaskDiT,MaskDiT,pretrain,0/0,7,1800,4.0,8.0,9.25\nADM,ADM (published),,published,,,,,,3.94\nnone,DiT,DiT,,,,,,,\n"
+    found = drawn(list(csv.DictReader(io.StringIO(text))))
+    assert found["quality"] == "fid"
+    assert found["hours"] == ["device_hours", 1.0]
+    assert [name for name, *_ in found["axes"]] == ["steps", "seconds", "device_hours", "cost"]
+    points = found["points"]
+    assert [(each["series"], each["seed"], each["ours"]) for each in points][1:] == [
+        ("DiT", "1/0", True),
+        ("MaskDiT", "0/0", True),
+        ("ADM (published)", "", False),
+    ]
+    assert ahead(points, "cost", "euros", "fid") == "Of the milestones within 8.0 euros MaskDiT has the best fid: MaskDiT 9.25."
 
 
 def test_provenance_joins_the_manifest_with_the_ledger(html):
@@ -351,3 +368,13 @@ def test_no_page_scrolls_sideways_and_its_text_has_contrast(width, dark, page, t
     page.picture(tmp_path / "page.png")
     with Image.open(tmp_path / "page.png") as picture:
         assert picture.size == (width, 800)
+
+
+def test_on_paper_nothing_is_cut_off(page):
+    page.call("Emulation.setEmulatedMedia", media="print")
+    page.call("Emulation.setDeviceMetricsOverride", width=1030, height=700, deviceScaleFactor=1, mobile=False)  # A4 across
+    try:
+        assert page.ask("document.documentElement.scrollWidth") <= 1030
+        assert page.ask("getComputedStyle(document.querySelector('nav')).display") == "none"
+    finally:
+        page.call("Emulation.setEmulatedMedia", media="")

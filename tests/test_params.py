@@ -152,6 +152,7 @@ def twins(tree):
     tree["table"]["demo-two"]["evals"] = ["demo-maskdit-guided"]
     tree["evaluate"]["demo-maskdit-guided"] = {**tree["evaluate"]["demo-maskdit-guided"], "bench": "demo-two"}
     tree["table"]["demo"]["evals"] = tree["curves"]["demo"]["evals"] = ["demo-dit-plain"]
+    tree["report"]["demo"]["grids"] = ["demo-dit", "demo-dit"]
     validate(tree)
     return tree
 

@@ -50,8 +50,10 @@ const shape = (point) => ({
   class: `mark ${colour(point.series)}${point.phase === "finetune" ? " hollow" : ""}`,
 });
 const spent = (point) => point.x[data.hours[0]] / data.hours[1];
-const told = (point, axis, label) =>
-  `${point.series}, ${point.eval}${point.phase ? `, ${point.phase}` : ""}: ${data.quality} ${short(point.y)} at ${short(point.x[axis])} ${label}`;
+const told = (point, axis) => {
+  const [, , unit] = data.axes.find(([name]) => name === axis);
+  return `${point.series}, ${point.eval}${point.phase ? `, ${point.phase}` : ""}: ${data.quality} ${short(point.y)} at ${short(point.x[axis])} ${unit}`;
+};
 
 class Scale {
   constructor(values, log, from, to) {
@@ -107,7 +109,7 @@ function chart(place) {
     if (number < 0) return void (line.textContent = hint);
     const { point, x, y } = shown[number];
     plot.append(svg("circle", { class: "halo", cx: x, cy: y, r: 9 }));
-    line.textContent = told(point, axis.value, axis.selectedOptions[0].textContent);
+    line.textContent = told(point, axis.value);
   };
 
   const draw = () => {

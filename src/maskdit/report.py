@@ -134,7 +134,7 @@ def drawn(curves: list[dict[str, str]]) -> dict[str, Any]:
     hours = "device_hours" if "device_hours" in columns else "seconds"
     return {
         "quality": quality,
-        "axes": [[name, label] for name, (label, _) in AXES.items() if any(row.get(name) for row in curves)],
+        "axes": [[name, *words] for name, words in AXES.items() if any(row.get(name) for row in curves)],
         "hours": [hours, 1.0 if hours == "device_hours" else 3600.0],
         "points": [
             {
