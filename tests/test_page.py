@@ -157,7 +157,10 @@ def test_curves_of_several_seeds_prices_and_published_points_are_drawn_by_their_
         ("MaskDiT", "0/0", True),
         ("ADM (published)", "", False),
     ]
-    assert ahead(points, "cost", "euros", "fid") == "Of the milestones within 8.0 euros MaskDiT has the best fid: MaskDiT 9.25."
+    assert (
+        ahead(points, "cost", "euros", "fid")
+        == "Of the milestones within 8.0 euros MaskDiT has the best fid: MaskDiT 9.25, DiT none."
+    )
 
 
 def test_provenance_joins_the_manifest_with_the_ledger(html):

@@ -122,6 +122,14 @@ def test_each_end_of_a_step_is_a_line_of_the_ledger(error, code, home):
     assert journal.INSIDE not in os.environ
 
 
+def test_a_slurm_job_counts_all_devices_that_it_holds(home, monkeypatch):
+    for name, value in (("SLURM_JOB_ID", "17"), ("SLURM_NNODES", "2"), ("SLURM_GPUS_ON_NODE", "8")):
+        monkeypatch.setenv(name, value)
+    with recorded("pretrain", "demo", code_of):
+        pass
+    assert (rows()[0]["devices"], rows()[0]["slurm_job"]) == (16, "17")
+
+
 def test_attempts_count_from_the_last_that_ended_well(home):
     for code in (0, 1, 143):
         append({"verb": "sample", "key": "demo", "seconds": 1.0, "exit": code})

@@ -167,7 +167,7 @@ def work(
     runtime.KEY = key
     training = STEPS[verb] == "train"
     if (training or verb in SHARDED) and not share and "RANK" not in os.environ and (count := runtime.local_ranks()) > 1:
-        spent["devices"] = count
+        spent["devices"] = max(spent["devices"], count)
         words = [word for name in paths for word in (f"--{name}", str(paths[name]))]
         code = runtime.launch([sys.executable, "-m", "maskdit.cli", verb, key, *words], count)
         if training or code:

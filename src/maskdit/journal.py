@@ -55,10 +55,10 @@ def recorded(verb: str, key: str, code_of: Callable[[BaseException], int]) -> It
 
     `code_of` says with which code an error ends the command. A ledger that cannot be written stops nothing.
     """
+    facts: dict[str, Any] = {"devices": held()}
     if INSIDE in os.environ:
-        yield {}
+        yield facts
         return
-    facts: dict[str, Any] = {"devices": int(os.environ.get("WORLD_SIZE", "1"))}
     began, clock, before, code = datetime.now(UTC), time.monotonic(), meters(), 0
     os.environ[INSIDE] = "1"
     try:
@@ -89,6 +89,12 @@ def recorded(verb: str, key: str, code_of: Callable[[BaseException], int]) -> It
                 append({**row, "attempt": attempt(verb, key)})
             except OSError as error:
                 print(f"maskdit: {LEDGER}: {error.strerror}; this step is not in the ledger", file=sys.stderr)
+
+
+def held() -> int:
+    """The devices that nobody else can use meanwhile: one a process of the group, or all of a Slurm job."""
+    on_node, nodes, group = (int(os.environ.get(name) or 1) for name in ("SLURM_GPUS_ON_NODE", "SLURM_NNODES", "WORLD_SIZE"))
+    return max(on_node * nodes, group)
 
 
 def peaks() -> dict[str, int | None]:

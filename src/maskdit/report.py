@@ -103,7 +103,7 @@ def ahead(points: list[dict[str, Any]], axis: str, unit: str, quality: str) -> s
     paid = {name: [point["y"] for point in each if float(point["x"][axis]) <= float(budget)] for name, each in series.items()}
     best = {name: min(values, key=float) for name, values in paid.items() if values}
     order = sorted(best, key=lambda name: float(best[name]))
-    told = ", ".join(f"{name} {short(best[name])}" for name in order)
+    told = ", ".join([f"{name} {short(best[name])}" for name in order] + [f"{name} none" for name in paid if name not in best])
     return f"Of the milestones within {short(budget)} {unit} {order[0]} has the best {quality}: {told}."
 
 
