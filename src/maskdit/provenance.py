@@ -67,7 +67,8 @@ def mark(node: str, config: str) -> str:
 
 def marked(file: Path) -> dict[str, str]:
     """What `stamp` has written into a file: node, commit, config, lock; empty if there is nothing of it."""
-    found = re.search(rb"maskdit (\S+): commit (\S+), config (\w+), lock (\w+)", file.read_bytes() if file.exists() else b"")
+    shape = rb"maskdit (\S+): commit (\S+), config ([0-9a-f]{64}), lock ([0-9a-f]{64}|none)"  # in a PNG any byte may follow
+    found = re.search(shape, file.read_bytes() if file.exists() else b"")
     return dict(zip(("node", "commit", "config", "lock"), map(bytes.decode, found.groups()), strict=True)) if found else {}
 
 
