@@ -130,7 +130,7 @@ def allowed(text: str) -> str:
 
 def page(title: str, contents: str, data: Any) -> str:
     """The whole page: its policy allows its own script and style and pictures inside it, and no address."""
-    style, script = ((HERE / f"report.{kind}").read_text() for kind in ("css", "js"))
+    style, script = ((HERE / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     policy = f"default-src 'none'; img-src data:; style-src {allowed(style)}; script-src {allowed(script)}; base-uri 'none'"
     parts = {
         "policy": policy,
@@ -140,4 +140,4 @@ def page(title: str, contents: str, data: Any) -> str:
         "data": json.dumps(data).replace("<", "\\u003c"),
         "script": script,
     }
-    return re.sub(r"<!--(\w+)-->", lambda found: parts[found[1]], (HERE / "report.html").read_text())
+    return re.sub(r"<!--(\w+)-->", lambda found: parts[found[1]], (HERE / "report.html").read_text(encoding="utf-8"))

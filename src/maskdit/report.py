@@ -63,7 +63,7 @@ def report(config: Report, *, results: Path, out: Path) -> None:
     links = "".join(f'<a href="#{name.lower()}">{name}</a>' for name in parts)
     sections = "".join(f'<section id="{name.lower()}"><h2>{name}</h2>{part}</section>' for name, part in parts.items())
     body = f'<header><p>maskdit · {bench}</p><h1>{escape(title)}</h1></header><nav aria-label="Sections">{links}</nav>'
-    out.write_text(page(title, f'{body}<main id="content">{sections}</main>', points))
+    out.write_text(page(title, f'{body}<main id="content">{sections}</main>', points), encoding="utf-8")
 
 
 # The first thing that a reader sees
