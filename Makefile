@@ -1,4 +1,4 @@
-# make demo: from images to a table and curves, on this machine. make test: the tests. make bench: the speed. make slurm-test: a
+# make demo: from images to a table, curves and a report, on this machine. make test: the tests. make bench: the speed. make slurm-test: a
 # cluster on this machine. The environment is .venv, made from requirements.lock.
 
 PYTHON ?= python3

@@ -26,3 +26,4 @@ rule demo:
         "results/efficiency_demo.csv",
         [f"results/{key}.csv" for key, entry in config["claims"].items() if entry["study"] == "demo"],
         [f"results/grid_{key}.png" for key in config["grid"] if bench_of(key) == "demo"],
+        "results/report_demo.html",

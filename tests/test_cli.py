@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from maskdit.cli import STEPS, main, signature
+from maskdit.cli import main, signature
+from maskdit.run import STEPS
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def root(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def root(monkeypatch, tmp_path):
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
 
 
 def refusal(capsys, *words: str) -> str:
@@ -61,7 +63,10 @@ def test_the_help_tells_each_variable_that_is_read(capsys):
     told = capsys.readouterr().out
     read = {name for path in (ROOT / "src" / "maskdit").glob("*.py") for name in re.findall(r"MASKDIT_\w+", path.read_text())}
     assert len(read) > 6
-    assert not {name for name in read if name not in told} - {"MASKDIT_STOPPED"}  # that one a job sets for its tasks
+    assert not {name for name in read if name not in told} - {
+        "MASKDIT_STOPPED",
+        "MASKDIT_RECORDED",
+    }  # set for the processes of a step
 
 
 @pytest.mark.parametrize("words", [["smaple"], ["sample", "demo"], ["sample", "demo", "--what", "x"], []])
@@ -91,6 +96,20 @@ def test_without_params_yaml_the_line_says_where_to_stand(monkeypatch, capsys, t
 def test_an_output_that_cannot_be_written_is_named(root, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert "file" in refusal(capsys, "fetch", "demo", "--out", str(tmp_path / "file" / "out"))
+
+
+def test_show_ends_with_the_report_and_hides_how_the_table_was_made(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "table_demo.md").write_text("T\n\n| a |\n\n<!-- maskdit table/demo: commit x -->\n")
+    assert main(["show", "demo"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "no report yet: run snakemake results/report_demo.html"
+    (tmp_path / "results" / "report_demo.html").write_text("")
+    assert main(["show", "demo"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("T\n\n| a |\n")
+    assert "<!--" not in said
+    assert said.splitlines()[-1] == "open results/report_demo.html in a browser"
 
 
 def test_show_without_a_table_says_what_to_run(monkeypatch, capsys, tmp_path):

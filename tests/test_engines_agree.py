@@ -16,8 +16,9 @@ from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import RuleException
 from snakemake.settings.types import DAGSettings, OutputSettings, Quietness, ResourceSettings
 
-from maskdit.cli import STEPS, parser, signature
+from maskdit.cli import parser, signature
 from maskdit.params import Params, load
+from maskdit.run import STEPS
 from project import ROOT, TOY, edit, project
 
 

@@ -29,7 +29,6 @@ from safetensors.torch import save_file
 from maskdit import checkpoint, cli
 from maskdit.arrays import read_array, read_arrays
 from maskdit.autoencoder import geometry
-from maskdit.cli import STEPS
 from maskdit.config import LONGEST, UserError
 from maskdit.convert import read_file, read_folder
 from maskdit.data import Images, npz_images
@@ -46,6 +45,7 @@ from maskdit.latents import Latents
 from maskdit.params import load, validate
 from maskdit.published_latents import Webdataset
 from maskdit.reference import brought
+from maskdit.run import STEPS
 from maskdit.sample import find
 from maskdit.shards import savez
 from maskdit.sources import Folder

@@ -153,6 +153,7 @@ def twins(tree):
     tree["evaluate"]["demo-maskdit-guided"] = {**tree["evaluate"]["demo-maskdit-guided"], "bench": "demo-two"}
     for verb in ("table", "curves", "efficiency"):
         tree[verb]["demo"]["evals"] = ["demo-dit-plain"]
+    tree["report"]["demo"]["grids"] = ["demo-dit", "demo-dit"]
     validate(tree)
     return tree
 

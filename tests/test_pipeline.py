@@ -18,10 +18,10 @@ from project import ROOT, SNAKEMAKE, commit, edit, environment, nodes, project, 
 
 pytestmark = pytest.mark.pipeline
 
-STAGES = ("table@demo", "curves@demo", "grid@demo-maskdit", "efficiency@demo", "claims@claims")
+STAGES = ("table@demo", "curves@demo", "grid@demo-dit", "grid@demo-maskdit", "efficiency@demo", "claims@claims", "report@demo")
 PLAIN, GUIDED = "demo-dit-plain", "demo-maskdit-guided"
 
-SHOWN = {"table@demo", "curves@demo", "efficiency@demo", "claims@claims"}
+SHOWN = {"table@demo", "curves@demo", "efficiency@demo", "claims@claims", "report@demo"}
 SCORED = {f"evaluate@{PLAIN}", f"evaluate@{GUIDED}"}
 REFINED = {f"sample@{GUIDED}", f"features@{GUIDED}", f"evaluate@{GUIDED}", "grid@demo-maskdit"} | SHOWN
 CHANGES = {  # what is there, what is there instead, the nodes that read it, the nodes that it feeds
@@ -33,7 +33,7 @@ CHANGES = {  # what is there, what is there instead, the nodes that read it, the
         SCORED | SHOWN,
     ),
     "evaluate.neighbours": ("neighbours: 3", "neighbours: 2", SCORED, SHOWN),
-    "grid.columns": ("columns: 2", "columns: 3", {"grid@demo-maskdit"}, set()),
+    "grid.columns": ("columns: 2", "columns: 3", {"grid@demo-maskdit"}, {"report@demo"}),
 }
 
 
@@ -101,6 +101,16 @@ def clone(handed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_second_snakemake_has_nothing_to_do(by_snakemake: Path) -> None:
     assert "Nothing to be done" in says(by_snakemake, *SNAKEMAKE)
     assert leftovers(by_snakemake) == []
+
+
+def test_each_step_is_in_the_ledger_and_the_report_tells_how_each_artifact_was_made(by_snakemake: Path) -> None:
+    lines = [json.loads(line) for line in (by_snakemake / "logs" / "ledger.jsonl").read_text().splitlines()]
+    assert {line["exit"] for line in lines} == {0}
+    ran = {f"{line['verb']}/{line['key']}" for line in lines}
+    page = (by_snakemake / "results" / "report_demo.html").read_text()
+    told = dict(re.findall(r'<th scope="row">(\w+/[\w-]+)</th><td>([^<]*)</td>', page))
+    assert told == dict.fromkeys(ran, "made")
+    assert "Everything that the study names was run." in page
 
 
 def test_dvc_runs_nothing_of_what_snakemake_made_and_handed_over(handed: Path) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import platform
 import statistics
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from maskdit.files import read_json, replacing, write_json
 from maskdit.latents import Latents, Space
 from maskdit.learner import Learner
 from maskdit.model import MaskDiT
+from maskdit.provenance import processor
 from maskdit.runtime import Ranks, device, launch, together
 from maskdit.timing import CLASSES, batch_of, clock, measure, network, tidy, training
 from maskdit.typeset import markdown
@@ -213,11 +213,7 @@ def factorial(config: Bench, where: torch.device) -> Iterable[dict[str, Any]]:
 
 def machine(where: torch.device) -> str:
     """The device and torch's version, in words."""
-    if where.type == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    name = torch.cuda.get_device_name() if where.type == "cuda" else processor()
     return f"{name}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
 
 

@@ -9,32 +9,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-STEPS = {  # verb -> module
-    "fetch": "fetch",
-    "vae": "vae",
-    "encode": "encode",
-    "reference": "reference",
-    "pretrain": "train",
-    "finetune": "train",
-    "released": "convert",
-    "sample": "sample",
-    "features": "features",
-    "evaluate": "evaluate",
-    "grid": "grid",
-    "table": "table",
-    "curves": "curves",
-    "efficiency": "efficiency",
-    "reconstruct": "reconstruct",
-    "recon": "table",
-    "calibrate": "calibrate",
-    "bench": "bench",
-    "claims": "claims",
-}
-SHARDED = {"encode", "sample", "features", "reference", "reconstruct", "calibrate"}  # any number of processes may share the work
+from maskdit.run import SHARDED, STEPS, code_of, step
 
 ENVIRONMENT = """set in the environment:
   MASKDIT_SCRATCH=FOLDER       where states and shards are kept until they are published (default .scratch)
@@ -50,6 +28,7 @@ OF_TRAINING = """
                                one process alone is watched only if this is set)
   MASKDIT_TENSORBOARD=FOLDER   write the log as TensorBoard's events, too"""
 
+USUAL = {"report": {"results": "results", "out": "results/report_{key}.html"}}  # paths that need not be given
 FORMATS = ("upstream", "dit", "diffusers")
 
 
@@ -93,7 +72,8 @@ def parser() -> Parser:
         entry.epilog = ENVIRONMENT + OF_TRAINING * (STEPS[verb] == "train") + OF_CLAIMS * (verb == "claims")
         entry.add_argument("key", metavar="KEY", help=f"an entry of {verb}: in params.yaml")
         for path in paths:
-            entry.add_argument(f"--{path}", type=Path, required=True, metavar="PATH")
+            usual = USUAL.get(verb, {}).get(path)
+            entry.add_argument(f"--{path}", type=Path, required=usual is None, metavar="PATH", help=usual and f"default: {usual}")
         if verb == "claims":
             text = "end with code 2 if a verdict is worse than in this ledger (default: $MASKDIT_AGAINST)"
             entry.add_argument("--against", type=Path, metavar="FILE", default=against(), help=text)
@@ -158,75 +138,19 @@ def interchange(verbs: "argparse._SubParsersAction[Parser]") -> None:
     entry.add_argument("--vae", type=Path, metavar="FOLDER", help="the autoencoder to copy (diffusers)")
 
 
-def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | None = None, **options: Path | None) -> None:
-    """Run one step: check its inputs against today's params.yaml, run it on its own entry, publish what it made.
-
-    Raises UserError if an input is missing, damaged, stale, or not the one that params.yaml names.
-    """
-    from maskdit.config import UserError
-    from maskdit.params import load
-
-    params = load()
-    entry = params.entry(verb, key)
-    for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
-        os.environ[f"{library}_NUM_THREADS"] = os.environ.get("MASKDIT_THREADS", "1")
-    from maskdit import runtime
-    from maskdit.files import inputs_of, lineage, publishing
-
-    runtime.KEY = key
-    training = STEPS[verb] == "train"
-    if "RANK" not in os.environ:
-        code = spread(verb, key, paths, share)
-        if code or (training and code is not None):
-            sys.exit(code)
-    if verb in SHARDED and "RANK" in os.environ:
-        share = (int(os.environ["RANK"]) + 1, int(os.environ["WORLD_SIZE"]))
-    runtime.PART = share
-    inputs = {name: path for name, path in paths.items() if name != "out"}
-    found = [item for path in inputs.values() for item in inputs_of(path, getattr(entry, "evals", None))]
-    upstream = params.upstream(verb, key)
-    for path, manifest in found:
-        if manifest.node not in upstream:
-            raise UserError(f"{path}: holds {manifest.node}, {verb}.{key} wants {' and '.join(sorted(upstream))}")
-    ancestors = lineage(found, params)
-    run = getattr(import_module(f"maskdit.{STEPS[verb]}"), verb)
-    if share or (training and not runtime.first_rank()):
-        run(entry, **inputs, out=paths["out"])  # which another process publishes
-        return
-    with publishing(paths["out"], f"{verb}/{key}", entry.model_dump(mode="json"), ancestors) as place:
-        run(entry, **inputs, **options, out=place)
-    runtime.tidy()
-
-
-def spread(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | None) -> int | None:
-    """Run a step in several processes where there are several devices or nodes; its exit code, None: it is for this process."""
-    from maskdit import runtime, slurm
-
-    training, number = STEPS[verb] == "train", slurm.job()
-    if number or not training:
-        slurm.supersede(verb, key)
-    if share or not (training or verb in SHARDED):
-        return None
-    words = [word for name in paths for word in (f"--{name}", str(paths[name]))]
-    command = [sys.executable, "-m", "maskdit.cli", verb, key, *words]
-    if training and number:
-        return slurm.over_nodes(number, command)
-    place, count = slurm.place() if training else slurm.Place(), runtime.local_ranks()
-    if count * place.nodes == 1:
-        return None
-    return runtime.launch(command, count, place.node, place.nodes, place.address, place.port)
-
-
 def show(bench: str) -> None:
-    """Print a benchmark's table and the paths of its results."""
+    """Print a benchmark's table, the paths of its results, and last that of its report."""
     from maskdit.config import UserError
 
     table = Path("results") / f"table_{bench}.md"
     if not table.exists():
         raise UserError(f"{table}: no such file; run snakemake results/table_{bench}.csv")
-    print(table.read_text())
+    print("".join(line for line in table.read_text().splitlines(keepends=True) if not line.startswith("<!--")))
+    report = Path("results") / f"report_{bench}.html"
     for path in sorted(Path("results").glob(f"*_{bench}*")):
-        print(path)
+        if path != report:
+            print(path)
+    print(f"\nopen {report} in a browser" if report.exists() else f"\nno report yet: run snakemake {report}")
 
 
 def dispatch(arguments: dict[str, Any]) -> None:
@@ -270,9 +194,10 @@ def dispatch(arguments: dict[str, Any]) -> None:
         if not doctor(**arguments):
             sys.exit(1)
     else:
-        share = arguments.pop("part", None)
+        share, key = arguments.pop("part", None), arguments.pop("key")
         options = {name: arguments.pop(name) for name in ("against",) if name in arguments}
-        step(verb, arguments.pop("key"), arguments, share, **options)
+        paths = {name: path or Path(USUAL[verb][name].format(key=key)) for name, path in arguments.items()}
+        step(verb, key, paths, share, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -292,13 +217,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stopped()
     except UserError as error:
         print(f"maskdit: {error}", file=sys.stderr)
-        return 2
+        return code_of(error)
     except OSError as error:
         print(f"maskdit: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        return code_of(error)
+    except KeyboardInterrupt as error:
         print("maskdit: interrupted; run it again to go on", file=sys.stderr)
-        return 130
+        return code_of(error)
     return 0
 
 

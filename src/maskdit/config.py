@@ -290,6 +290,7 @@ class Grid(Section):
     dataset: Key
     sample: Key
     columns: Count
+    classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = ()  # whose rows are shown; (): all
 
 
 class Table(Section):
@@ -323,6 +324,13 @@ class Efficiency(Section):
     title: Line
     published: Key | None = None
     evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
+
+
+class Report(Section):
+    """A benchmark's report: its key is that of a table and of curves."""
+
+    grids: Annotated[tuple[Key, Key], Field(strict=False)]  # samples of the two models
+    mixed: bool = False  # whether artifacts may be of several commits
 
 
 def kept_tokens(tokens: int, mask_ratio: float) -> int:

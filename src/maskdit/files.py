@@ -4,10 +4,8 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from safetensors import SafetensorError
 
 from maskdit.config import UserError
 from maskdit.params import Params
+from maskdit.provenance import made_by, mark, stamp
 
 MANIFEST = "manifest.json"
 
@@ -135,14 +134,6 @@ def named(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
     return {name: known[name] for name in names if name in known}
 
 
-def git(*arguments: str) -> str:
-    """What git says, stripped; '' where there is no repository."""
-    try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
 @dataclass(frozen=True)
 class Known:
     """What is known of a file."""
@@ -168,7 +159,7 @@ class Manifest:
     """How an artifact was made.
 
     node: VERB/KEY. files by name. lineage: node -> origin, for itself and each ancestor.
-    made: commit and hardware.
+    made: commit, lock, hardware and versions.
     """
 
     node: Node
@@ -178,18 +169,6 @@ class Manifest:
 
 
 MANIFESTS = TypeAdapter(Manifest)
-
-
-def made_by() -> dict[str, str]:
-    """Commit and hardware, for a manifest: nothing that identifies a person or a machine."""
-    commit = git("rev-parse", "HEAD")
-    changed = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
-    return {
-        "commit": commit + changed if commit else "unknown",
-        "machine": platform.machine(),
-        "cpus": str(os.cpu_count()),
-        "deterministic": os.environ.get("MASKDIT_DETERMINISTIC", "0"),
-    }
 
 
 def inputs_of(path: Path, only: tuple[str, ...] | None = None, largest: float = 2**28) -> list[tuple[Path, Manifest]]:
@@ -207,7 +186,7 @@ def inputs_of(path: Path, only: tuple[str, ...] | None = None, largest: float = 
         return [(path, manifest)]
     if only is not None:
         return [found for file in named(path, only).values() for found in inputs_of(file)]
-    manifest = _parse(path, read_json(path / MANIFEST))
+    manifest = read_manifest(path)
     for name, facts in manifest.files.items():
         file = path / name
         if not file.is_file() or file.stat().st_size != facts.bytes:
@@ -215,6 +194,19 @@ def inputs_of(path: Path, only: tuple[str, ...] | None = None, largest: float = 
         if facts.bytes <= largest and sha256(file) != facts.sha256:
             raise UserError(f"{file}: damaged (sha256 differs); delete {path} and rerun the step that makes it")
     return [(path, manifest)]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder, whose files are not looked at; raises UserError if there is none."""
+    return _parse(folder, read_json(folder / MANIFEST))
+
+
+def published_digest(out: Path, node: str) -> str | None:
+    """The digest of what a step has just published; None for files that have no manifest."""
+    if out.suffix not in ("", ".json"):
+        return None
+    tree = read_json(out / MANIFEST) if not out.suffix else read_json(out)["manifest"]
+    return tree["lineage"][node]["digest"]
 
 
 def _parse(path: Path, tree: Any) -> Manifest:
@@ -287,7 +279,10 @@ def _publish_files(workshop: Path, place: Path, out: Path, node: str, config: di
         tree = read_json(place)
         files = {out.name: Known(place.stat().st_size, digest(tree))}
         write_json(place, {**tree, "manifest": asdict(_manifest(files, node, config, ancestors))})
+    numbers = {name: origin.config for name, origin in ancestors.items()} | {node: config}
+    text = mark(node, digest(numbers))
     for file in sorted(workshop.iterdir(), key=lambda file: file == place):  # the declared one last
+        stamp(file, text)
         _sync(file)
         file.replace(out.parent / file.name)
     _sync(out.parent)

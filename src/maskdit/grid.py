@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 
 from maskdit.arrays import read_array
-from maskdit.config import Grid
+from maskdit.config import Grid, UserError
 from maskdit.data import Array, Images
 from maskdit.files import read_json, replacing
 
@@ -29,12 +29,12 @@ class Stacked:
         return out
 
 
-def rows_of(pixels: Any, labels: Array, numbers: Array, classes: int, columns: int) -> Array:
+def rows_of(pixels: Any, labels: Array, numbers: Array, classes: Sequence[int], columns: int) -> Array:
     """The first `columns` images of each class among those numbered, white where there are fewer: (classes, columns, H, W, 3)."""
-    picture = np.full((classes, columns, *pixels.shape[1:]), 255, np.uint8)
-    for label in range(classes):
+    picture = np.full((len(classes), columns, *pixels.shape[1:]), 255, np.uint8)
+    for row, label in enumerate(classes):
         found = pixels[numbers[labels[numbers] == label][:columns]]
-        picture[label, : len(found)] = found
+        picture[row, : len(found)] = found
     return picture
 
 
@@ -46,6 +46,9 @@ def tiled(rows: Array) -> Array:
 def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
     """A row a class: held-out real images on the left, samples of that class on the right, the first of each."""
     real = Images.load(images)
+    shown = config.classes or range(len(real.classes))
+    if max(shown) >= len(real.classes):
+        raise UserError(f"{images}: has {len(real.classes)} classes, the grid wants number {max(shown)}; correct classes")
     index = read_json(samples / "index.json", "shards", "checkpoint", "protocol")
     drawn = Stacked([samples / shard for shard in index["shards"]])
     sides = {
@@ -59,13 +62,13 @@ def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(1.2 * config.columns + 1, 0.6 * len(real.classes) + 0.4), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(1.2 * config.columns + 1, 0.6 * len(shown) + 0.4), layout="constrained")
     for panel, (title, (pixels, labels, numbers)) in zip(panels, sides.items(), strict=True):
-        picture = tiled(rows_of(pixels, labels, numbers, len(real.classes), config.columns))
+        picture = tiled(rows_of(pixels, labels, numbers, shown, config.columns))
         panel.imshow(picture, interpolation="nearest")
         panel.set_title(title)
         panel.set_xticks([])
-        panel.set_yticks([pixels.shape[1] * (row + 0.5) for row in range(len(real.classes))], real.classes)
+        panel.set_yticks([pixels.shape[1] * (row + 0.5) for row in range(len(shown))], [real.classes[label] for label in shown])
         panel.tick_params(length=0)
     with replacing(out) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

@@ -24,6 +24,7 @@ from maskdit.config import (
     Reconstruct,
     Reference,
     Released,
+    Report,
     Sample,
     Section,
     Table,
@@ -58,6 +59,7 @@ class Params(BaseModel):
     calibrate: dict[Key, Calibrate]
     bench: dict[Key, Bench]
     claims: dict[Key, Claims]
+    report: dict[Key, Report]
 
     def entry(self, verb: str, key: str) -> Any:
         """The entry that a verb sees.
@@ -97,6 +99,9 @@ class Params(BaseModel):
                 return {f"evaluate/{name}" for name in entry.evals}
             case "claims":
                 return {f"{'evaluate' if name in self.evaluate else 'reconstruct'}/{name}" for name in entry.evals}
+            case "report":
+                grids = {f"grid/{name}" for name in entry.grids}
+                return {f"table/{key}", f"curves/{key}", *grids} | {f"evaluate/{name}" for name in self.evals(verb, key) or ()}
             case "reconstruct":
                 return {f"fetch/{entry.dataset}", f"vae/{entry.vae}", f"fetch/{entry.extractor}"}
             case "recon":
@@ -104,6 +109,12 @@ class Params(BaseModel):
             case "calibrate":
                 return {f"fetch/{entry.dataset}", f"fetch/{entry.extractor}", f"reference/{entry.reference}"}
         return set()
+
+    def evals(self, verb: str, key: str) -> tuple[str, ...] | None:
+        """The records that a node reads of a folder: those that its entry names, for a report all of its benchmark; else None."""
+        if verb == "report":
+            return tuple(name for name, entry in self.evaluate.items() if entry.bench == key)
+        return getattr(self.entry(verb, key), "evals", None)
 
     def problems(self) -> Iterator[str]:
         """Impossible combinations between entries, one line each, beginning with the key at fault."""
@@ -228,6 +239,13 @@ class Params(BaseModel):
                     if self.evaluate[name].bench != key:
                         yield f"{verb}.{key}.evals: '{name}' belongs to bench {self.evaluate[name].bench}"
 
+        for key, report in self.report.items():
+            for verb in ("table", "curves"):
+                if key not in getattr(self, verb):
+                    yield f"report.{key}: {verb} has no entry '{key}'; a report has the key of a table and of curves"
+            for name in report.grids:
+                if self.evaluate[self.grid[name].sample].bench != key:
+                    yield f"report.{key}.grids: '{name}' shows bench {self.evaluate[self.grid[name].sample].bench}"
         for key, entry in self.recon.items():
             for name in entry.evals:
                 if self.reconstruct[name].bench != key:
@@ -283,6 +301,7 @@ REFERENCES = (
     ("curves", "evals", "evaluate"),
     ("efficiency", "evals", "evaluate"),
     ("claims", "study", "table"),
+    ("report", "grids", "grid"),
 )
 
 

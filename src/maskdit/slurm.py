@@ -83,7 +83,29 @@ def supersede(verb: str, key: str) -> None:
         time.sleep(5)
 
 
-def over_nodes(number: str, command: list[str]) -> int:
+@dataclass(frozen=True)
+class Granted:
+    """What a job has."""
+
+    number: str
+    nodes: int
+    cores: int  # on all nodes
+    gres: str  # the GPUs of each node, as Slurm writes them; '' if there are none
+
+    @property
+    def devices(self) -> int:
+        """GPUs on all nodes; without any the nodes themselves."""
+        return self.nodes * int(self.gres.rpartition(":")[2] or 1)
+
+
+def granted(number: str) -> Granted:
+    """What Slurm says that a job has."""
+    nodes, cores, things = asked("squeue", "--noheader", f"--jobs={number}", "--format=%D|%C|%b").split("|")
+    gpus = re.search(r"gpu(:[\w.-]+)?:\d+", things)
+    return Granted(number, int(nodes), int(cores), gpus[0] if gpus else "")
+
+
+def over_nodes(job: Granted, command: list[str]) -> int:
     """Run a command once on each node of a job, with all of its GPUs and cores; the exit code.
 
     Tasks that were warned (SIGUSR1, by --signal) keep their state and end; then the job goes back into the queue, with its number.
@@ -92,20 +114,25 @@ def over_nodes(number: str, command: list[str]) -> int:
     told: list[int] = []
     before = {each: signal.signal(each, lambda came, _: told.append(came)) for each in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        nodes, cores, things = asked("squeue", "--noheader", f"--jobs={number}", "--format=%D|%C|%b").split("|")
-        gpus = re.search(r"gpu(:[\w.-]+)?:\d+", things)
-        words = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={int(cores) // int(nodes)}"]
-        words += [f"--gres={gpus[0]}"] if gpus else []
-        note = scratch("stopped") / number
+        words = [
+            f"--nodes={job.nodes}",
+            f"--ntasks={job.nodes}",
+            "--ntasks-per-node=1",
+            f"--cpus-per-task={job.cores // job.nodes}",
+        ]
+        words += [f"--gres={job.gres}"] if job.gres else []
+        note = scratch("stopped") / job.number
         note.unlink(missing_ok=True)
         done = subprocess.run(["srun", *words, "--kill-on-bad-exit=1", *command], env={**os.environ, NOTE: str(note)})
         if not note.exists():
             return done.returncode
         note.unlink()
         if signal.SIGTERM not in told:
-            say(f"job {number} goes back into the queue")
-            asked("scontrol", "requeue", number)
-            time.sleep(600)  # until Slurm ends this run of it
+            say(f"job {job.number} goes back into the queue")
+            asked("scontrol", "requeue", job.number)
+            deadline = time.monotonic() + 600
+            while signal.SIGTERM not in told and time.monotonic() < deadline:  # Slurm ends this run of it
+                time.sleep(1)
         return STOPPED
     finally:
         for each, handler in before.items():

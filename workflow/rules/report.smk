@@ -111,3 +111,22 @@ rule claims:
         *evidence_beside(),
     shell:
         "maskdit claims {wildcards.key} --results results --out {output.csv} 2>&1 | tee {log}"
+
+
+rule report:
+    input:
+        metrics_of,
+        table="results/table_{key}.csv",
+        curves="results/curves_{key}.csv",
+        crossing="results/curves_{key}_crossing.csv",
+        grids=lambda wildcards: [f"results/grid_{name}.png" for name in params.report[wildcards.key].grids],
+        code=[f"src/maskdit/{name}.py" for name in ("report", "making", "page", "graph")],
+        template=[f"src/maskdit/report.{kind}" for kind in ("html", "css", "js")],
+    output:
+        "results/report_{key}.html",
+    log:
+        "logs/report/{key}.log",
+    params:
+        lookup(dpath="report/{key}", within=config),
+    shell:
+        "maskdit report {wildcards.key} --results results --out {output} 2>&1 | tee {log}"

@@ -1,0 +1,88 @@
+"""How something was made: the code, the numbers and the machine behind it, and the mark of that in what people read."""
+
+import hashlib
+import os
+import platform
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from functools import cache
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+
+LOCK = Path("requirements.lock")
+CODE = ("src", str(LOCK))  # whose changes since the commit make it dirty: params.yaml and dvc.lock are recorded otherwise
+VERSIONS = ("maskdit", "torch", "numpy", "diffusers")
+COMMENTS = {".md": "\n<!-- {} -->\n", ".tex": "% {}\n"}
+
+
+def git(*arguments: str) -> str:
+    """What git says, stripped; '' where there is no repository."""
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+@cache
+def processor() -> str:
+    """The processor in words."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def device() -> str:
+    """The GPU that torch sees, in words; cpu where there is none, or where the step needs none."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else "cpu"
+
+
+def made_by() -> dict[str, str]:
+    """Commit, lock, hardware and versions, for a manifest: nothing that identifies a person or a machine.
+
+    Nor anything that changes by chance, for the same step gives the same bytes: what was spent is in the ledger.
+    """
+    commit = git("rev-parse", "HEAD")
+    dirty = "+changes" if git("status", "--porcelain", "--untracked-files=no", "--", *CODE) else ""
+    return {
+        "commit": commit + dirty if commit else "unknown",
+        "lock": hashlib.sha256(LOCK.read_bytes()).hexdigest() if LOCK.exists() else "none",
+        "machine": platform.machine(),
+        "processor": processor(),
+        "cpus": str(os.cpu_count()),
+        "device": device(),
+        "deterministic": os.environ.get("MASKDIT_DETERMINISTIC", "0"),
+        "python": platform.python_version(),
+        **{name: version(name) for name in VERSIONS},
+    }
+
+
+def mark(node: str, config: str) -> str:
+    """How a node was made, in a line; `config` is the hash of its numbers and those of all before it."""
+    made = made_by()
+    return f"maskdit {node}: commit {made['commit']}, config {config}, lock {made['lock']}"
+
+
+def marked(file: Path) -> dict[str, str]:
+    """What `stamp` has written into a file: node, commit, config, lock; empty if there is nothing of it."""
+    shape = rb"maskdit (\S+): commit (\S+), config ([0-9a-f]{64}), lock ([0-9a-f]{64}|none)"  # in a PNG any byte may follow
+    found = re.search(shape, file.read_bytes() if file.exists() else b"")
+    return dict(zip(("node", "commit", "config", "lock"), map(bytes.decode, found.groups()), strict=True)) if found else {}
+
+
+def stamp(file: Path, text: str) -> None:
+    """Write a line into a picture's metadata, or into Markdown or TeX as a comment; other files stay as they are."""
+    if file.suffix == ".png":
+        data = file.read_bytes()
+        body = b"tEXt" + b"Comment\0" + text.encode("latin-1", "replace")
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        file.write_bytes(data[:33] + chunk + data[33:])  # after the signature and the first chunk
+    elif file.suffix == ".svg":
+        head, end, tail = file.read_text().rpartition("</svg>")
+        file.write_text(f"{head}<metadata>{escape(text)}</metadata>\n{end}{tail}")
+    elif file.suffix in COMMENTS:
+        with file.open("a") as stream:
+            stream.write(COMMENTS[file.suffix].format(text))
