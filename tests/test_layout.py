@@ -94,6 +94,8 @@ UNATOMIC = {  # where a file may be written as it is, and why
     ("vae.py", "take"): PUBLISHED,
     ("vae.py", "train"): PUBLISHED,
     ("recovery.py", "copy"): PUBLISHED,
+    ("report.py", "report"): PUBLISHED,
+    ("provenance.py", "stamp"): PUBLISHED,
     ("recovery.py", "__enter__"): "a lock, which holds nothing",
     ("download.py", "fetch_rest"): "a part, which is checked before it is given its name",
     ("inception.py", "__init__"): "into memory",
@@ -102,10 +104,10 @@ UNATOMIC = {  # where a file may be written as it is, and why
 }
 
 
-def test_every_file_is_written_under_another_name_first_but_in_15_places_that_say_why():
+def test_every_file_is_written_under_another_name_first_but_in_17_places_that_say_why():
     found = {(path.name, function) for path in SOURCES for function, _ in unatomic(path.read_text())}
     assert found == set(UNATOMIC)
-    assert len(UNATOMIC) == 15
+    assert len(UNATOMIC) == 17
 
 
 WRITES = (

@@ -162,8 +162,8 @@ def test_a_laptop_has_nothing_to_do_after_the_cluster(undisturbed):
 
 
 def test_two_nodes_train_as_one(undisturbed):
-    record = json.loads(max((undisturbed / ".scratch").glob("pretrain-*/state-*.json")).read_text())
-    assert (record["world"], record["step"]) == (2, STEPS)
+    records = [json.loads(path.read_text()) for path in (undisturbed / ".scratch").glob("pretrain-*/state-*.json")]
+    assert (2, STEPS) in {(record["world"], record["step"]) for record in records}
 
 
 def test_a_step_s_shares_are_jobs_of_their_own(undisturbed):
