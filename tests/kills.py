@@ -50,8 +50,8 @@ def kill_training(spec: dict) -> dict:
         code: int | None = None
         while code != 0:
             calm, one, began = not usual or seen["kills"] >= spec["kills"], partial(work, out), time.monotonic()
-            aimed = not calm and source.random() < 0.3
-            pid = child(partial(dying, one, source.randint(1, 60)) if aimed else one, log)
+            aimed = not calm and (source.random() < 0.3 or not seen["kills"])  # the first one before the first state
+            pid = child(partial(dying, one, source.randint(1, 60) if seen["kills"] else 1) if aimed else one, log)
             code = ended(pid, 600 if calm else source.uniform(0.02, 0.8) * usual)
             struck = True  # by its own hand
             if code is None:

@@ -65,7 +65,7 @@ def test_ten_kills_at_random_moments_leave_the_weights_of_an_undisturbed_trainin
 def test_fifty_kills_lose_no_step_no_state_and_no_bit(latents, name, precision):  # noqa: F811
     found = killed(latents, phase(latents, name, precision=precision), 50)
     assert found["kills before the first state"] > 0
-    assert found["kills in a write"] >= 10
+    assert found["kills in a write"] >= 5
     assert found["attempts that went on"] >= 20
 
 

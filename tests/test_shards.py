@@ -86,6 +86,26 @@ def test_taken_files_survive_their_scratch(make, tmp_path):
     assert not shards.home.exists()
 
 
+def test_a_kill_while_scratch_is_removed_leaves_no_half_of_it_to_be_found(make, tmp_path, monkeypatch):
+    def cut(path, **_):
+        (path / "shard-0").rename(tmp_path / "removed")
+        raise KeyboardInterrupt
+
+    shards = work()
+    shards.fill(make)
+    shards.forget()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runtime.shutil, "rmtree", cut)
+        runtime.tidy()
+    assert not shards.home.exists()
+    again = work()
+    assert again.fill(make)
+    assert make.made == [*range(5), *range(5)]
+    again.forget()
+    runtime.tidy()
+    assert not list((tmp_path / "scratch").iterdir()), "neither its own nor what was left"
+
+
 def test_a_file_system_without_links_gets_a_copy(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -294,9 +294,16 @@ def demand_own(path: Path) -> None:
 
 
 def tidy() -> None:
-    """Remove the scratch folders of what has been published."""
+    """Remove the scratch folders of what has been published, and what a process that was killed here has left of others.
+
+    A folder loses its name before its files: half of it would pass for damaged work.
+    """
     while FINISHED:
-        shutil.rmtree(FINISHED.pop(), ignore_errors=True)
+        home = FINISHED.pop()
+        for left in home.parent.glob("*.gone"):
+            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):
+            shutil.rmtree(home.rename(home.with_name(f"{home.name}.gone")))
 
 
 def first_rank() -> bool:
