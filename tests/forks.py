@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from maskdit import files, runtime, train
+from maskdit import ranks as group
 from maskdit.config import Finetune, Pretrain, UserError
-from maskdit.runtime import STOPPED, Stopped, free_port
+from maskdit.ranks import STOPPED, Stopped, free_port
 
 Work = Callable[[], None]
 
@@ -81,7 +82,7 @@ def alive(group: int) -> bool:
 
 
 def spread(work: Work, world: int) -> Work:
-    """The work by so many ranks of one group, as runtime.launch starts them."""
+    """The work by so many ranks of one group, as ranks.launch starts them."""
 
     def leader() -> None:
         for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -92,7 +93,7 @@ def spread(work: Work, world: int) -> Work:
             ranks.append(os.fork())
             if not ranks[-1]:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                runtime.PARENT = os.getppid()
+                group.PARENT = os.getppid()
                 os._exit(exit_code(work))
             NOTES[PID + rank] = ranks[-1]
         codes = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]

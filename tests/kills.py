@@ -19,9 +19,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from forks import ASKED, NOTES, PID, STEP, Work, alive, child, ended, hashed, once, resumed, spread, states, training, whole
-from maskdit import config, files, runtime, train
+from maskdit import config, files, ranks, runtime, train
 from maskdit.data import Batch
-from maskdit.runtime import STOPPED
+from maskdit.ranks import STOPPED
 
 
 def dying(work: Work, count: int) -> None:
@@ -89,13 +89,13 @@ class Asked(list):
 
 def noting(work: Work) -> None:
     """Work whose ranks note each step that they begin."""
-    real = runtime.Ranks.stop
+    real = ranks.Ranks.stop
 
-    def stop(ranks: runtime.Ranks, step: int) -> bool:
-        NOTES[STEP + ranks.rank] = step
-        return real(ranks, step)
+    def stop(group: ranks.Ranks, step: int) -> bool:
+        NOTES[STEP + group.rank] = step
+        return real(group, step)
 
-    runtime.Ranks.stop, runtime._signals = stop, Asked()
+    ranks.Ranks.stop, ranks._signals = stop, Asked()
     work()
 
 
@@ -155,14 +155,14 @@ def change_world(spec: dict) -> dict:
         for world, until in turns:
 
             def stopping(out: Path = folder / name, until: int | None = until) -> None:
-                real = runtime.Ranks.stop
+                real = ranks.Ranks.stop
 
-                def stop(ranks: runtime.Ranks, step: int) -> bool:
-                    if step == until and ranks.rank == ranks.world - 1:
+                def stop(group: ranks.Ranks, step: int) -> bool:
+                    if step == until and group.rank == group.world - 1:
                         os.kill(os.getpid(), signal.SIGUSR1)
-                    return real(ranks, step)
+                    return real(group, step)
 
-                runtime.Ranks.stop = stop
+                ranks.Ranks.stop = stop
                 work(out)
 
             code = ended(child(spread(stopping, world) if world > 1 else stopping, folder / "said"), 300)

@@ -14,7 +14,7 @@ from maskdit.config import Finetune
 from maskdit.fetch import fetch
 from maskdit.files import write_json
 from maskdit.params import load
-from maskdit.runtime import AHEAD, GRACE
+from maskdit.ranks import AHEAD, GRACE
 from project import ROOT
 from test_encode import images, make_vae, vae  # noqa: F401, fixtures
 from test_recovery import interrupted, often  # noqa: F401, a fixture

@@ -16,7 +16,7 @@ from maskdit.data import Batch
 from maskdit.diffusion import Draw
 from maskdit.learner import Learner
 from maskdit.model import MaskDiT
-from maskdit.runtime import Ranks, launch
+from maskdit.ranks import Ranks, launch
 
 ENCODER, DECODER = {"patch": 2, "depth": 2, "width": 32, "heads": 2}, {"depth": 1, "width": 16, "heads": 2}
 ENTRY = {
@@ -237,7 +237,7 @@ import torch
 sys.path.insert(0, sys.argv[1])
 from test_learner import batch, learner as learner_of
 from maskdit import learner
-from maskdit.runtime import together
+from maskdit.ranks import together
 
 learner.BUCKET = 5000
 torch.set_num_threads(1)

@@ -22,8 +22,8 @@ from maskdit.config import UserError
 from maskdit.files import publishing, sha256
 from maskdit.journal import append, recorded, rows, taken
 from maskdit.provenance import made_by, marked
+from maskdit.ranks import Stopped
 from maskdit.run import code_of
-from maskdit.runtime import Stopped
 from project import ROOT, TOY, commit, environment, project
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from maskdit import checkpoint, recovery, runtime, train
+from maskdit import checkpoint, ranks, recovery, train
 from maskdit.config import UserError
-from maskdit.runtime import STOPPED, Stopped, launch
+from maskdit.ranks import STOPPED, Stopped, launch
 from test_train import latents, masked, pretrained, weights  # noqa: F401, a fixture
 
 
@@ -153,7 +153,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from maskdit import train
 from maskdit.config import Pretrain
-from maskdit.runtime import STOPPED, Stopped
+from maskdit.ranks import STOPPED, Stopped
 real = train.batch_at
 def warned(step, **rest):
     if step == 9 and os.environ["RANK"] == sys.argv[4]:
@@ -187,7 +187,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(latents, monkeypatch):  # no
 
 
 def test_a_command_that_is_stopped_has_an_exit_code_of_its_own(tmp_path):
-    program = "import sys; from maskdit import cli; from maskdit.runtime import Stopped\n"
+    program = "import sys; from maskdit import cli; from maskdit.ranks import Stopped\n"
     program += "def stop(arguments): raise Stopped('pretrain: stopped')\ncli.dispatch = stop; sys.exit(cli.main(['show']))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == STOPPED
@@ -222,9 +222,9 @@ recovery.Recovery.resume = lambda *_: time.sleep(60)
 
 
 def test_the_environment_sets_the_least_pause_between_states(latents, monkeypatch):  # noqa: F811
-    assert recovery.Recovery("toy", masked(2), runtime.Ranks(0, 1)).pause == 60
+    assert recovery.Recovery("toy", masked(2), ranks.Ranks(0, 1)).pause == 60
     monkeypatch.setenv("MASKDIT_STATE_SECONDS", "600")
-    assert recovery.Recovery("toy", masked(2), runtime.Ranks(0, 1)).pause == 600
+    assert recovery.Recovery("toy", masked(2), ranks.Ranks(0, 1)).pause == 600
     for wrong in ("soon", "-1", "nan", "inf"):
         monkeypatch.setenv("MASKDIT_STATE_SECONDS", wrong)
         with pytest.raises(UserError, match=f"^MASKDIT_STATE_SECONDS: '{wrong}' is no number of seconds; set one, or unset it$"):
@@ -260,18 +260,18 @@ def test_what_a_kill_left_half_written_is_removed(latents, monkeypatch, often): 
 
 def test_one_process_alone_is_watched_only_if_asked_and_ranks_always(monkeypatch):
     armed = []
-    monkeypatch.setattr(runtime.faulthandler, "dump_traceback_later", lambda limit, **_: armed.append(limit))
+    monkeypatch.setattr(ranks.faulthandler, "dump_traceback_later", lambda limit, **_: armed.append(limit))
     for world, setting, wanted in ((1, None, []), (2, None, [1800.0]), (1, "7", [7.0]), (2, "7", [7.0]), (2, "0", [])):
         armed.clear()
         if setting is not None:
             monkeypatch.setenv("MASKDIT_WATCHDOG_SECONDS", setting)
-        assert list(runtime.watched(range(1), world)) == [0]
+        assert list(ranks.watched(range(1), world)) == [0]
         assert armed == wanted
         monkeypatch.delenv("MASKDIT_WATCHDOG_SECONDS", raising=False)
 
 
 def test_a_process_that_does_not_end_after_another_s_failure_is_killed(monkeypatch):
-    monkeypatch.setattr(runtime, "GRACE", 0.2)
+    monkeypatch.setattr(ranks, "GRACE", 0.2)
     program = "import os, signal, sys, time; signal.signal(15, signal.SIG_IGN)\n"
     program += "time.sleep(60) if os.environ['RANK'] == '1' else (time.sleep(0.5), sys.exit(3))"
     began = time.monotonic()

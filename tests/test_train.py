@@ -21,8 +21,8 @@ from maskdit.files import read_json, write_json
 from maskdit.latents import Latents
 from maskdit.learner import Learner
 from maskdit.model import MaskDiT
+from maskdit.ranks import Ranks
 from maskdit.recovery import Recovery
-from maskdit.runtime import Ranks
 from maskdit.sample import averaged
 
 COMMON = {

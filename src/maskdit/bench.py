@@ -22,7 +22,8 @@ from maskdit.latents import Latents, Space
 from maskdit.learner import Learner
 from maskdit.model import MaskDiT
 from maskdit.provenance import processor
-from maskdit.runtime import Ranks, device, launch, together
+from maskdit.ranks import Ranks, launch, together
+from maskdit.runtime import device
 from maskdit.timing import CLASSES, batch_of, clock, measure, network, tidy, training
 from maskdit.typeset import markdown
 

@@ -206,7 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.umask(os.umask(0o022) | 0o002)  # nothing that is written here may be written by everyone
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half written is removed on the way out
     from maskdit.config import UserError
-    from maskdit.runtime import Stopped, say, wish
+    from maskdit.ranks import Stopped, wish
+    from maskdit.runtime import say
     from maskdit.slurm import stopped
 
     signal.signal(signal.SIGUSR1, wish)  # it may come before a training listens

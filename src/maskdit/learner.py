@@ -16,7 +16,8 @@ from maskdit.config import Training
 from maskdit.data import Batch
 from maskdit.diffusion import loss
 from maskdit.model import MaskDiT
-from maskdit.runtime import Ranks, autocast, half
+from maskdit.ranks import Ranks
+from maskdit.runtime import autocast, half
 
 BUCKET = 2**24  # gradients in one all-reduce
 FIRST_SCALE, GROWTH_STEPS = 2.0**16, 2000  # of the loss in fp16: halved when a gradient overflows, doubled after so many good steps

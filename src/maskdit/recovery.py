@@ -15,7 +15,8 @@ from maskdit import checkpoint
 from maskdit.config import Training, UserError
 from maskdit.files import Full, digest, read_json, replacing, sha256, write_json, writing
 from maskdit.learner import Learner
-from maskdit.runtime import Ranks, say, scratch, seconds
+from maskdit.ranks import Ranks
+from maskdit.runtime import say, scratch, seconds
 
 SAVE_SECONDS = 60.0  # between two states, at least; more, so that writing takes a twentieth of the time at most
 KEPT = 2  # states, the newest ones

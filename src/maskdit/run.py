@@ -100,7 +100,7 @@ def spread(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] |
 
     `spent` is told how many devices it holds.
     """
-    from maskdit import runtime, slurm
+    from maskdit import ranks, slurm
 
     training, number = STEPS[verb] == "train", slurm.job()
     if number or not training:
@@ -113,17 +113,17 @@ def spread(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] |
         granted = slurm.granted(number)
         spent["devices"] = max(spent["devices"], granted.devices)
         return slurm.over_nodes(granted, command)
-    place, count = slurm.place() if training else slurm.Place(), runtime.local_ranks()
+    place, count = slurm.place() if training else slurm.Place(), ranks.local_ranks()
     if count * place.nodes == 1:
         return None
     spent["devices"] = max(spent["devices"], count * place.nodes)
-    return runtime.launch(command, count, place.node, place.nodes, place.address, place.port)
+    return ranks.launch(command, count, place.node, place.nodes, place.address, place.port)
 
 
 def code_of(error: BaseException) -> int:
     """The exit code of a command that ends with this error."""
     from maskdit.config import UserError
-    from maskdit.runtime import STOPPED, Stopped
+    from maskdit.ranks import STOPPED, Stopped
 
     match error:
         case Stopped():

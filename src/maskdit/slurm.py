@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maskdit.config import UserError
-from maskdit.runtime import STOPPED, say, scratch
+from maskdit.ranks import STOPPED
+from maskdit.runtime import say, scratch
 
 NOTE = "MASKDIT_STOPPED"  # in the environment of a job's tasks: the file by which they say that they were asked to stop
 FORM = "--format=%A|%Z|%k"  # of squeue: number, folder, and the comment in which the plugin says rule and key

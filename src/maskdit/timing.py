@@ -24,7 +24,8 @@ from maskdit.diffusion import Draw, denoise, guided, heun, sigma_steps
 from maskdit.learner import Learner
 from maskdit.model import MaskDiT, for_inference
 from maskdit.plain import Plain, plain_denoise, plain_loss
-from maskdit.runtime import Ranks, autocast, gemm_rate, half, peak_memory, say
+from maskdit.ranks import Ranks
+from maskdit.runtime import autocast, gemm_rate, half, peak_memory, say
 
 CLASSES, STEPS, GUIDANCE = 1000, 4, 1.5
 

@@ -19,20 +19,9 @@ from maskdit.files import digest, read_json
 from maskdit.latents import Latents
 from maskdit.learner import Learner, State
 from maskdit.model import MaskDiT
+from maskdit.ranks import Ranks, Stopped, listening, together, watched
 from maskdit.recovery import Recovery
-from maskdit.runtime import (
-    Ranks,
-    Stopped,
-    device,
-    gemm_rate,
-    listening,
-    peak_memory,
-    progress,
-    say,
-    tensorboard,
-    together,
-    watched,
-)
+from maskdit.runtime import device, gemm_rate, peak_memory, progress, say, tensorboard
 
 LOG_STEPS = 10  # a line of log.jsonl each so many steps
 PATIENCE = 5  # steps in a row without a finite gradient
