@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -114,10 +115,9 @@ def further(where):
 
 
 def weights(where):
-    """The bytes of a training's checkpoints by name."""
-    return {
-        path.name: path.read_bytes() for path in sorted((where / "artifacts" / "runs" / KEY / "pretrain").glob("*.safetensors"))
-    }
+    """The bytes of a training's tensors by file and name."""
+    files = sorted((where / "artifacts" / "runs" / KEY / "pretrain").glob("*.safetensors"))
+    return {(file.name, name): tensor.tobytes() for file in files for name, tensor in load_file(file).items()}
 
 
 def logged(where):
