@@ -211,6 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from maskdit.slurm import stopped
 
     signal.signal(signal.SIGUSR1, wish)  # it may come before a training listens
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     try:
         dispatch(arguments)
     except Stopped as stop:

@@ -76,6 +76,7 @@ def listening() -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, wish) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     try:
         yield
     finally:
@@ -143,10 +144,12 @@ def free_port() -> int:
 def launch(command: list[str], count: int, place: int = 0, nodes: int = 1, address: str = "127.0.0.1", port: int = 0) -> int:
     """Run `count` processes of a command on this machine, the `place`-th of `nodes`, all of one group that meets at an address.
 
-    The first failure stops the others, within GRACE, and is the exit code. SIGTERM and SIGUSR1 go to all of them.
+    The first failure stops the others, within GRACE, and is the exit code. SIGTERM and SIGUSR1 go to all of them, a SIGUSR1 from
+    before, too: it waits in a process that has just begun until that one can note it.
     """
     shared = {**os.environ, "WORLD_SIZE": str(count * nodes), "MASTER_ADDR": address, "MASTER_PORT": str(port or free_port())}
     names = [{"RANK": str(place * count + local), "LOCAL_RANK": str(local)} for local in range(count)]
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # what a process begins with
     group = [subprocess.Popen(command, env={**shared, **name}) for name in names]
 
     def forward(number: int, _: object) -> None:
@@ -154,6 +157,9 @@ def launch(command: list[str], count: int, place: int = 0, nodes: int = 1, addre
             process.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+    for number in _signals:
+        forward(number, None)
     codes: list[int | None] = [None]
     try:
         while None in codes and not any(codes):

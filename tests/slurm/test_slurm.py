@@ -20,7 +20,7 @@ import cluster
 from project import edit, environment, project, twin
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(cluster.missing()), reason=cluster.missing() or "there is a cluster")]
-KEY, STEPS, LONG = "demo-maskdit", 1200, 400
+KEY, STEPS, LONG = "demo-maskdit", 2000, 400
 TABLE = "results/table_demo.csv"
 SCORES = ["fd_mobilenet", "is_mobilenet", "precision_mobilenet", "recall_mobilenet"]
 MADE = (
@@ -109,9 +109,10 @@ def kept(where):
 
 def further(where):
     """Wait until a job has trained on from the state that is there; its number."""
+    number = until("a job that trains", lambda: job(where))
     before = kept(where)
-    until(f"a state after step {before}", lambda: kept(where) > before)
-    return until("a job that trains", lambda: job(where))
+    until(f"a state after step {before} by job {number}", lambda: kept(where) > before and job(where) == number)
+    return number
 
 
 def weights(where):
@@ -174,16 +175,19 @@ def test_a_step_s_shares_are_jobs_of_their_own(undisturbed):
 def requeue(where, number):
     """An administrator sends the job back into the queue."""
     cluster.tool("scontrol", "requeue", number)
+    until("the end of its run", lambda: job(where) != number)
 
 
 def warn(where, number):
     """The warning of --signal: to the steps of the job, not to its script."""
     cluster.tool("scancel", "--signal=USR1", number)
+    until("the end of its run", lambda: job(where) != number)
 
 
 def cancel(where, number):
     """A finger slips."""
     cluster.tool("scancel", number)
+    until("its end", lambda: job(where) != number)
 
 
 def preempt(where, number):
@@ -224,9 +228,11 @@ def test_whatever_happens_to_its_jobs_the_table_is_that_of_an_undisturbed_run(un
     engine.kill()
     subprocess.run(["snakemake", "--unlock"], cwd=where, env=environment(where), check=True)
     ended(start(where, TABLE), where)
-    assert f"job {number} is of the same step" in "".join(path.read_text() for path in (where / ".snakemake").rglob("*.log")) or (
-        "same step" in (where / "logs" / "pretrain" / f"{KEY}.log").read_text()
-    )
+    told = "".join(path.read_text() for path in sorted((where / ".snakemake" / "slurm_logs" / "rule_pretrain" / KEY).glob("*.log")))
+    assert told.count("going on from step") >= len(EVENTS)
+    assert "goes back into the queue" in told, "the warning"
+    assert "DUE TO PREEMPTION" in told
+    assert f"job {number} is of the same step" in told, "the job that the killed engine left behind"
     assert weights(where) == weights(undisturbed)
     assert logged(where) == logged(undisturbed)
     pd.testing.assert_frame_equal(*(pd.read_csv(each / TABLE)[["eval", *SCORES]] for each in (where, undisturbed)))
