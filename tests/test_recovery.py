@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -277,3 +278,12 @@ def test_a_process_that_does_not_end_after_another_s_failure_is_killed(monkeypat
     began = time.monotonic()
     assert launch([sys.executable, "-c", program], 2) == 3
     assert time.monotonic() - began < 20
+
+
+def test_a_warning_reaches_a_process_that_has_just_begun():
+    program = "import signal, sys, time; time.sleep(0.4); came = []; signal.signal(signal.SIGUSR1, lambda *_: came.append(1))\n"
+    program += "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1}); sys.exit(85 if came else 3)"
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    assert launch([sys.executable, "-c", program], 2) == STOPPED
+    timer.join()
