@@ -72,7 +72,7 @@ def test_a_small_benchmark_measures_everything_that_it_names(tmp_path, monkeypat
     }
     entry = Bench.model_validate(
         {
-            "rounds": 1,
+            "rounds": 2,
             "cases": cases,
             "pairs": {
                 "one": {"slow": "a", "fast": "b", "target": 1e9},
@@ -97,7 +97,7 @@ def test_a_small_benchmark_measures_everything_that_it_names(tmp_path, monkeypat
     assert list(chain.step) == ["our blocks and flat weights", "precision", "all together"]
     assert len(pd.read_csv(tmp_path / "bench_toy_factorial.csv")) == 2
     assert (tmp_path / "bench_toy.png").stat().st_size > 5000
-    assert "Medians of 1 rounds" in (tmp_path / "bench_toy.md").read_text()
+    assert "Medians of 2 rounds" in (tmp_path / "bench_toy.md").read_text()
 
 
 def test_a_benchmark_that_names_an_unknown_case_is_refused():

@@ -77,11 +77,13 @@ def supersede(verb: str, key: str) -> None:
     own = asked("squeue", "--noheader", f"--jobs={number}", FORM).partition("|")[2]
     comment = own.partition("|")[2]
     named = comment.startswith((f"rule_{verb}_wildcards_", f"rule_{verb}_part_wildcards_")) and key in comment.split("_")
+    cancelled: set[str] = set()
     while named and (older := twins(number, own)):
-        for other in older:
+        for other in set(older) - cancelled:  # once: of one that is ending scancel would complain
             say(f"job {other} is of the same step and older than {number}: cancelled")
-            asked("scancel", other)
-        time.sleep(5)
+            subprocess.run(["scancel", other])
+            cancelled.add(other)
+        time.sleep(1)
 
 
 @dataclass(frozen=True)
