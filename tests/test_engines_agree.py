@@ -166,22 +166,13 @@ def test_a_command_names_the_files_of_its_node(graphs: tuple[Graph, Graph]) -> N
             assert any(Path(path).is_relative_to(word) for path in node.inputs), name
 
 
-def bench_of(node: str, params: Params) -> str:
-    """The benchmark of an evaluation or reconstruction."""
-    verb, key = node.split("/")
-    return params.entry(verb, key).bench
-
-
 def test_a_node_depends_on_what_its_step_demands(graphs: tuple[Graph, Graph], params: Params) -> None:
     maker = {path: name.replace("@", "/") for name, node in graphs[0].items() for path in node.outputs}
     for name, node in graphs[0].items():
         verb, key = name.split("@")
         edges = {maker[path] for path in node.inputs if not path.startswith("src/")}
         demanded = params.upstream(verb, key)
-        if verb == "claims":  # of other studies it reads what is there, and demands nothing
-            study = params.claims[key].study
-            demanded = {node for node in demanded & set(maker.values()) if bench_of(node, params) == study} | {f"curves/{study}"}
-        folder = verb in ("table", "curves", "efficiency", "claims")
+        folder = verb in ("table", "curves", "efficiency")
         assert demanded <= edges if folder else demanded == edges, name
 
 

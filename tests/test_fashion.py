@@ -10,12 +10,11 @@ from maskdit.config import UserError
 from maskdit.data import Images
 from maskdit.sources import Fashion
 
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """Five training and two test images in the files' format, and their hashes in place of the official ones."""
+    monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "nowhere")
     source = np.random.default_rng(0)
     for part, count in (("train", 5), ("t10k", 2)):
         for kind, numbers in (
@@ -72,8 +71,8 @@ def test_a_wrong_declared_number_is_refused(small, tmp_path):
         fashion.lay(entry(small, images=6), tmp_path)
 
 
-@pytest.mark.skipif(not DEBIAN.exists(), reason="Debian's dataset-fashion-mnist is not installed")
+@pytest.mark.skipif(not fashion.DEBIAN.exists(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_debian_s_package_is_the_official_data(tmp_path):
-    fashion.lay(entry(DEBIAN, images=60_000), tmp_path)
+    fashion.lay(entry(fashion.DEBIAN, images=60_000), tmp_path)
     images = Images.load(tmp_path)
     assert np.bincount(images.labels[~images.heldout]).tolist() == [6000] * 10

@@ -330,6 +330,7 @@ class Report(Section):
     """A benchmark's report: its key is that of a table and of curves."""
 
     grids: Annotated[tuple[Key, Key], Field(strict=False)]  # samples of the two models
+    ledger: Key  # an entry of claims
     mixed: bool = False  # whether artifacts may be of several commits
 
 

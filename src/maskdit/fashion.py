@@ -15,6 +15,7 @@ from maskdit.sources import Fashion
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 SIDE, BORDER = 28, 2
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist puts the files
 HEADERS = {"images": 16, "labels": 8}  # bytes of the IDX format before the numbers
 CONTENTS = {  # sha256 of what the files hold: Debian has compressed them anew
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -25,8 +26,9 @@ CONTENTS = {  # sha256 of what the files hold: Debian has compressed them anew
 
 
 def numbers(config: Fashion, name: str) -> Array:
-    """What one of the four files holds: images (N, 28, 28) or labels (N,), uint8; it is fetched if root lacks it."""
-    path = Path(config.root) / f"{name}.gz"
+    """What one of the four files holds: images (N, 28, 28) or labels (N,), uint8; it is fetched if neither root nor Debian has it."""
+    places = [folder / f"{name}.gz" for folder in (Path(config.root), DEBIAN)]
+    path = next((place for place in places if place.exists()), places[0])
     if not path.exists():
         if config.url is None:
             raise UserError(f"{path}: no such file; install Debian's dataset-fashion-mnist, or set url")

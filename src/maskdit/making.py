@@ -79,7 +79,7 @@ def states(edges: Edges, found: Found, results: Path) -> dict[str, str]:
         elif verb in FOLDERS or verb == "evaluate":
             told[node] = AWAY if node in behind else ABSENT
         else:
-            file = results / f"{verb}_{key}{'.png' if verb == 'grid' else '.csv'}"
+            file = results / (f"{key}.csv" if verb == "claims" else f"{verb}_{key}{'.png' if verb == 'grid' else '.csv'}")
             told[node] = MADE if verb == "report" or file.exists() else ABSENT
     return told
 

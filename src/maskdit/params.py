@@ -98,10 +98,11 @@ class Params(BaseModel):
             case "table" | "curves" | "efficiency":
                 return {f"evaluate/{name}" for name in entry.evals}
             case "claims":
-                return {f"{'evaluate' if name in self.evaluate else 'reconstruct'}/{name}" for name in entry.evals}
+                return {f"curves/{entry.study}"} | {f"evaluate/{name}" for name in self.of(entry.study)}
             case "report":
                 grids = {f"grid/{name}" for name in entry.grids}
-                return {f"table/{key}", f"curves/{key}", *grids} | {f"evaluate/{name}" for name in self.evals(verb, key) or ()}
+                made = {f"table/{key}", f"curves/{key}", f"efficiency/{key}", f"claims/{entry.ledger}", *grids}
+                return made | {f"evaluate/{name}" for name in self.of(key)}
             case "reconstruct":
                 return {f"fetch/{entry.dataset}", f"vae/{entry.vae}", f"fetch/{entry.extractor}"}
             case "recon":
@@ -110,10 +111,19 @@ class Params(BaseModel):
                 return {f"fetch/{entry.dataset}", f"fetch/{entry.extractor}", f"reference/{entry.reference}"}
         return set()
 
+    def beside(self, verb: str, key: str) -> set[str]:
+        """The nodes of other studies that a node reads where they are there: those that a ledger names."""
+        names = self.claims[key].evals if verb == "claims" else ()
+        return {f"{'evaluate' if name in self.evaluate else 'reconstruct'}/{name}" for name in names}
+
+    def of(self, bench: str) -> tuple[str, ...]:
+        """The evaluations of a benchmark."""
+        return tuple(name for name, entry in self.evaluate.items() if entry.bench == bench)
+
     def evals(self, verb: str, key: str) -> tuple[str, ...] | None:
         """The records that a node reads of a folder: those that its entry names, for a report all of its benchmark; else None."""
         if verb == "report":
-            return tuple(name for name, entry in self.evaluate.items() if entry.bench == key)
+            return self.of(key)
         return getattr(self.entry(verb, key), "evals", None)
 
     def problems(self) -> Iterator[str]:
@@ -240,9 +250,11 @@ class Params(BaseModel):
                         yield f"{verb}.{key}.evals: '{name}' belongs to bench {self.evaluate[name].bench}"
 
         for key, report in self.report.items():
-            for verb in ("table", "curves"):
+            for verb in ("table", "curves", "efficiency"):
                 if key not in getattr(self, verb):
-                    yield f"report.{key}: {verb} has no entry '{key}'; a report has the key of a table and of curves"
+                    yield f"report.{key}: {verb} has no entry '{key}'; a report has the key of a table, of curves and of efficiency"
+            if self.claims[report.ledger].study != key:
+                yield f"report.{key}.ledger: claims.{report.ledger} is of study {self.claims[report.ledger].study}"
             for name in report.grids:
                 if self.evaluate[self.grid[name].sample].bench != key:
                     yield f"report.{key}.grids: '{name}' shows bench {self.evaluate[self.grid[name].sample].bench}"
@@ -302,6 +314,7 @@ REFERENCES = (
     ("efficiency", "evals", "evaluate"),
     ("claims", "study", "table"),
     ("report", "grids", "grid"),
+    ("report", "ledger", "claims"),
 )
 
 

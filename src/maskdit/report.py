@@ -50,8 +50,8 @@ def report(config: Report, *, results: Path, out: Path) -> None:
     told = states(edges, found, results)
     title = params.table[bench].title
     parts = {
-        "Summary": summary(bench, results, points, told),
-        "Claims": shown(results / "claims.csv", "Claims of the paper"),
+        "Summary": summary(results / f"{config.ledger}.csv", points, told),
+        "Claims": shown(results / f"{config.ledger}.csv", "Claims of the paper"),
         "Tables": tables(params, bench, results),
         "Curves": charts(points, curves, results, bench),
         "Speed": speeds(params, results),
@@ -69,12 +69,12 @@ def report(config: Report, *, results: Path, out: Path) -> None:
 # The first thing that a reader sees
 
 
-def summary(bench: str, results: Path, points: dict[str, Any], told: dict[str, str]) -> str:
+def summary(ledger: Path, points: dict[str, Any], told: dict[str, str]) -> str:
     """The verdicts in numbers, who is ahead for the same budget, and what is missing."""
     lines: list[str] = []
-    judged = rows_of(results / "claims.csv")
+    judged = rows_of(ledger)
     if judged is None:
-        lines.append("The paper's claims were not judged: claims.csv is not there.")
+        lines.append(f"The paper's claims were not judged: {ledger.name} is not there.")
     else:
         counts = Counter(row.get("verdict", "") or "no verdict" for row in judged)
         lines.append(f"Of {len(judged)} claims: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}.")

@@ -80,7 +80,7 @@ def work(
         spent["part"] = f"{share[0]}/{share[1]}"
     inputs = {name: path for name, path in paths.items() if name != "out"}
     found = [item for path in inputs.values() for item in inputs_of(path, params.evals(verb, key))]
-    upstream = params.upstream(verb, key)
+    upstream = params.upstream(verb, key) | params.beside(verb, key)
     for path, manifest in found:
         if manifest.node not in upstream:
             raise UserError(f"{path}: holds {manifest.node}, {verb}.{key} wants {' and '.join(sorted(upstream))}")

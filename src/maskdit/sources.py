@@ -48,8 +48,8 @@ class Fashion(Pictures):
     """Fashion-MNIST on a border that makes its side 32; `images` counts the training images, the test images are held out."""
 
     source: Literal["fashion-mnist"]
-    root: Annotated[str, StringConstraints(min_length=1)]  # holds the four files, as Debian's dataset-fashion-mnist installs them
-    url: Url | None  # of a folder to fetch them from if root lacks them
+    root: Annotated[str, StringConstraints(min_length=1)]  # holds the four files, or Debian's dataset-fashion-mnist does
+    url: Url | None  # of a folder to fetch them from if they are in neither place
     resolution: Literal[32]
 
 

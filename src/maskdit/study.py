@@ -29,6 +29,13 @@ def entries(tree: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
     return {verb: renamed(known, name) for verb, known in mine.items() if known}
 
 
+def ledger(known: dict[str, Any], name: str) -> dict[str, Any]:
+    """The claims of which the demo can show something, to be shown by another study."""
+    claims = {key: claim for ledger in known.values() for key, claim in ledger["claims"].items()}
+    mine = {key: renamed(claim, name) for key, claim in claims.items() if renamed(claim, name) != claim}
+    return {"title": "What the paper claims, and what was measured here", "study": name, "claims": mine}
+
+
 def inserted(text: str, verb: str, new: dict[str, Any]) -> str:
     """The text of params.yaml with more entries at the end of a step's; every other line stays as it is."""
     from ruamel.yaml import YAML
@@ -69,12 +76,15 @@ def study(name: str, root: Path, resolution: int, heldout: float) -> None:
     if not images:
         raise UserError(f"{root}: no images in it; wanted CLASS/image, tar or zip files")
     text = PARAMS.read_text()
-    new = entries(YAML(typ="safe", pure=True).load(text), name)
+    tree = YAML(typ="safe", pure=True).load(text)
+    new = entries(tree, name)
     seed = new["fetch"][name]["seed"]
     new["fetch"][name] = {"source": "folder", "root": str(root), "bad": "fail"}
     new["fetch"][name] |= {"resolution": resolution, "images": images, "heldout": heldout, "seed": seed}
     for verb in ("table", "curves", "efficiency"):
         new[verb][name]["title"] = f"DiT and MaskDiT on {root.name} at {resolution} pixels"
+    new["claims"] = {f"{name}-claims": ledger(tree["claims"], name)}
+    new["report"][name]["ledger"] = f"{name}-claims"
     for verb, known in new.items():
         text = inserted(text, verb, known)
     validate(YAML(typ="safe", pure=True).load(text))

@@ -119,6 +119,8 @@ rule report:
         table="results/table_{key}.csv",
         curves="results/curves_{key}.csv",
         crossing="results/curves_{key}_crossing.csv",
+        efficiency="results/efficiency_{key}.csv",
+        ledger=lambda wildcards: f"results/{params.report[wildcards.key].ledger}.csv",
         grids=lambda wildcards: [f"results/grid_{name}.png" for name in params.report[wildcards.key].grids],
         code=[f"src/maskdit/{name}.py" for name in ("report", "making", "page", "graph")],
         template=[f"src/maskdit/report.{kind}" for kind in ("html", "css", "js")],
