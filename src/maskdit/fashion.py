@@ -26,7 +26,7 @@ CONTENTS = {  # sha256 of what the files hold: Debian has compressed them anew
 
 
 def numbers(config: Fashion, name: str) -> Array:
-    """What one of the four files holds: images (N, 28, 28) or labels (N,), uint8; it is fetched if neither root nor Debian has it."""
+    """What one of the four files holds: images (N, 28, 28) or labels (N,), uint8; fetched if they are in neither place."""
     places = [folder / f"{name}.gz" for folder in (Path(config.root), DEBIAN)]
     path = next((place for place in places if place.exists()), places[0])
     if not path.exists():
