@@ -67,6 +67,8 @@ MISTAKES = [
         ["demo-dit-plane"],
         "table.demo.evals: evaluate has no entry 'demo-dit-plane'; did you mean",
     ),
+    ("report.demo.ledger", "claim", "report.demo.ledger: claims has no entry 'claim'; did you mean"),
+    ("curves", {}, "claims.claims.study: curves has no entry 'demo'"),
     ("fetch.other", None, "fetch.other"),
     (
         "sample.demo-dit-plain.step",
@@ -102,6 +104,13 @@ def test_the_points_of_a_curve_are_sampled_alike(tree, field, value):
     tree["sample"]["demo-dit-plain"] = {**first, field: value}
     with pytest.raises(UserError, match=f"curves.demo.evals: the points of a curve have one {field}, these have"):
         validate(tree)
+
+
+def test_a_report_shows_the_ledger_of_its_own_study(twins):
+    twins["curves"]["demo-two"] = {**twins["curves"]["demo"], "evals": ["demo-maskdit-guided"]}
+    twins["claims"]["claims"] = {**twins["claims"]["claims"], "study": "demo-two"}
+    with pytest.raises(UserError, match=r"^params\.yaml: report\.demo\.ledger: claims\.claims is of study demo-two$"):
+        validate(twins)
 
 
 def test_ddpm_needs_two_timesteps_of_its_thousand(tree):

@@ -15,6 +15,7 @@ import pytest
 from maskdit import checkpoint, ranks, recovery, train
 from maskdit.config import UserError
 from maskdit.ranks import STOPPED, Stopped, launch
+from maskdit.runtime import device
 from test_train import latents, masked, pretrained, weights  # noqa: F401, a fixture
 
 
@@ -230,6 +231,14 @@ def test_the_environment_sets_the_least_pause_between_states(latents, monkeypatc
         monkeypatch.setenv("MASKDIT_STATE_SECONDS", wrong)
         with pytest.raises(UserError, match=f"^MASKDIT_STATE_SECONDS: '{wrong}' is no number of seconds; set one, or unset it$"):
             pretrained(latents, f"run{wrong}", masked(2))
+
+
+@pytest.mark.parametrize("wrong", ["", "two", "0", "-1", "2.0", "9999999", "²"])
+def test_a_number_of_threads_or_processes_that_is_none_is_refused_by_name(wrong, monkeypatch):
+    for name, asked in (("MASKDIT_THREADS", device), ("MASKDIT_RANKS", ranks.local_ranks)):
+        monkeypatch.setenv(name, wrong)
+        with pytest.raises(UserError, match=f"^{name}: '{wrong}' is no number from 1 to 1024; set one, or unset it$"):
+            asked()
 
 
 def test_a_disk_without_room_for_the_states_is_told_before_the_first_step(latents, monkeypatch, often):  # noqa: F811

@@ -31,7 +31,7 @@ def known(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-def recipe(name: str, record: dict[str, Any]) -> str:
+def curve_of(name: str, record: dict[str, Any]) -> str:
     """What all points of one curve have in common, whatever their seed: how they were pretrained."""
     config = {field: value for field, value in config_of(record, "pretrain").items() if field not in ("seed", "milestones")}
     return json.dumps([record["checkpoint"]["model"], config], sort_keys=True)
@@ -48,11 +48,11 @@ def points(metrics: Path, config: Curves) -> pd.DataFrame:
     for name, record in read(metrics, config.evals, (*COMPARABLE, *SAMPLING, "sampler", "nfe", "guidance")).items():
         checkpoint = record["checkpoint"]
         hours = known(hours_of(record))
-        names.setdefault(recipe(name, record), config_of(record, "sample").get("run", name))
+        names.setdefault(curve_of(name, record), config_of(record, "sample").get("run", name))
         rows.append(
             {
                 "eval": name,
-                "series": recipe(name, record),
+                "series": curve_of(name, record),
                 "model": checkpoint["model"],
                 "phase": checkpoint["phase"],
                 "point": f"{checkpoint['phase']} {steps_of(record)}",

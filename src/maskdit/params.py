@@ -313,6 +313,7 @@ REFERENCES = (
     ("curves", "evals", "evaluate"),
     ("efficiency", "evals", "evaluate"),
     ("claims", "study", "table"),
+    ("claims", "study", "curves"),
     ("report", "grids", "grid"),
     ("report", "ledger", "claims"),
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from maskdit.runtime import seconds
+from maskdit.runtime import seconds, whole
 
 GRACE = 60.0  # seconds that a process has to end when another of its group has failed: it may wait for that one for ever
 
@@ -128,7 +128,7 @@ def watched(steps: Iterable[int], world: int) -> Iterator[int]:
 def local_ranks() -> int:
     """How many processes should train on this machine: MASKDIT_RANKS, else one per GPU, at least one."""
     if "MASKDIT_RANKS" in os.environ:
-        return int(os.environ["MASKDIT_RANKS"])
+        return whole("MASKDIT_RANKS")
     import torch
 
     return max(1, torch.cuda.device_count())

@@ -59,12 +59,12 @@ def work(
     options: dict[str, Path | None],
 ) -> None:
     """What `step` does; `spent` is told what only this function knows."""
+    from maskdit import runtime
     from maskdit.config import UserError
 
     entry = params.entry(verb, key)
     for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
-        os.environ[f"{library}_NUM_THREADS"] = os.environ.get("MASKDIT_THREADS", "1")
-    from maskdit import runtime
+        os.environ[f"{library}_NUM_THREADS"] = str(runtime.whole("MASKDIT_THREADS"))
     from maskdit.files import inputs_of, lineage, published_digest, publishing
 
     runtime.KEY = key

@@ -35,6 +35,14 @@ def seconds(name: str, otherwise: float) -> float:
     return value
 
 
+def whole(name: str) -> int:
+    """A setting of the environment, 1 if it is not there; raises UserError if it is no number from 1 to 1024."""
+    text = os.environ.get(name, "1")
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= 1024):
+        raise UserError(f"{name}: '{text}' is no number from 1 to 1024; set one, or unset it")
+    return int(text)
+
+
 def device() -> "torch.device":
     """The accelerator if there is one.
 
@@ -44,7 +52,7 @@ def device() -> "torch.device":
     """
     import torch
 
-    torch.set_num_threads(int(os.environ.get("MASKDIT_THREADS", "1")))
+    torch.set_num_threads(whole("MASKDIT_THREADS"))
     torch.backends.cudnn.allow_tf32 = False  # convolutions, by default; fp32 means float32 here
     if (wanted := os.environ.get("MASKDIT_DETERMINISTIC", "0")) not in ("0", "1"):
         raise UserError(f"MASKDIT_DETERMINISTIC: '{wanted}' is neither 0 nor 1; set one of them, or unset it")
