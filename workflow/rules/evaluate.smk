@@ -37,7 +37,8 @@ rule evaluate:
         features="artifacts/features/{key}",
         reference=lambda wildcards: f"artifacts/reference/{params.evaluate[wildcards.key].dataset}",
     output:
-        "results/metrics/{bench}/{key}.json",
+        record="results/metrics/{bench}/{key}.json",
+        scores="results/scores/{bench}/{key}.yaml",
     log:
         "logs/evaluate/{bench}/{key}.log",
     benchmark:
@@ -45,7 +46,7 @@ rule evaluate:
     params:
         lookup(dpath="evaluate/{key}", within=config),
     shell:
-        "maskdit evaluate {wildcards.key} --features {input.features} --reference {input.reference} --out {output} 2>&1 | tee {log}"
+        "maskdit evaluate {wildcards.key} --features {input.features} --reference {input.reference} --out {output.record} 2>&1 | tee {log}"
 
 
 rule reconstruct:
