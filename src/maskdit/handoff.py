@@ -52,9 +52,9 @@ def handoff(to: str, bench: str) -> None:
         said = engine("dvc", "repro", "--dry", "--allow-missing", *stages)
         if "Running stage" in said:
             raise UserError(f"handoff: DVC has stages left: run dvc repro {' '.join(stages)} first")
-    folder = Path("results") / "metrics" / bench
-    records = [folder / f"{key}.json" for key, entry in params.evaluate.items() if entry.bench == bench]
-    for path in records:
+    keys = [key for key, entry in params.evaluate.items() if entry.bench == bench]
+    records = [Path(f"results/metrics/{bench}/{key}.json") for key in keys]
+    for path in [*records, *(Path(f"results/scores/{bench}/{key}.yaml") for key in keys)]:
         if not path.exists():
             raise UserError(f"handoff: {path} is not here: run {'dvc pull' if to == 'snakemake' else f'snakemake {path}'} first")
     lineage([found for path in records for found in inputs_of(path)], params)
