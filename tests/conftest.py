@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from project import SNAKEMAKE, project, says
+from project import SNAKEMAKE, commit, project, says, twin
 
 for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
@@ -23,4 +23,24 @@ def by_snakemake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project after `snakemake`: read it, change only a twin."""
     where = project(tmp_path_factory.mktemp("snakemake"))
     says(where, *SNAKEMAKE)
+    return where
+
+
+@pytest.fixture(scope="session")
+def handed(by_snakemake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same after a handoff: both engines know everything. Its cache is pushed to a folder that clones know of."""
+    where = twin(by_snakemake, tmp_path_factory.mktemp("handed"))
+    says(where, "maskdit", "handoff", "--to", "dvc", "demo")
+    says(where, "dvc", "remote", "add", "--default", "shared", str(tmp_path_factory.mktemp("remote")))
+    commit(where)
+    says(where, "dvc", "push")
+    return where
+
+
+@pytest.fixture(scope="session")
+def clone(handed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone that has pulled the artifacts: DVC knows everything, Snakemake nothing."""
+    where = tmp_path_factory.mktemp("clone") / "clone"
+    says(handed, "git", "clone", "--quiet", str(handed), str(where))
+    says(where, "dvc", "pull")
     return where

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 TOY = ROOT / "tests" / "toy" / "params.yaml"
 SNAKEMAKE = ("snakemake", "--cores", "2", "--printshellcmds")
 PARTS = ("Snakefile", "dvc.yaml", "workflow", "profiles", "src", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
+PARTS += (".dvc/plots",)
 NAMES = ("HF_TOKEN", "KAGGLE_KEY", "KAGGLE_USERNAME", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 NAMES += ("WANDB_API_KEY", "GITHUB_TOKEN")
 SECRETS = {name: f"canary-{name.lower()}-8c1f" for name in NAMES}  # nothing of these is ever to be written

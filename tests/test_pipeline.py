@@ -14,7 +14,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from project import ROOT, SNAKEMAKE, commit, edit, environment, nodes, project, run, says, twin
+from project import ROOT, SNAKEMAKE, edit, environment, nodes, project, run, says, twin
 
 pytestmark = pytest.mark.pipeline
 
@@ -75,26 +75,6 @@ def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project after `dvc repro`, from nothing."""
     where = project(tmp_path_factory.mktemp("dvc"))
     says(where, "dvc", "repro", *STAGES[:2])
-    return where
-
-
-@pytest.fixture(scope="module")
-def handed(by_snakemake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same after a handoff: both engines know everything. Its cache is pushed to a folder that clones know of."""
-    where = twin(by_snakemake, tmp_path_factory.mktemp("handed"))
-    says(where, "maskdit", "handoff", "--to", "dvc", "demo")
-    says(where, "dvc", "remote", "add", "--default", "shared", str(tmp_path_factory.mktemp("remote")))
-    commit(where)
-    says(where, "dvc", "push")
-    return where
-
-
-@pytest.fixture(scope="module")
-def clone(handed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone that has pulled the artifacts: DVC knows everything, Snakemake nothing."""
-    where = tmp_path_factory.mktemp("clone") / "clone"
-    says(handed, "git", "clone", "--quiet", str(handed), str(where))
-    says(where, "dvc", "pull")
     return where
 
 

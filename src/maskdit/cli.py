@@ -136,6 +136,7 @@ def interchange(verbs: "argparse._SubParsersAction[Parser]") -> None:
         "--weights", choices=("ema", "net", "both"), default="ema", help="averaged (default), raw, or both (upstream)"
     )
     entry.add_argument("--vae", type=Path, metavar="FOLDER", help="the autoencoder to copy (diffusers)")
+    entry.add_argument("--metrics", type=Path, metavar="FOLDER", help="records for the card (diffusers; default results/metrics)")
 
 
 def show(bench: str) -> None:

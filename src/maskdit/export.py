@@ -10,11 +10,14 @@ import torch
 
 from maskdit import autoencoder, checkpoint
 from maskdit.config import UserError
-from maskdit.files import inputs_of, publishing, read_json, replacing, write_json
+from maskdit.files import Manifest, as_yaml, inputs_of, publishing, read_json, replacing, write_json
 from maskdit.foreign import Tensors, wrapped
 from maskdit.latents import Space
+from maskdit.records import config_of
 from maskdit.runtime import say
 
+METRICS = Path("results/metrics")
+PROTOCOL = ("images", "labels", "sampler", "nfe", "guidance", "family", "extractor_sha256", "reference_sha256", "neighbours")
 PREFIX = "maskdit_"  # of our modules in an exported folder: diffusers copies the files of all folders into one
 
 
@@ -44,9 +47,10 @@ def plain(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in ("model", "phase", "step", "images", "parameters", "architecture", "space")}
 
 
-def export(run: Path, format: str, out: Path, step: int | None, weights: str, vae: Path | None) -> None:  # noqa: A002, an option
+def export(run: Path, format: str, out: Path, step: int | None, weights: str, vae: Path | None, metrics: Path | None) -> None:  # noqa: A002, an option
     """`maskdit export`: one milestone of a run to a new file (upstream) or folder (diffusers).
 
+    Records of these weights in `metrics`, or where the steps put them, go into a folder's card.
     Raises UserError if `out` is there already, or the format cannot hold what is asked for.
     """
     if out.exists():
@@ -68,12 +72,47 @@ def export(run: Path, format: str, out: Path, step: int | None, weights: str, va
                 else "holds one: --weights ema or net"
             )
             raise UserError(f"{out}: a folder for diffusers {wrong}")
+        if metrics and not metrics.is_dir():
+            raise UserError(f"{metrics}: no such folder; name one with the records of evaluations")
+        results = measured(metrics or METRICS, manifest, facts) if weights == "ema" else []
         with publishing(out, f"export/{out.name}", {"weights": weights}, manifest.lineage) as place:
-            write_folder(place, found[weights], facts, vae)
+            write_folder(place, found[weights], facts, vae, results)
     say(f"export: {facts['model']} at step {facts['step']}, {weights} weights, to {out}")
 
 
-def write_folder(folder: Path, tensors: Tensors, facts: dict[str, Any], vae: Path) -> None:
+def measured(folder: Path, run: Manifest, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the records in a folder say of a run's averaged weights at a step, as results of a model-index.
+
+    Raises UserError if a record was changed since it was written.
+    """
+    found = []
+    for path in sorted(path for path in folder.rglob("*.json") if "/." not in f"/{path.relative_to(folder)}"):
+        [(_, manifest)] = inputs_of(path)
+        record = read_json(path, "metrics", "checkpoint", "protocol")
+        drawn, judged = config_of(record, "sample"), config_of(record, "evaluate")
+        protocol, origin = record["protocol"], manifest.lineage.get(run.node)
+        if (
+            origin == run.lineage[run.node]
+            and f"{drawn.get('phase')}/{drawn.get('run')}" == run.node
+            and (record["checkpoint"]["step"], protocol["weights"]) == (facts["step"], "EMA")
+        ):
+            images = manifest.lineage.get(f"fetch/{judged['dataset']}")
+            source = images.config["source"] if images else judged["dataset"]
+            told = {"evaluation": path.stem, **{name: protocol[name] for name in PROTOCOL if name in protocol}}
+            found.append(
+                {
+                    "task": {"type": "image-generation", "name": "Class-conditional image generation"},
+                    "dataset": {"type": source, "name": f"{source}, {protocol['resolution']} pixels"},
+                    "metrics": [
+                        {"type": name, "value": value, "name": f"{name}, guidance {protocol['guidance']}", "args": told}
+                        for name, value in record["metrics"].items()
+                    ],
+                }
+            )
+    return found
+
+
+def write_folder(folder: Path, tensors: Tensors, facts: dict[str, Any], vae: Path, results: list[dict[str, Any]]) -> None:
     """A folder for DiffusionPipeline.from_pretrained: both networks, the code that they need, and a card.
 
     Raises UserError if `vae` is not the autoencoder that made the latents.
@@ -102,7 +141,7 @@ def write_folder(folder: Path, tensors: Tensors, facts: dict[str, Any], vae: Pat
     write_json(folder / "model_index.json", index)
     shutil.copyfile(licence(), folder / "LICENSE")
     with replacing(folder / "README.md") as temporary:
-        temporary.write_text(card(facts))
+        temporary.write_text(card(facts, results))
 
 
 def licence() -> Path:
@@ -127,8 +166,8 @@ def write_code(folder: Path, module: str, name: str) -> None:
     (folder / f"{name}.py").write_text(sources[module])
 
 
-def card(facts: dict[str, Any]) -> str:
-    """The README.md of an exported folder: what it is, what it cost, how to use it, under which licence."""
+def card(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """The README.md of an exported folder: what it is, what it cost, how good it is, how to use it, under which licence."""
     space, architecture = facts["space"], facts["architecture"]
     halves = {half: architecture[half] for half in ("encoder", "decoder") if architecture[half]}
     sizes = "; ".join(
@@ -148,12 +187,13 @@ def card(facts: dict[str, Any]) -> str:
         "made from": " ".join(str(value) for value in facts.get("source", {}).values()) or "trained by maskdit",
     }
     table = "".join(f"| {name} | {'unknown' if value is None else value} |\n" for name, value in rows.items())
-    return CARD.format(title=f"{facts['model']}, step {facts['step']}", table=table)
+    title = f"{facts['model']}, step {facts['step']}"
+    index = {"model-index": [{"name": title, "results": results}]} if results else {}
+    return CARD.format(front=as_yaml({"library_name": "diffusers", **index}), title=title, table=table)
 
 
 CARD = """---
-library_name: diffusers
----
+{front}---
 # {title}
 
 | | |

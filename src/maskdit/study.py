@@ -1,12 +1,11 @@
 """A study of one's own images: the demo's entries of params.yaml under another name."""
 
-import io
 import re
 from pathlib import Path
 from typing import Any
 
 from maskdit.config import Key, UserError
-from maskdit.files import replacing
+from maskdit.files import as_yaml, replacing
 from maskdit.params import load, validate
 from maskdit.store import scan
 
@@ -38,14 +37,7 @@ def ledger(known: dict[str, Any], name: str) -> dict[str, Any]:
 
 def inserted(text: str, verb: str, new: dict[str, Any]) -> str:
     """The text of params.yaml with more entries at the end of a step's; every other line stays as it is."""
-    from ruamel.yaml import YAML
-
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style, yaml.width, yaml.sort_base_mapping_type_on_output = False, 4096, False  # type: ignore[assignment]
-    stream = io.StringIO()
-    yaml.dump(new, stream)
-    plain = re.sub(r"(?<=\s)(\d+)e([-+]\d+)$", r"\1.0e\2", stream.getvalue(), flags=re.M)  # YAML 1.1 reads 1e-05 as text
-    block = "".join(f"  {line}\n" for line in plain.splitlines())
+    block = "".join(f"  {line}\n" for line in as_yaml(new).splitlines())
     start = re.search(rf"^{verb}:.*\n", text, re.M)
     assert start is not None
     if start.group().rstrip() != f"{verb}:":  # an empty dictionary

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from maskdit.config import Recon, Table, UserError
+from maskdit.files import as_yaml, replacing
 from maskdit.records import COMPARABLE, SAMPLING, config_of, hours_of, published, read, steps_of, twins
 from maskdit.typeset import latex, write
 
@@ -124,6 +125,17 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
         rows.append({"eval": "real, held out", **real})
     frame = ordered([rounded(row) for row in rows] + reported).drop(columns=[*alike, "batch"], errors="ignore")
     write(frame, config.title, out, typeset(frame, config.title))
+    write_scores(records, out.parent / "scores" / out.stem.removeprefix("table_"))
+
+
+def write_scores(records: dict[str, dict[str, Any]], folder: Path) -> None:
+    """The metrics of each record as a file of its own, without its provenance: what `dvc metrics` shows and compares."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in set(folder.glob("*.yaml")) - {folder / f"{name}.yaml" for name in records}:
+        path.unlink()
+    for name, record in records.items():
+        with replacing(folder / f"{name}.yaml") as temporary:
+            temporary.write_text(as_yaml(record["metrics"]))
 
 
 def ordered(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ rule table:
         csv="results/table_{key}.csv",
         md="results/table_{key}.md",
         tex="results/table_{key}.tex",
+        scores=directory("results/scores/{key}"),
     log:
         "logs/table/{key}.log",
     params:
