@@ -28,3 +28,4 @@ rule demo:
 rule fashion:
     input:
         "results/report_fashion.html",
+        "results/table_fashion-ablation.csv",

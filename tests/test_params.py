@@ -69,6 +69,17 @@ MISTAKES = [
     ),
     ("report.demo.ledger", "claim", "report.demo.ledger: claims has no entry 'claim'; did you mean"),
     ("curves", {}, "claims.claims.study: curves has no entry 'demo'"),
+    ("pretrain.demo-maskdit.defer", 9, "pretrain.demo-maskdit.defer: 9 leaves none of"),
+    (
+        "pretrain.demo-dit.route",
+        {"first": 0, "last": 9, "ratio": 0.5},
+        "pretrain.demo-dit.route.last: 9 is no block of",
+    ),
+    (
+        "pretrain.demo-dit.route",
+        {"first": 0, "last": 0, "ratio": 0.999},
+        "pretrain.demo-dit.route.ratio: 0.999 leaves none of",
+    ),
     ("fetch.other", None, "fetch.other"),
     (
         "sample.demo-dit-plain.step",

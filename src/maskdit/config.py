@@ -119,6 +119,20 @@ class Encoder(Transformer):
     patch: Count
 
 
+class Route(Section):
+    """TREAD (Krause et al. 2025): in training some tokens skip blocks of the encoder, and come back to their places after them."""
+
+    first: Annotated[int, Field(ge=0)]  # of the blocks, counted from 0
+    last: Annotated[int, Field(ge=0)]
+    ratio: Annotated[float, Field(gt=0, lt=1)]  # share of the tokens that skip them
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.last < self.first:
+            raise ValueError(f"last {self.last} comes before first {self.first}")
+        return self
+
+
 class Training(Section):
     """What pretraining and finetuning have in common (PAPER: AdamW, constant rate, EMA, class dropout)."""
 
@@ -126,6 +140,8 @@ class Training(Section):
     mask_ratio: Fraction  # share of tokens hidden from the encoder; int(tokens * (1 - ratio)) are kept
     mask_schedule: Literal["constant", "cosine4"] = "constant"  # cosine4: mask_ratio * cos(pi / 2 * step / schedule_steps)^4
     schedule_steps: Count | None = None
+    defer: Annotated[int, Field(ge=0)] = 0  # blocks of the encoder that see all tokens before the mask hides some (MicroDiT)
+    route: Route | None = None
     mae_weight: Annotated[float, Field(ge=0)]  # lambda of the reconstruction term
     dsm: Literal["kept", "all"] = "kept"  # the tokens that the denoising term is taken over; kept is the paper's
     batch: Count  # images per step over all ranks
@@ -153,6 +169,8 @@ class Training(Section):
     def _schedule(self) -> Self:
         if (self.schedule_steps is None) != (self.mask_schedule == "constant"):
             raise ValueError("schedule_steps is for a mask_schedule other than constant, and each such one needs it")
+        if self.route and (self.mask_ratio or self.defer):
+            raise ValueError("route sends all tokens on their way: set mask_ratio: 0.0 and defer: 0")
         return self
 
     def recipe(self) -> dict[str, Any]:

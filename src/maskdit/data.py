@@ -130,8 +130,7 @@ class Batch:
 
     def part(self, start: int, stop: int) -> "Batch":
         """The samples from `start` to `stop`."""
-        draw = Draw(*(getattr(self.draw, field.name)[start:stop] for field in fields(Draw)))
-        return Batch(self.clean[start:stop], self.labels[start:stop], draw)
+        return self._each(lambda tensor: tensor[start:stop])
 
     def to(self, where: torch.device) -> "Batch":
         """The batch on a device; to a GPU without waiting for the copy."""
@@ -141,7 +140,11 @@ class Batch:
         def put(tensor: Tensor) -> Tensor:
             return tensor.pin_memory().to(where, non_blocking=True)
 
-        return Batch(put(self.clean), put(self.labels), Draw(*(put(getattr(self.draw, field.name)) for field in fields(Draw))))
+        return self._each(put)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        parts = (getattr(self.draw, field.name) for field in fields(Draw))
+        return Batch(change(self.clean), change(self.labels), Draw(*(None if part is None else change(part) for part in parts)))
 
 
 def batch_at(step: int, config: Training, latents: Latents, patches: int, rank: int = 0, world: int = 1) -> Batch:
@@ -165,7 +168,11 @@ def batch_at(step: int, config: Training, latents: Latents, patches: int, rank: 
         source.random(dtype=np.float32, out=uniform[place])
     mirrors = (uniform[:, -1] * latents.mirrors).astype(int)
     clean = latents.draw(rows, mirrors, posterior)
-    draw = Draw(*(torch.from_numpy(part) for part in (normal, noise, uniform[:, :patches].copy(), uniform[:, patches].copy())))
+    parts = [normal, noise, uniform[:, :patches].copy(), uniform[:, patches].copy()]
+    if config.route:  # by draws of its own: noise and dropped labels are those of a training that routes nothing
+        sources = (generator(config.seed, "route", step, rank * share + place) for place in range(share))
+        parts.append(np.stack([source.random(patches, dtype=np.float32) for source in sources]))
+    draw = Draw(*map(torch.from_numpy, parts))
     return Batch(torch.from_numpy(clean), torch.from_numpy(latents.labels[rows]), draw)
 
 

@@ -22,7 +22,7 @@ SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7
 VP_STEPS = 1000
 VP_BETA_MIN, VP_BETA_MAX = 1e-4, 0.02
 
-Network = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Network = Callable[..., Tensor]  # of latents, noise levels, labels, and what is hidden
 Ask = Callable[[Network, Tensor, Tensor, Tensor], Tensor]  # of a network: y, sigma and labels to D, or to what else it predicts
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # y and sigma, labels and guidance inside
 
@@ -35,22 +35,23 @@ class Draw:
     noise_BCHW: Tensor
     scores_BL: Tensor  # uniform; the smallest are kept
     drop_B: Tensor  # uniform; below the rate the label is dropped
+    routes_BL: Tensor | None = None  # uniform; the smallest stay on the whole way, where tokens are routed
 
     def sigma(self) -> Tensor:
         """Noise levels (B,): ln sigma ~ N(-1.2, 1.2^2), EDM table 1."""
         return (self.normal_B * P_STD + P_MEAN).exp()
 
 
-def denoise(net: Network, y_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor, kept_BK: Tensor | None = None) -> Tensor:
+def denoise(net: Network, y_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor, *hidden: Tensor | None) -> Tensor:
     """D(y; sigma) = c_skip * y + c_out * F(c_in * y; c_noise), EDM eq. 7; the network computes in its own precision.
 
-    `labels_B` holds class numbers; -1 is the null label. `kept_BK` are the patches that the encoder sees (None: all).
+    `labels_B` holds class numbers; -1 is the null label. `hidden` says which patches the encoder sees (none: all).
     """
     sigma = sigma_B.reshape(-1, 1, 1, 1)
     total = sigma**2 + SIGMA_DATA**2
     c_skip, c_out, c_in = SIGMA_DATA**2 / total, sigma * SIGMA_DATA / total.sqrt(), 1 / total.sqrt()
     c_noise = sigma_B.log() / 4
-    raw = net(c_in * y_BCHW, c_noise, labels_B, kept_BK)
+    raw = net(c_in * y_BCHW, c_noise, labels_B, *(hidden or (None,)))
     return c_skip * y_BCHW + c_out * raw.to(y_BCHW.dtype)
 
 
@@ -65,19 +66,21 @@ def loss(
     mae_weight: float,
     label_dropout: float,
     dsm: Literal["kept", "all"] = "kept",
+    stay: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The two terms of MaskDiT's loss per sample, (B,) each: their sum is what is minimised.
 
     DSM: mean over the kept patches (or over all) of (sigma^2 + 0.25) / (0.5 sigma)^2 * mean((D - x0)^2).
     MAE: mae_weight * mean over the hidden patches of mean((D - normalised noisy patch)^2), each patch of y normalised by its
-    own mean and unbiased variance. With nothing hidden it is 0 and the loss is EDM's.
+    own mean and unbiased variance. With nothing hidden it is 0 and the loss is EDM's. `stay`: how many tokens skip no block.
     """
     sigma_B = draw.sigma()
     y = x0_BCHW + sigma_B.reshape(-1, 1, 1, 1) * draw.noise_BCHW
     labels_B = torch.where(draw.drop_B < label_dropout, -1, labels_B)
     patches = draw.scores_BL.shape[1]
     kept = sample_mask(draw.scores_BL, keep) if keep < patches else None
-    D = patchify(denoise(net, y, sigma_B, labels_B, kept), patch)
+    routed = () if stay is None or draw.routes_BL is None else (sample_mask(draw.routes_BL, stay),)
+    D = patchify(denoise(net, y, sigma_B, labels_B, kept, *routed), patch)
 
     weight_B = (sigma_B**2 + SIGMA_DATA**2) / (sigma_B * SIGMA_DATA) ** 2
     error_BL = (D - patchify(x0_BCHW, patch)).square().mean(-1)

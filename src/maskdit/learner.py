@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from maskdit.averaging import decay
-from maskdit.config import Training
+from maskdit.config import Training, kept_tokens
 from maskdit.data import Batch
 from maskdit.diffusion import loss
 from maskdit.model import MaskDiT
@@ -59,7 +59,8 @@ class Learner:
             weight.data = self._view(self.copy, name)
             collector = self._collector(number, self._view(self.gradient, name))
             weight.register_post_accumulate_grad_hook(collector)  # type: ignore[no-untyped-call]
-        net.checkpointing = config.checkpointing
+        net.checkpointing, net.defer, net.route = config.checkpointing, config.defer, config.route
+        self.stay = kept_tokens(net.pos_embed.shape[1], config.route.ratio) if config.route else None
         if config.compile:  # block by block: as fast as the whole network, compiled in a tenth of the time
             for block in net.stack():
                 block.compile(dynamic=False if config.schedule_steps is None else None)
@@ -102,6 +103,7 @@ class Learner:
                     mae_weight=config.mae_weight,
                     label_dropout=config.label_dropout,
                     dsm=config.dsm,
+                    stay=self.stay,
                 )
             both = torch.stack([term.sum() for term in pair]) / (len(batch) * self.ranks.world)
             torch.autograd.backward(both.sum() * self.scale)

@@ -42,7 +42,7 @@ def gather(tokens_BLD: Tensor, kept_BK: Tensor) -> Tensor:
 
 
 def restore(tokens_BKD: Tensor, kept_BK: Tensor, patches: int, filler_D: Tensor) -> Tensor:
-    """All L places (B, L, D): the tokens at their indices, the filler elsewhere."""
+    """All L places (B, L, D): the tokens at their indices, the filler elsewhere: one for all places, or of each place its own."""
     B, _, D = tokens_BKD.shape
     places = filler_D.to(tokens_BKD.dtype).expand(B, patches, D)
     return places.scatter(1, kept_BK.unsqueeze(-1).expand(-1, -1, D), tokens_BKD)

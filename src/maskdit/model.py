@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from maskdit.costs import FREQUENCIES, forward
+from maskdit.config import Route
+from maskdit.costs import FREQUENCIES, forward, seen
 from maskdit.masking import gather, patchify, restore, unpatchify
 
 MLP_RATIO = 4
@@ -214,23 +215,35 @@ class MaskDiT(nn.Module):
             self.decoder_pos_embed = nn.Parameter(positions(tokens, inner), requires_grad=False)
             self.decoder_blocks = nn.ModuleList(Block(inner, decoder["heads"], width) for _ in range(decoder["depth"]))
         self.final_layer = Out(width if decoder is None else decoder["width"], out, width)
-        self.checkpointing = False
+        self.checkpointing, self.defer = False, 0
+        self.route: Route | None = None  # the last two for training only: without a mask and with no token chosen they do nothing
 
     def stack(self) -> list[nn.Module]:
         """All blocks, the encoder's and the decoder's."""
         return [*self.blocks, *(self.decoder_blocks if self.decoder_layer is not None else ())]
 
-    def forward(self, x_BCHW: Tensor, c_noise_B: Tensor, labels_B: Tensor, kept_BK: Tensor | None = None) -> Tensor:
-        """Latents (B, C, H, W), noise levels and class numbers (-1: null) to an output of their height and width."""
+    def forward(
+        self, x_BCHW: Tensor, c_noise_B: Tensor, labels_B: Tensor, kept_BK: Tensor | None = None, stay_BK: Tensor | None = None
+    ) -> Tensor:
+        """Latents (B, C, H, W), noise levels and class numbers (-1: null) to an output of their height and width.
+
+        `kept_BK` are the tokens that the encoder sees after its first `defer` blocks, `stay_BK` those that do not skip `route`.
+        """
         places: Tensor = self.pos_embed
         condition = self.t_embedder(c_noise_B.to(places.dtype)) + self.y_embedder(labels_B)
         patches = patchify(x_BCHW.to(places.dtype), self.patch)
         L = patches.shape[1]
-        if kept_BK is not None:
+        if kept_BK is not None and not self.defer:
             patches, places = gather(patches, kept_BK), gather(places.expand(len(kept_BK), -1, -1), kept_BK)
-        x = self.x_embedder(patches) + places
-        for block in self.blocks:
+        x = whole = self.x_embedder(patches) + places
+        for number, block in enumerate(self.blocks):
+            if kept_BK is not None and number == self.defer > 0:
+                x = gather(x, kept_BK)
+            if stay_BK is not None and self.route and number == self.route.first:
+                whole, x = x, gather(x, stay_BK)
             x = self.through(block, x, condition)
+            if stay_BK is not None and self.route and number == self.route.last:
+                x = restore(x, stay_BK, L, whole)
         if self.decoder_layer is not None:
             x = self.decoder_layer(x, condition)
             if kept_BK is not None:
@@ -247,12 +260,16 @@ class MaskDiT(nn.Module):
         return block(x_BLD, condition_BD)
 
     def flops(self, kept: int) -> int:
-        """Floating-point operations of one image's forward pass with `kept` tokens: 2 per multiply-add of a matrix product."""
+        """Floating-point operations of one image's forward pass with `kept` tokens: 2 per multiply-add of a matrix product.
+
+        As in training, where `defer` and `route` are set.
+        """
         tokens, width = self.pos_embed.shape[1], self.pos_embed.shape[2]
         inner, outer = self.final_layer.linear.in_features, self.final_layer.linear.out_features
         numbers = self.x_embedder.proj.weight[0].numel()  # of a patch that comes in
         depth = None if self.decoder_layer is None else len(self.decoder_blocks)
-        return forward(tokens, kept, numbers, width, len(self.blocks), inner, outer, depth)
+        blocks = seen(len(self.blocks), tokens, kept, self.defer, self.route)
+        return forward(tokens, kept, numbers, width, blocks, inner, outer, depth)
 
 
 def for_inference(net: MaskDiT, dtype: torch.dtype) -> MaskDiT:

@@ -203,6 +203,13 @@ class Params(BaseModel):
                     yield f"pretrain.{start}.encoder.patch: {patch} does not divide the latent's side of {side}"
                 elif not kept_tokens((side // patch) ** 2, run.mask_ratio):
                     yield f"{verb}.{key}.mask_ratio: {run.mask_ratio} keeps none of {(side // patch) ** 2} tokens"
+                depth = self.pretrain[start].encoder.depth
+                if run.defer >= depth:
+                    yield f"{verb}.{key}.defer: {run.defer} leaves none of {depth} blocks to the kept tokens"
+                if run.route and run.route.last >= depth:
+                    yield f"{verb}.{key}.route.last: {run.route.last} is no block of {depth}, counted from 0"
+                if run.route and not kept_tokens((side // patch) ** 2, run.route.ratio):
+                    yield f"{verb}.{key}.route.ratio: {run.route.ratio} leaves none of {(side // patch) ** 2} tokens"
                 if run.mask_ratio and self.pretrain[start].decoder is None:
                     yield f"{verb}.{key}.mask_ratio: {run.mask_ratio} needs a decoder, and pretrain.{start}.decoder is null"
                 yield from self._batch_fits(f"{verb}.{key}", run.batch, encode.dataset)

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from maskdit.config import Finetune, Released, Sample, UserError, Vae, kept_tokens
-from maskdit.costs import forward
+from maskdit.config import Finetune, Released, Sample, Training, UserError, Vae, kept_tokens
+from maskdit.costs import forward, seen
 from maskdit.params import Params
 from maskdit.sources import Extractor, Folder, ImageNet, Npz, Pictures
 
@@ -93,16 +93,17 @@ class Plan:
         """Of the latent."""
         return self.params.pictures(dataset).resolution // self.params.vae[vae].factor
 
-    def per_image(self, run: str, dataset: str, kept: float | None = None) -> float:
-        """FLOPs of a forward pass of a run's network with the share `kept` of its tokens."""
+    def per_image(self, run: str, dataset: str, entry: Training | None = None, step: int = 0) -> float:
+        """FLOPs of a forward pass of a run's network; of a training, at a step of it."""
         pretrain, encode = self.params.pretrain[run], self.params.encode[dataset]
         side, channels = self.side(encode.dataset, encode.vae), self.params.vae[encode.vae].latent_channels
         encoder, decoder = pretrain.encoder, pretrain.decoder
         tokens = (side // encoder.patch) ** 2
         numbers = channels * encoder.patch**2
         inner, depth = (decoder.width, decoder.depth) if decoder else (encoder.width, None)
-        seen = kept_tokens(tokens, 0.0 if kept is None else kept)
-        return forward(tokens, seen, numbers, encoder.width, encoder.depth, inner, numbers, depth)
+        kept = kept_tokens(tokens, entry.mask_at(step) if entry else 0.0)
+        blocks = seen(encoder.depth, tokens, kept, entry.defer if entry else 0, entry.route if entry else None)
+        return forward(tokens, kept, numbers, encoder.width, blocks, inner, numbers, depth)
 
     def numbers(self, run: str) -> float:
         """Parameters of a run, near enough for disk: 12 W^2 a block and 6 W^2 of its modulation."""
@@ -130,7 +131,7 @@ class Plan:
                 run = entry.run if isinstance(entry, Finetune) else key
                 last = entry.milestones[-1]
                 marks = range(0, last, max(1, last // 200))
-                mean = sum(self.per_image(run, entry.dataset, entry.mask_at(step)) for step in marks) / len(marks)
+                mean = sum(self.per_image(run, entry.dataset, entry, step) for step in marks) / len(marks)
                 kept = 4 * self.numbers(run) * (len(entry.milestones) + 1 + 4)  # averages, weights, and the state meanwhile
                 return Cost(3 * mean * last * entry.batch, entry.precision in ("bf16", "fp16"), kept)
             case "released":
@@ -185,7 +186,7 @@ class Plan:
             side = self.params.pictures(reference).resolution // vae.factor
             tokens = (side // 2) ** 2
             inner, depth = (1152, None) if phase.format == "dit" else (512, 8)
-            network: float = forward(tokens, tokens, 16, 1152, 28, inner, 16, depth)
+            network: float = forward(tokens, tokens, 16, 1152, [tokens] * 28, inner, 16, depth)
             resolution = side * vae.factor
         else:
             run = phase.run if isinstance(phase, Finetune) else entry.run
