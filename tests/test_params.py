@@ -160,7 +160,7 @@ def twins(tree):
         tree[verb]["demo-two"] = dict(tree[verb]["demo"])
     tree["table"]["demo-two"]["evals"] = ["demo-maskdit-guided"]
     tree["evaluate"]["demo-maskdit-guided"] = {**tree["evaluate"]["demo-maskdit-guided"], "bench": "demo-two"}
-    for verb in ("table", "curves", "efficiency"):
+    for verb in ("table", "curves", "efficiency", "strip"):
         tree[verb]["demo"]["evals"] = ["demo-dit-plain"]
     tree["report"]["demo"]["grids"] = ["demo-dit", "demo-dit"]
     validate(tree)
