@@ -65,4 +65,4 @@ lock:
 STUDY ?= demo
 .PHONY: docs
 docs:
-	python docs/readme.py $(STUDY)
+	python docs/readme.py "$(STUDY)"

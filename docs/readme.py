@@ -57,4 +57,5 @@ if __name__ == "__main__":
     try:
         refresh(sys.argv[1])
     except UserError as error:
-        sys.exit(f"readme: {error}")
+        print(f"readme: {error}", file=sys.stderr)
+        sys.exit(2)

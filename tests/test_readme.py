@@ -65,6 +65,6 @@ def test_without_a_result_or_a_block_one_line_says_so_and_nothing_is_written(hom
     else:
         (home / "results" / missing).unlink()
     before = (home / "README.md").read_text()
-    assert refresh(home, "demo") == (1, line)
+    assert refresh(home, "demo") == (2, line)
     assert (home / "README.md").read_text() == before
     assert not (home / "docs").exists()
