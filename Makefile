@@ -61,9 +61,8 @@ lock:
 		's/^((nvidia|cuda)-.*|triton==.*)$$/\1; platform_system == "Linux" and platform_machine == "x86_64"/' > requirements.lock
 	rm -rf .venv-lock
 
-# What the README shows, from the results of the demo.
+# What the README shows, from results/: it opens with the curves and claims of STUDY.
+STUDY ?= demo
 .PHONY: docs
 docs:
-	mkdir -p docs && cp results/curves_demo.png results/table_demo.md results/bench_cpu.png results/bench_cpu.md docs/
-	sed -i -e '/<!-- table -->/,/<!-- \/table -->/{//!d}' -e '/<!-- table -->/r docs/table_demo.md' README.md
-	sed -i -e '/<!-- bench -->/,/<!-- \/bench -->/{//!d}' -e '/<!-- bench -->/r docs/bench_cpu.md' README.md
+	python docs/readme.py "$(STUDY)"

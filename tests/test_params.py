@@ -67,6 +67,9 @@ MISTAKES = [
         ["demo-dit-plane"],
         "table.demo.evals: evaluate has no entry 'demo-dit-plane'; did you mean",
     ),
+    ("strip.demo.images", [0, 16], "strip.demo.images: 16 is none of 16 images, counted from 0"),
+    ("strip.demo.evals", ["demo-dit-plain", "demo-maskdit-guided"], "strip.demo.evals: the same noise has one guidance"),
+    ("strip", {}, "report.demo: strip has no entry 'demo'; a report has the key of table, curves, efficiency, strip"),
     ("report.demo.ledger", "claim", "report.demo.ledger: claims has no entry 'claim'; did you mean"),
     ("curves", {}, "claims.claims.study: curves has no entry 'demo'"),
     ("pretrain.demo-maskdit.defer", 9, "pretrain.demo-maskdit.defer: 9 leaves none of"),
@@ -114,6 +117,18 @@ def test_the_points_of_a_curve_are_sampled_alike(tree, field, value):
     validate(tree)
     tree["sample"]["demo-dit-plain"] = {**first, field: value}
     with pytest.raises(UserError, match=f"curves.demo.evals: the points of a curve have one {field}, these have"):
+        validate(tree)
+
+
+@pytest.mark.parametrize(("field", "value"), [("seed", 1), ("labels", "balanced"), ("guidance", 1.5)])
+def test_all_images_of_a_strip_begin_with_the_same_noise_and_class(tree, field, value):
+    first = {**tree["sample"]["demo-dit-plain"], "step": 4}
+    for verb in ("sample", "features", "evaluate"):
+        tree[verb]["demo-dit-later"] = first if verb == "sample" else tree[verb]["demo-dit-plain"]
+    tree["strip"]["demo"]["evals"] = ["demo-dit-plain", "demo-dit-later"]
+    validate(tree)
+    tree["sample"]["demo-dit-later"] = {**first, field: value}
+    with pytest.raises(UserError, match=f"strip.demo.evals: the same noise has one {field}, these have"):
         validate(tree)
 
 
@@ -171,7 +186,7 @@ def twins(tree):
         tree[verb]["demo-two"] = dict(tree[verb]["demo"])
     tree["table"]["demo-two"]["evals"] = ["demo-maskdit-guided"]
     tree["evaluate"]["demo-maskdit-guided"] = {**tree["evaluate"]["demo-maskdit-guided"], "bench": "demo-two"}
-    for verb in ("table", "curves", "efficiency"):
+    for verb in ("table", "curves", "efficiency", "strip"):
         tree[verb]["demo"]["evals"] = ["demo-dit-plain"]
     tree["report"]["demo"]["grids"] = ["demo-dit", "demo-dit"]
     validate(tree)

@@ -18,10 +18,11 @@ from project import ROOT, SNAKEMAKE, edit, environment, nodes, project, run, say
 
 pytestmark = pytest.mark.pipeline
 
-STAGES = ("table@demo", "curves@demo", "grid@demo-dit", "grid@demo-maskdit", "efficiency@demo", "claims@claims", "report@demo")
+STAGES = ("table@demo", "curves@demo", "grid@demo-dit", "grid@demo-maskdit", "strip@demo", "efficiency@demo")
+STAGES += ("claims@claims", "report@demo")
 PLAIN, GUIDED = "demo-dit-plain", "demo-maskdit-guided"
 
-SHOWN = {"table@demo", "curves@demo", "efficiency@demo", "claims@claims", "report@demo"}
+SHOWN = {"table@demo", "curves@demo", "efficiency@demo", "strip@demo", "claims@claims", "report@demo"}
 SCORED = {f"evaluate@{PLAIN}", f"evaluate@{GUIDED}"}
 REFINED = {f"sample@{GUIDED}", f"features@{GUIDED}", f"evaluate@{GUIDED}", "grid@demo-maskdit"} | SHOWN
 CHANGES = {  # what is there, what is there instead, the nodes that read it, the nodes that it feeds

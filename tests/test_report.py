@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskdit.config import Curves, Efficiency, Grid, Recon, Table, UserError
+from maskdit.config import Curves, Efficiency, Grid, Recon, Strip, Table, UserError
 from maskdit.curves import curves
 from maskdit.data import Images
 from maskdit.efficiency import efficiency
-from maskdit.files import digest, read_json, write_json
-from maskdit.grid import Stacked, grid
+from maskdit.files import digest, publishing, read_json, write_json
+from maskdit.grid import Stacked, grid, strip
 from maskdit.params import load
 from maskdit.records import COMPARABLE, SAMPLING, published
 from maskdit.table import SAMPLED, recon, table
@@ -267,6 +267,73 @@ def test_a_grid_shows_real_images_and_samples_of_each_class(tmp_path):
     assert (left == [255, 0, 0]).all(-1).mean() > 0.1
     assert (right == [0, 0, 255]).all(-1).mean() > 0.1
     assert not (left == [0, 0, 255]).all(-1).any()
+
+
+POINTS = {"dit-2": ("DiT", 2), "dit-4": ("DiT", 4), "maskdit-2": ("MaskDiT", 2), "maskdit-4": ("MaskDiT", 4)}
+STRIP = Strip(images=(1, 0), evals=(*POINTS, "never-run"))
+
+
+def shade(name, number):
+    """The colour of an image: red tells its milestone, green its model, blue its number."""
+    model, step = POINTS[name]
+    return [40 * step, 200 if model == "DiT" else 90, 100 + 90 * number]
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Two models at two milestones each, evaluated, and their samples: two of one colour each."""
+    for name, (model, step) in POINTS.items():
+        folder = tmp_path / "artifacts" / "samples" / name
+        with publishing(folder, f"sample/{name}", {}, {}) as place:
+            np.save(place / "images.npy", np.array([np.full((4, 4, 3), shade(name, number)) for number in range(2)], np.uint8))
+            np.save(place / "labels.npy", np.array([3, 5]))
+            write_json(place / "index.json", {"shards": ["images.npy"]})
+        record(tmp_path / "results", name, model=model, step=step, run={})
+        tree = read_json(tmp_path / "results" / f"{name}.json")
+        whole = read_json(folder / "manifest.json")["lineage"][f"sample/{name}"]["digest"]
+        tree["manifest"]["lineage"][f"sample/{name}"] = {"config": {"run": model.lower()}, "digest": whole}
+        write_json(tmp_path / "results" / f"{name}.json", tree)
+    return tmp_path
+
+
+def middles(file):
+    """Where the middle of each image is in a strip, across and down; None where it is not shown."""
+    with Image.open(file) as opened:
+        picture = np.asarray(opened.convert("RGB"))
+    found = {(name, number): np.argwhere((picture == shade(name, number)).all(-1)) for name in POINTS for number in range(2)}
+    return {image: place.mean(0).round().tolist()[::-1] if len(place) > 100 else None for image, place in found.items()}
+
+
+def test_a_strip_has_a_row_a_noise_and_model_and_a_column_a_milestone_and_names_both(trained, monkeypatch):
+    figures = []
+    monkeypatch.setattr("matplotlib.pyplot.close", figures.append)
+    strip(STRIP, results=trained / "results", out=trained / "s.png")
+    where = middles(trained / "s.png")
+    across, down = (sorted({place[side] for place in where.values()}) for side in (0, 1))
+    assert {name: across.index(where[name, 0][0]) for name in POINTS} == {name: step // 2 - 1 for name, (_, step) in POINTS.items()}
+    rows = [("DiT", 1), ("MaskDiT", 1), ("DiT", 0), ("MaskDiT", 0)]
+    assert {image: rows[down.index(place[1])] for image, place in where.items()} == {
+        (name, number): (POINTS[name][0], number) for name, number in where
+    }
+    panel = figures[0].axes[0]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["2", "4"]
+    assert [label.get_text() for label in panel.get_yticklabels()] == [
+        f"{model}, noise {n}, class {3 + 2 * n}" for model, n in rows
+    ]
+
+
+def test_samples_that_are_gone_are_white_in_a_strip_and_others_than_were_evaluated_are_refused(trained):
+    samples = trained / "artifacts" / "samples"
+    shutil.rmtree(samples / "dit-4")
+    strip(STRIP, results=trained / "results", out=trained / "s.png")
+    assert {name for (name, _), place in middles(trained / "s.png").items() if place is None} == {"dit-4"}
+    with publishing(samples / "dit-2", "sample/dit-2", {}, {}) as place:
+        (place / "index.json").write_text("anew")
+    with pytest.raises(UserError, match="samples/dit-2: not the images that dit-2 was evaluated on"):
+        strip(STRIP, results=trained / "results", out=trained / "s.png")
+    shutil.rmtree(samples)
+    with pytest.raises(UserError, match=r"s\.png: none of the samples that it shows is here"):
+        strip(STRIP, results=trained / "results", out=trained / "s.png")
 
 
 def test_images_of_several_files_are_indexed_as_one_array(tmp_path):

@@ -14,6 +14,10 @@ from maskdit.files import read_json, sha256, write_json
 from maskdit.latents import Space
 from maskdit.model import MaskDiT
 from maskdit.pack import pack
+from maskdit.params import load
+from project import ROOT
+
+PARAMS = load(ROOT / "params.yaml")
 
 ENTRY = {
     "run": "toy",
@@ -238,3 +242,13 @@ def test_samples_are_packed_as_adm_s_evaluator_reads_them(made, tmp_path, monkey
     with pytest.raises(UserError, match=r"images-0001\.npy: missing or truncated"):
         pack(out, tmp_path / "z.npz")
     assert not list(tmp_path.glob("*z.npz*"))
+
+
+@pytest.mark.parametrize("study", PARAMS.strip)
+def test_all_that_a_strip_shows_of_an_image_began_with_the_same_noise_and_label(study):
+    space, rows = Space(4, 8, (0.0,) * 4, (1.0,) * 4, "", tuple("abcdefgh")), np.array(PARAMS.strip[study].images)
+    noise, labels = zip(*(sample.starts(PARAMS.sample[name], space, rows) for name in PARAMS.strip[study].evals), strict=True)
+    assert len(noise) >= 8
+    assert all(np.array_equal(each, noise[0]) for each in noise)
+    assert all(np.array_equal(each, labels[0]) for each in labels)
+    assert not np.array_equal(noise[0][0], noise[0][1])

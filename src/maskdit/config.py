@@ -311,6 +311,13 @@ class Grid(Section):
     classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = ()  # whose rows are shown; (): all
 
 
+class Strip(Section):
+    """A picture of the same noise and classes through training: evaluations of one protocol at milestones of several runs."""
+
+    images: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]  # by their numbers
+    evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
+
+
 class Table(Section):
     """Rows of a benchmark's table, in order."""
 

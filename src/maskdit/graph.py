@@ -15,7 +15,7 @@ COLUMNS = (
     ("sample",),
     ("features", "reference"),
     ("evaluate", "reconstruct"),
-    ("table", "curves", "grid", "recon", "calibrate"),
+    ("table", "curves", "grid", "strip", "recon", "calibrate"),
     ("report",),
 )
 CENTRE = 7  # the column that is laid out first

@@ -1,5 +1,6 @@
-"""A picture of samples by class beside real images."""
+"""Pictures of samples: by class beside real images, and of one noise and class through training."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import matplotlib as mpl
 import numpy as np
 
 from maskdit.arrays import read_array
-from maskdit.config import Grid, UserError
+from maskdit.config import Grid, Strip, UserError
 from maskdit.data import Array, Images
-from maskdit.files import read_json, replacing
+from maskdit.files import MANIFEST, read_json, read_manifest, replacing
+from maskdit.making import FOLDERS
+from maskdit.records import config_of, read, steps_of
 
 
 class Stacked:
@@ -43,6 +46,15 @@ def tiled(rows: Array) -> Array:
     return np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
 
 
+def lay(panel: Any, rows: Array, names: Sequence[str], heads: Sequence[str] = ()) -> None:
+    """Draw (rows, columns, H, W, 3) with a name beside each row, and a heading above each column if there are any."""
+    high, wide = rows.shape[2:4]
+    panel.imshow(tiled(rows), interpolation="nearest")
+    panel.set_xticks([wide * (column + 0.5) for column in range(len(heads))], heads)
+    panel.set_yticks([high * (row + 0.5) for row in range(len(names))], names)
+    panel.tick_params(length=0, labeltop=True, labelbottom=False)
+
+
 def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
     """A row a class: held-out real images on the left, samples of that class on the right, the first of each."""
     real = Images.load(images)
@@ -50,26 +62,68 @@ def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
     if max(shown) >= len(real.classes):
         raise UserError(f"{images}: has {len(real.classes)} classes, the grid wants number {max(shown)}; correct classes")
     index = read_json(samples / "index.json", "shards", "checkpoint", "protocol")
-    drawn = Stacked([samples / shard for shard in index["shards"]])
+    drawn, labels = images_of(samples)
     sides = {
         "real, held out": (real.pixels, real.labels, real.rows(heldout=True)),
-        f"{index['checkpoint']['model']}, guidance {index['protocol']['guidance']:g}": (
-            drawn,
-            read_array(samples / "labels.npy"),
-            np.arange(drawn.shape[0]),
-        ),
+        f"{index['checkpoint']['model']}, guidance {index['protocol']['guidance']:g}": (drawn, labels, np.arange(drawn.shape[0])),
     }
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(1.2 * config.columns + 1, 0.6 * len(shown) + 0.4), layout="constrained")
     for panel, (title, (pixels, labels, numbers)) in zip(panels, sides.items(), strict=True):
-        picture = tiled(rows_of(pixels, labels, numbers, shown, config.columns))
-        panel.imshow(picture, interpolation="nearest")
+        lay(panel, rows_of(pixels, labels, numbers, shown, config.columns), [real.classes[label] for label in shown])
         panel.set_title(title)
-        panel.set_xticks([])
-        panel.set_yticks([pixels.shape[1] * (row + 0.5) for row in range(len(shown))], [real.classes[label] for label in shown])
-        panel.tick_params(length=0)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)
+
+
+def images_of(samples: Path) -> tuple[Stacked, Array]:
+    """The images of a folder of samples, and their labels."""
+    shards = read_json(samples / "index.json", "shards")["shards"]
+    return Stacked([samples / shard for shard in shards]), read_array(samples / "labels.npy")
+
+
+def scored(name: str, record: dict[str, Any], results: Path) -> Path | None:
+    """The samples of an evaluation; None if they are no longer here, UserError if they were made anew since."""
+    node, folder = f"sample/{name}", results.parent / FOLDERS["sample"].format(key=name)
+    if not (folder / MANIFEST).exists():
+        return None
+    origin = read_manifest(folder).lineage.get(node)
+    if origin is None or origin.digest != record["manifest"]["lineage"][node]["digest"]:
+        raise UserError(f"{folder}: not the images that {name} was evaluated on; rerun evaluate {name}")
+    return folder
+
+
+def strip(config: Strip, *, results: Path, out: Path) -> None:
+    """The same noise and class through training: for each image a row a run, a column a milestone; white where samples are gone.
+
+    Raises UserError if none of the samples is here, or some are not those that were evaluated.
+    """
+    records = read(results, config.evals, ())
+    drawn = {name: images_of(folder) for name, record in records.items() if (folder := scored(name, record, results))}
+    if not drawn:
+        raise UserError(f"{out.name}: none of the samples that it shows is here; run the steps that make them")
+    runs = {name: (records[name]["checkpoint"]["model"], config_of(records[name], "sample")["run"]) for name in drawn}
+    several = Counter(model for model, _ in set(runs.values()))
+    places = {name: (steps_of(records[name]), records[name]["checkpoint"]["phase"]) for name in drawn}
+    columns = sorted(set(places.values()))
+    rows: dict[str, dict[tuple[int, str], Array]] = {}
+    for number in config.images:
+        for name, (pixels, labels) in drawn.items():
+            model, run = runs[name]
+            series = model if several[model] == 1 else f"{model} {run}"
+            row = rows.setdefault(f"{series}, noise {number}, class {labels[number]}", {})
+            row[places[name]] = pixels[np.array([number])][0]
+    white = np.full_like(next(iter(row.values())), 255)
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panel = plt.subplots(figsize=(0.9 * len(columns) + 2.5, 0.9 * len(rows) + 0.6), layout="constrained")
+    heads = [f"{steps:,}" + "\nfinetuned" * (phase == "finetune") for steps, phase in columns]
+    lay(panel, np.array([[row.get(column, white) for column in columns] for row in rows.values()]), list(rows), heads)
+    panel.set_title("training steps")
     with replacing(out) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)

@@ -23,14 +23,15 @@ def engine(*words: str) -> str:
 def targets(params: Params, bench: str) -> tuple[list[str], list[str]]:
     """The last nodes of a benchmark as Snakemake's files and as DVC's stages."""
     params.entry("table", bench)
-    grids = [key for key, entry in params.grid.items() if params.evaluate[entry.sample].bench == bench]
+    pictures = [("grid", key) for key, entry in params.grid.items() if params.evaluate[entry.sample].bench == bench]
+    pictures += [("strip", key) for key in params.strip if key == bench]
     verbs = ["table", *(verb for verb in ("curves", "efficiency") if bench in getattr(params, verb))]
     ledgers = [key for key, entry in params.claims.items() if entry.study == bench]
     reports = [key for key in params.report if key == bench]
     files = [f"results/{verb}_{bench}.csv" for verb in verbs] + [f"results/{key}.csv" for key in ledgers]
     stages = [f"{verb}@{bench}" for verb in verbs] + [f"claims@{key}" for key in ledgers]
-    files += [*(f"results/grid_{key}.png" for key in grids), *(f"results/report_{key}.html" for key in reports)]
-    return files, [*stages, *(f"grid@{key}" for key in grids), *(f"report@{key}" for key in reports)]
+    files += [*(f"results/{verb}_{key}.png" for verb, key in pictures), *(f"results/report_{key}.html" for key in reports)]
+    return files, [*stages, *(f"{verb}@{key}" for verb, key in pictures), *(f"report@{key}" for key in reports)]
 
 
 def handoff(to: str, bench: str) -> None:

@@ -24,7 +24,7 @@ FOLDERS = {  # verb -> what it publishes, beside results/
     "sample": "artifacts/samples/{key}",
     "features": "artifacts/features/{key}",
 }
-MARKED = {"table": ".md", "curves": ".svg", "grid": ".png"}  # what others have has no mark
+MARKED = {"table": ".md", "curves": ".svg", "grid": ".png", "strip": ".png"}  # what others have has no mark
 ENDS = {2: "refused", 85: "asked to stop, its state is kept", 130: "interrupted", 138: "SIGUSR1", 143: "SIGTERM"}
 MADE, AWAY, OTHER, ABSENT = "made", "not here", "another than was used", "not run"
 
@@ -79,7 +79,8 @@ def states(edges: Edges, found: Found, results: Path) -> dict[str, str]:
         elif verb in FOLDERS or verb == "evaluate":
             told[node] = AWAY if node in behind else ABSENT
         else:
-            file = results / (f"{key}.csv" if verb == "claims" else f"{verb}_{key}{'.png' if verb == 'grid' else '.csv'}")
+            suffix = ".png" if verb in ("grid", "strip") else ".csv"
+            file = results / (f"{key}.csv" if verb == "claims" else f"{verb}_{key}{suffix}")
             told[node] = MADE if verb == "report" or file.exists() else ABSENT
     return told
 

@@ -27,6 +27,7 @@ from maskdit.config import (
     Report,
     Sample,
     Section,
+    Strip,
     Table,
     UserError,
     Vae,
@@ -51,6 +52,7 @@ class Params(BaseModel):
     features: dict[Key, Features]
     evaluate: dict[Key, Evaluate]
     grid: dict[Key, Grid]
+    strip: dict[Key, Strip]
     table: dict[Key, Table]
     curves: dict[Key, Curves]
     efficiency: dict[Key, Efficiency]
@@ -95,14 +97,13 @@ class Params(BaseModel):
                 return {f"features/{key}", f"reference/{entry.dataset}"}
             case "grid":
                 return {f"fetch/{entry.dataset}", f"sample/{entry.sample}"}
-            case "table" | "curves" | "efficiency":
+            case "table" | "curves" | "efficiency" | "strip":
                 return {f"evaluate/{name}" for name in entry.evals}
             case "claims":
                 return {f"curves/{entry.study}"} | {f"evaluate/{name}" for name in self.of(entry.study)}
             case "report":
-                grids = {f"grid/{name}" for name in entry.grids}
-                made = {f"table/{key}", f"curves/{key}", f"efficiency/{key}", f"claims/{entry.ledger}", *grids}
-                return made | {f"evaluate/{name}" for name in self.of(key)}
+                made = {f"{each}/{key}" for each in OF_REPORT} | {f"grid/{name}" for name in entry.grids}
+                return made | {f"claims/{entry.ledger}"} | {f"evaluate/{name}" for name in self.of(key)}
             case "reconstruct":
                 return {f"fetch/{entry.dataset}", f"vae/{entry.vae}", f"fetch/{entry.extractor}"}
             case "recon":
@@ -250,25 +251,24 @@ class Params(BaseModel):
                 yield f"evaluate.{key}.neighbours: {evaluate.neighbours} needs more than {sample.images} images"
             if sample.shards > sample.images:
                 yield f"sample.{key}.shards: {sample.shards} shards of {sample.images} images"
-        for verb in ("table", "curves", "efficiency"):
+        for verb in (*OF_REPORT, "recon"):
+            made: Mapping[str, Evaluate | Reconstruct] = self.reconstruct if verb == "recon" else self.evaluate
             for key, entry in getattr(self, verb).items():
                 for name in entry.evals:
-                    if self.evaluate[name].bench != key:
-                        yield f"{verb}.{key}.evals: '{name}' belongs to bench {self.evaluate[name].bench}"
-
+                    if made[name].bench != key:
+                        yield f"{verb}.{key}.evals: '{name}' belongs to bench {made[name].bench}"
+        for key, strip in self.strip.items():
+            if max(strip.images) >= (count := min(self.sample[name].images for name in strip.evals)):
+                yield f"strip.{key}.images: {max(strip.images)} is none of {count} images, counted from 0"
         for key, report in self.report.items():
-            for verb in ("table", "curves", "efficiency"):
+            for verb in OF_REPORT:
                 if key not in getattr(self, verb):
-                    yield f"report.{key}: {verb} has no entry '{key}'; a report has the key of a table, of curves and of efficiency"
+                    yield f"report.{key}: {verb} has no entry '{key}'; a report has the key of {', '.join(OF_REPORT)}"
             if self.claims[report.ledger].study != key:
                 yield f"report.{key}.ledger: claims.{report.ledger} is of study {self.claims[report.ledger].study}"
             for name in report.grids:
                 if self.evaluate[self.grid[name].sample].bench != key:
                     yield f"report.{key}.grids: '{name}' shows bench {self.evaluate[self.grid[name].sample].bench}"
-        for key, entry in self.recon.items():
-            for name in entry.evals:
-                if self.reconstruct[name].bench != key:
-                    yield f"recon.{key}.evals: '{name}' belongs to bench {self.reconstruct[name].bench}"
 
     def _phase_of(self, sample: Sample) -> Section:
         return getattr(self, sample.phase)[sample.run]
@@ -279,17 +279,20 @@ class Params(BaseModel):
                 yield f"sample.{key}.solver: ddpm needs a released network that predicts noise; {sample.phase} has EDM's denoiser"
             if sample.ema_width and len(getattr(self._phase_of(sample), "posthoc_ema", ())) < 2:
                 yield f"sample.{key}.ema_width: {sample.phase}.{sample.run} keeps no two averages; give it posthoc_ema: [0.05, 0.1]"
-        compared = [(f"curves.{key}.evals: the points of a curve have one", entry.evals) for key, entry in self.curves.items()]
+        noise = (*SAMPLING, "seed", "labels", "vae")
+        compared = [(f"strip.{key}.evals: the same noise has one", it.evals, noise) for key, it in self.strip.items()]
+        compared += [(f"curves.{key}.evals: the points of a curve have one", it.evals, SAMPLING) for key, it in self.curves.items()]
         for key, ledger in self.claims.items():
-            compared += [(f"claims.{key}.claims.{name}: what is compared has one", evals) for name, evals in ledger.compared()]
-        for what, evals in compared:
-            for field in ("ema_width", "guidance", "guidance_channels", "guidance_interval", "solver", "solver_steps"):
-                values = {getattr(self.sample[name], field) for name in evals if name in self.sample}
-                if len(values) > 1:
+            compared += [(f"claims.{key}.claims.{name}: what is compared has one", it, SAMPLING) for name, it in ledger.compared()]
+        for what, evals, fields in compared:
+            for field in fields:
+                if len(values := {getattr(self.sample[name], field) for name in evals if name in self.sample}) > 1:
                     yield f"{what} {field}, these have {sorted(values, key=str)}"
 
 
 VERBS = tuple(Params.model_fields)
+OF_REPORT = ("table", "curves", "efficiency", "strip")  # what a report shows of its own key
+SAMPLING: tuple[str, ...] = ("ema_width", "guidance", "guidance_channels", "guidance_interval", "solver", "solver_steps")
 REFERENCES = (
     ("vae", "dataset", "fetch"),
     ("encode", "dataset", "fetch"),
@@ -316,9 +319,7 @@ REFERENCES = (
     ("evaluate", "bench", "table"),
     ("grid", "dataset", "fetch"),
     ("grid", "sample", "sample"),
-    ("table", "evals", "evaluate"),
-    ("curves", "evals", "evaluate"),
-    ("efficiency", "evals", "evaluate"),
+    *((verb, "evals", "evaluate") for verb in OF_REPORT),
     ("claims", "study", "table"),
     ("claims", "study", "curves"),
     ("report", "grids", "grid"),

@@ -55,7 +55,7 @@ def report(config: Report, *, results: Path, out: Path) -> None:
         "Tables": tables(params, bench, results),
         "Curves": charts(points, curves, results, bench),
         "Speed": speeds(params, results),
-        "Samples": "".join(sampled(params, name, results) for name in config.grids),
+        "Samples": "".join(sampled(params, name, results) for name in config.grids) + through_training(results, bench),
         "Graph": f"<ul class=key>{BOXES}</ul>{scrolled('Graph', draw(edges, told, bench))}",
         "Provenance": provenance(edges, found, told, spent, results),
         "Costs": costs(edges, spent),
@@ -189,3 +189,10 @@ def sampled(params: Params, name: str, results: Path) -> str:
     entry = params.grid[name]
     alt = f"Left: held-out real images; right: samples of {entry.sample}; a row a class"
     return picture(results / f"grid_{name}.png", alt, alt)
+
+
+def through_training(results: Path, bench: str) -> str:
+    """One noise and class at each milestone."""
+    caption = "Samples through training: each row begins with one noise and class, and each column is a milestone in training steps"
+    alt = f"{caption}; the rows of a noise stand together, one a model"
+    return picture(results / f"strip_{bench}.png", alt, caption)

@@ -21,6 +21,7 @@ STEPS = {  # verb -> module
     "features": "features",
     "evaluate": "evaluate",
     "grid": "grid",
+    "strip": "grid",
     "table": "table",
     "curves": "curves",
     "efficiency": "efficiency",

@@ -5,6 +5,7 @@ from snakemake.exceptions import WorkflowError
 
 from maskdit.cli import against
 from maskdit.config import UserError
+from maskdit.files import inputs_of, lineage
 from maskdit.params import load, validate
 
 # The commands read params.yaml themselves: another configuration would change the graph and not the jobs.
@@ -52,6 +53,29 @@ def evidence_beside():
     records = [path for path in results.glob("*/*/*.json") if path.stem in names and path.parent.name not in own]
     crossings = [path for path in results.glob("curves_*_crossing.csv") if path.stem.split("_")[1] not in own]
     return [f"{path} {path.stat().st_mtime_ns}" for path in sorted([*records, *crossings, *results.glob("bench_*.csv")])]
+
+
+def current(name):
+    """Whether an evaluation is there, of today's numbers."""
+    try:
+        return bool(lineage(inputs_of(Path(f"results/metrics/{params.evaluate[name].bench}/{name}.json")), params))
+    except UserError:
+        return False
+
+
+def drawable(evals, *folders):
+    """Whether a picture can be made without making samples again that were evaluated and are gone: nothing is trained for a picture."""
+    needed = [*(f"artifacts/samples/{name}" for name in evals), *folders]
+    return all(Path(path).exists() for path in needed) or not all(map(current, evals))
+
+
+def pictures_of(wildcards):
+    """The pictures of a report; what is left out is shown as it is, or said to be not there."""
+    grids = {name: params.grid[name] for name in params.report[wildcards.key].grids}
+    pictures = [
+        f"results/grid_{name}.png" for name, grid in grids.items() if drawable([grid.sample], f"artifacts/raw/{grid.dataset}")
+    ]
+    return pictures + [f"results/strip_{wildcards.key}.png"] * drawable(params.strip[wildcards.key].evals)
 
 
 # Steps that can be cut into jobs of their own, and into how many: a profile says set-scatter: [sample=16, encode=8].

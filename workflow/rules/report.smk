@@ -78,6 +78,20 @@ rule grid:
         "maskdit grid {wildcards.key} --images {input.images} --samples {input.samples} --out {output} 2>&1 | tee {log}"
 
 
+rule strip:
+    input:
+        metrics_of,  # after which the samples are there
+        code=["src/maskdit/grid.py", "src/maskdit/records.py"],
+    output:
+        "results/strip_{key}.png",
+    log:
+        "logs/strip/{key}.log",
+    params:
+        lookup(dpath="strip/{key}", within=config),
+    shell:
+        "maskdit strip {wildcards.key} --results results --out {output} 2>&1 | tee {log}"
+
+
 rule bench:
     output:
         csv="results/bench_{key}.csv",
@@ -122,7 +136,7 @@ rule report:
         crossing="results/curves_{key}_crossing.csv",
         efficiency="results/efficiency_{key}.csv",
         ledger=lambda wildcards: f"results/{params.report[wildcards.key].ledger}.csv",
-        grids=lambda wildcards: [f"results/grid_{name}.png" for name in params.report[wildcards.key].grids],
+        pictures=pictures_of,
         code=[f"src/maskdit/{name}.py" for name in ("report", "making", "page", "graph")],
         template=[f"src/maskdit/report.{kind}" for kind in ("html", "css", "js")],
     output:

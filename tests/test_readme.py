@@ -1,0 +1,70 @@
+"""What the README shows is copied from results/."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from project import ROOT, edit, run
+
+FILES = {"curves_demo.png": "demo's", "curves_fashion.png": "fashion's", "bench_cpu.png": "a picture"}
+FILES |= {"table_demo.md": "Title\n\n| eval |\n", "bench_cpu.md": "| pair |\n"}
+HEAD = "claim,says,source,paper,ours,seeds,tolerance,verdict,direction,from\n"
+FILES["claims.csv"] = f"{HEAD}fid,FID of this | that,README,5.69,,,,NOT RUN,,\n"
+FILES["fashion-claims.csv"] = f"{HEAD}time,a third of the time,abstract,0.3,0.812,3,1.3%,SCALED-DOWN ONLY,as claimed,x.csv\n"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """The repository's README and params.yaml, and results."""
+    for name in ("README.md", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "results").mkdir()
+    for name, text in FILES.items():
+        (tmp_path / "results" / name).write_text(text)
+    return tmp_path
+
+
+def refresh(home: Path, study: str) -> tuple[int, str]:
+    return run(home, sys.executable, str(ROOT / "docs" / "readme.py"), study)
+
+
+@pytest.mark.parametrize(
+    ("study", "row"),
+    [
+        ("demo", r"| fid | FID of this \| that | 5.69 |  | NOT RUN |"),
+        ("fashion", "| time | a third of the time | 0.3 | 0.812 | SCALED-DOWN ONLY |"),
+    ],
+)
+def test_the_readme_opens_with_a_study_s_curves_and_every_claim_with_its_verdict(home: Path, study: str, row: str) -> None:
+    assert refresh(home, study) == (0, "")
+    text = (home / "README.md").read_text()
+    head, rest = text.split("<!-- /opening -->")
+    title, empty, marker, picture, _, columns, _, claim, *_ = head.split("\n")
+    assert (title, empty, marker) == ("# maskdit", "", "<!-- opening -->")
+    assert picture.endswith(f"](docs/curves_{study}.png)")
+    assert (columns, claim) == ("| id | claim | paper | ours | verdict |", row)
+    assert "<!-- table -->\nTitle\n\n| eval |\n<!-- /table -->" in rest
+    assert "<!-- bench -->\n| pair |\n<!-- /bench -->" in rest
+    assert (home / "docs" / f"curves_{study}.png").read_text() == FILES[f"curves_{study}.png"]
+    assert refresh(home, study) == (0, "")
+    assert (home / "README.md").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("missing", "line"),
+    [
+        ("claims.csv", "readme: results/claims.csv: no such file; make it first, with snakemake results/claims.csv\n"),
+        ("README.md", "readme: README.md: has no block <!-- opening --> … <!-- /opening -->; insert it where it is to be\n"),
+    ],
+)
+def test_without_a_result_or_a_block_one_line_says_so_and_nothing_is_written(home: Path, missing: str, line: str) -> None:
+    if missing == "README.md":
+        edit(home / missing, "<!-- opening -->", "")
+    else:
+        (home / "results" / missing).unlink()
+    before = (home / "README.md").read_text()
+    assert refresh(home, "demo") == (2, line)
+    assert (home / "README.md").read_text() == before
+    assert not (home / "docs").exists()
