@@ -61,8 +61,8 @@ lock:
 		's/^((nvidia|cuda)-.*|triton==.*)$$/\1; platform_system == "Linux" and platform_machine == "x86_64"/' > requirements.lock
 	rm -rf .venv-lock
 
-# What the README shows, from results/: it opens with the curves and claims of STUDY.
-STUDY ?= demo
+# What the README shows, from results/: the curves, claims and tables of STUDY, and the speed.
+STUDY ?= fashion
 .PHONY: docs
 docs:
 	python docs/readme.py "$(STUDY)"

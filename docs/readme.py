@@ -1,4 +1,4 @@
-"""What the README shows of results/: `make docs STUDY=demo` copies it into docs/ and rewrites the README's marked blocks."""
+"""What the README shows of results/: `make docs` copies it into docs/ and rewrites the README's marked blocks."""
 
 import re
 import sys
@@ -12,7 +12,16 @@ from maskdit.params import load
 from maskdit.typeset import markdown
 
 RESULTS, DOCS, README = Path("results"), Path("docs"), Path("README.md")
-COPIED = ("curves_{study}.png", "curves_demo.png", "table_demo.md", "bench_cpu.png", "bench_cpu.md")
+BENCH = ("bench_cpu.md", "bench_cpu.png")
+SHOWN = (
+    "curves_{}.png",
+    "curves_{}.csv",
+    "curves_{}_crossing.csv",
+    "strip_{}.png",
+    "table_{}.csv",
+    "table_{}.md",
+    "efficiency_{}.md",
+)
 COLUMNS = {"claim": "id", "says": "claim", "paper": "paper", "ours": "ours", "verdict": "verdict"}
 
 
@@ -24,11 +33,19 @@ def found(name: str) -> Path:
     return path
 
 
+def evidence(study: str) -> list[str]:
+    """The names of all that is kept of a study: what is shown, what that says in numbers, and the records with their manifests."""
+    params = load()
+    records = [f"metrics/{study}/{name}.json" for name in params.of(study)]
+    more = [f"table_{study}-ablation.md"] if f"{study}-ablation" in params.table else []
+    return [*(name.format(study) for name in SHOWN), f"{params.entry('report', study).ledger}.csv", *more, *records]
+
+
 def opening(study: str) -> str:
     """The curves of a study, and each claim with its verdict."""
     params = load()
     claims = pd.read_csv(found(f"{params.entry('report', study).ledger}.csv"), dtype=str)[[*COLUMNS]].rename(columns=COLUMNS)
-    picture = f"![{params.entry('curves', study).title}](docs/curves_{study}.png)"
+    picture = f"![{params.entry('curves', study).title}](docs/{study}/curves_{study}.png)"
     return f"{picture}\n\n{markdown(claims)}"
 
 
@@ -42,13 +59,15 @@ def replaced(text: str, name: str, contents: str) -> str:
 
 def refresh(study: str) -> None:
     """Nothing is written if a file or a block is missing."""
-    names = dict.fromkeys(name.format(study=study) for name in COPIED)
-    files = {name: found(name).read_bytes() for name in names}
-    text = README.read_text()
-    blocks = {"opening": opening(study), "table": files["table_demo.md"].decode(), "bench": files["bench_cpu.md"].decode()}
-    for name, contents in blocks.items():
-        text = replaced(text, name, contents)
-    for path, data in {**{DOCS / name: data for name, data in files.items()}, README: text.encode()}.items():
+    names = evidence(study)
+    files = {DOCS / study / name: found(name).read_bytes() for name in names}
+    files |= {DOCS / name: found(name).read_bytes() for name in BENCH}
+    text = replaced(README.read_text(), "opening", opening(study))
+    for block, name in (("table", f"table_{study}.md"), ("ablation", f"table_{study}-ablation.md"), ("bench", BENCH[0])):
+        if name in (*names, *BENCH):
+            text = replaced(text, block, found(name).read_text())
+    for path, data in {**files, README: text.encode()}.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_bytes(data)
 

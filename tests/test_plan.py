@@ -18,7 +18,7 @@ A100 = Site("a100", 0.4, 8, 24.0)
 def test_a_forward_pass_costs_what_the_papers_say():
     dit, maskdit = (28, 1152, 1152, None), (28, 1152, 512, 8)
     for (depth, width, inner, decoder), kept, gmacs in ((dit, 256, 118.64), (maskdit, 256, 125.8), (maskdit, 128, 65.5)):
-        assert forward(256, kept, 16, width, depth, inner, 16, decoder) / 2e9 == pytest.approx(gmacs, rel=2e-3)
+        assert forward(256, kept, 16, width, [kept] * depth, inner, 16, decoder) / 2e9 == pytest.approx(gmacs, rel=2e-3)
 
 
 def test_pretraining_costs_about_the_hours_that_the_authors_report():

@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from maskdit.params import load
 from project import ROOT, edit, run
 
-FILES = {"curves_demo.png": "demo's", "curves_fashion.png": "fashion's", "bench_cpu.png": "a picture"}
-FILES |= {"table_demo.md": "Title\n\n| eval |\n", "bench_cpu.md": "| pair |\n"}
+PARAMS = load(ROOT / "params.yaml")
+PARTS = ("curves_{}.png", "curves_{}.csv", "curves_{}_crossing.csv", "strip_{}.png", "table_{}.csv", "efficiency_{}.md")
+FILES = {part.format(study): f"{part} of {study}" for part in PARTS for study in ("demo", "fashion")}
+FILES |= {f"metrics/{study}/{name}.json": name for study in ("demo", "fashion") for name in PARAMS.of(study)}
+FILES |= {
+    "table_demo.md": "Title\n\n| eval |\n",
+    "table_fashion.md": "Title\n\n| eval |\n",
+    "table_fashion-ablation.md": "| switch |\n",
+}
+FILES |= {"bench_cpu.png": "a picture", "bench_cpu.md": "| pair |\n"}
 HEAD = "claim,says,source,paper,ours,seeds,tolerance,verdict,direction,from\n"
 FILES["claims.csv"] = f"{HEAD}fid,FID of this | that,README,5.69,,,,NOT RUN,,\n"
 FILES["fashion-claims.csv"] = f"{HEAD}time,a third of the time,abstract,0.3,0.812,3,1.3%,SCALED-DOWN ONLY,as claimed,x.csv\n"
@@ -20,9 +29,10 @@ def home(tmp_path: Path) -> Path:
     """The repository's README and params.yaml, and results."""
     for name in ("README.md", "params.yaml"):
         shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "results").mkdir()
     for name, text in FILES.items():
-        (tmp_path / "results" / name).write_text(text)
+        path = tmp_path / "results" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
     return tmp_path
 
 
@@ -41,13 +51,17 @@ def test_the_readme_opens_with_a_study_s_curves_and_every_claim_with_its_verdict
     assert refresh(home, study) == (0, "")
     text = (home / "README.md").read_text()
     head, rest = text.split("<!-- /opening -->")
-    title, empty, marker, picture, _, columns, _, claim, *_ = head.split("\n")
-    assert (title, empty, marker) == ("# maskdit", "", "<!-- opening -->")
-    assert picture.endswith(f"](docs/curves_{study}.png)")
+    told, shown = head.split("<!-- opening -->\n")
+    assert len(told) < 800, "it opens with them"
+    picture, _, columns, _, claim, *_ = shown.split("\n")
+    assert picture.endswith(f"](docs/{study}/curves_{study}.png)")
     assert (columns, claim) == ("| id | claim | paper | ours | verdict |", row)
     assert "<!-- table -->\nTitle\n\n| eval |\n<!-- /table -->" in rest
     assert "<!-- bench -->\n| pair |\n<!-- /bench -->" in rest
-    assert (home / "docs" / f"curves_{study}.png").read_text() == FILES[f"curves_{study}.png"]
+    assert ("<!-- ablation -->\n| switch |\n<!-- /ablation -->" in rest) == (study == "fashion")
+    kept = {str(path.relative_to(home / "docs" / study)) for path in (home / "docs" / study).rglob("*.*")}
+    assert kept == {name for name in FILES if study in name or name == f"{PARAMS.report[study].ledger}.csv"}
+    assert all((home / "docs" / study / name).read_text() == FILES[name] for name in kept)
     assert refresh(home, study) == (0, "")
     assert (home / "README.md").read_text() == text
 

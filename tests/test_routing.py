@@ -89,7 +89,7 @@ def test_the_flops_are_those_that_torch_counts(decoder, switch, chosen, given): 
 
 
 def test_routing_changes_no_other_draw(latents):  # noqa: F811
-    data = Latents(latents)
+    data = Latents.load(latents)
     plain, ours = (batch_at(3, config, data, 16) for config in (routed(4, route=None), routed(4)))
     for name in ("normal_B", "noise_BCHW", "scores_BL", "drop_B"):
         assert torch.equal(getattr(plain.draw, name), getattr(ours.draw, name))
@@ -102,7 +102,7 @@ def test_routing_changes_no_other_draw(latents):  # noqa: F811
 
 
 def test_a_routed_loss_is_that_over_all_tokens_and_reaches_every_weight(latents):  # noqa: F811
-    net, batch = network(route=ROUTE), batch_at(0, routed(4), Latents(latents), 16)
+    net, batch = network(route=ROUTE), batch_at(0, routed(4), Latents.load(latents), 16)
     options = {"patch": 2, "keep": 16, "mae_weight": 0.1, "label_dropout": 0.1}
     denoising, mae = loss(net, batch.clean, batch.labels, batch.draw, **options, stay=4)
     same, _ = loss(net, batch.clean, batch.labels, batch.draw, **options, stay=16)
