@@ -120,7 +120,7 @@ def strip(config: Strip, *, results: Path, out: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panel = plt.subplots(figsize=(0.9 * len(columns) + 2.5, 0.9 * len(rows) + 0.6), layout="constrained")
+    figure, panel = plt.subplots(figsize=(0.9 * len(columns) + 3, 0.9 * len(rows) + 0.6), layout="constrained")
     heads = [f"{steps:,}" + "\nfinetuned" * (phase == "finetune") for steps, phase in columns]
     lay(panel, np.array([[row.get(column, white) for column in columns] for row in rows.values()]), list(rows), heads)
     panel.set_title("training steps")
