@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from maskdit.config import Curves
 from maskdit.crossing import crossings, interval, reach
 from maskdit.curves import curves
+from maskdit.shown import Curves
 from test_report import record, rows_of
 
 SPENT = np.array([1.0, 10.0, 100.0])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskdit.config import Curves, Efficiency, Grid, Recon, Strip, Table, UserError
+from maskdit.config import UserError
 from maskdit.curves import curves
 from maskdit.data import Images
 from maskdit.efficiency import efficiency
@@ -17,6 +17,7 @@ from maskdit.files import digest, publishing, read_json, write_json
 from maskdit.grid import Stacked, grid, strip
 from maskdit.params import load
 from maskdit.records import COMPARABLE, SAMPLING, published
+from maskdit.shown import Curves, Efficiency, Grid, Recon, Strip, Table
 from maskdit.table import SAMPLED, recon, table
 from project import TOY
 from project import run as run_in

@@ -6,8 +6,8 @@ import time
 import pandas as pd
 import pytest
 
-from maskdit.config import Table
 from maskdit.params import load
+from maskdit.shown import Table
 from maskdit.table import table
 from project import ROOT, project, says
 

@@ -8,10 +8,11 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 
-from maskdit.config import Curves, UserError
+from maskdit.config import UserError
 from maskdit.crossing import crossings
 from maskdit.files import replacing
 from maskdit.records import COMPARABLE, SAMPLING, config_of, hours_of, published, read, seeds_of, steps_of
+from maskdit.shown import Curves
 
 AXES = {
     "steps": "training steps",

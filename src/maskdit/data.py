@@ -143,8 +143,9 @@ class Batch:
         return self._each(put)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        parts = (getattr(self.draw, field.name) for field in fields(Draw))
-        return Batch(change(self.clean), change(self.labels), Draw(*(None if part is None else change(part) for part in parts)))
+        parts = {field.name: getattr(self.draw, field.name) for field in fields(Draw)}
+        draw = {name: change(part) for name, part in parts.items() if part is not None}
+        return Batch(change(self.clean), change(self.labels), Draw(**draw))
 
 
 def batch_at(step: int, config: Training, latents: Latents, patches: int, rank: int = 0, world: int = 1) -> Batch:

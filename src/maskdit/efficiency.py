@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from maskdit.config import Efficiency
 from maskdit.records import config_of, published, read, steps_of
+from maskdit.shown import Efficiency
 from maskdit.typeset import latex, write
 
 LABELS = {

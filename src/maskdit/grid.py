@@ -9,11 +9,12 @@ import matplotlib as mpl
 import numpy as np
 
 from maskdit.arrays import read_array
-from maskdit.config import Grid, Strip, UserError
+from maskdit.config import UserError
 from maskdit.data import Array, Images
 from maskdit.files import MANIFEST, read_json, read_manifest, replacing
 from maskdit.making import FOLDERS
 from maskdit.records import config_of, read, steps_of
+from maskdit.shown import Grid, Strip
 
 
 class Stacked:

@@ -10,30 +10,24 @@ from maskdit.cases import Bench
 from maskdit.complaints import first, nearest
 from maskdit.config import (
     Calibrate,
-    Curves,
     DownloadedVae,
-    Efficiency,
     Encode,
     Evaluate,
     Features,
     Finetune,
-    Grid,
     Key,
     Pretrain,
-    Recon,
     Reconstruct,
     Reference,
     Released,
-    Report,
     Sample,
     Section,
-    Strip,
-    Table,
     UserError,
     Vae,
     kept_tokens,
 )
 from maskdit.ledger import Claims
+from maskdit.shown import Curves, Efficiency, Grid, Recon, Report, Strip, Table
 from maskdit.sources import Autoencoder, Extractor, Fetch, Npz, Pictures
 
 
@@ -199,12 +193,11 @@ class Params(BaseModel):
                 encode = self.encode[run.dataset]
                 side = self.pictures(encode.dataset).resolution // self.vae[encode.vae].factor
                 start = run.run if isinstance(run, Finetune) else key
-                patch = self.pretrain[start].encoder.patch
+                patch, depth = self.pretrain[start].encoder.patch, self.pretrain[start].encoder.depth
                 if side % patch:
                     yield f"pretrain.{start}.encoder.patch: {patch} does not divide the latent's side of {side}"
                 elif not kept_tokens((side // patch) ** 2, run.mask_ratio):
                     yield f"{verb}.{key}.mask_ratio: {run.mask_ratio} keeps none of {(side // patch) ** 2} tokens"
-                depth = self.pretrain[start].encoder.depth
                 if run.defer >= depth:
                     yield f"{verb}.{key}.defer: {run.defer} leaves none of {depth} blocks to the kept tokens"
                 if run.route and run.route.last >= depth:

@@ -5,12 +5,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from maskdit.config import Report
 from maskdit.graph import draw, study
 from maskdit.journal import LEDGER, rows
 from maskdit.making import ABSENT, costs, manifests, provenance, refuse_mixed, states
 from maskdit.page import folded, items, missing, page, picture, rows_of, scrolled, short, table, waterfall
 from maskdit.params import Params, load
+from maskdit.shown import Report
 
 TABLES = {  # file -> what it is; shown where params.yaml has an entry of the verb, or the file is there
     "table_{}": "Evaluations",

@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from maskdit.config import Recon, Table, UserError
+from maskdit.config import UserError
 from maskdit.files import as_yaml, replacing
 from maskdit.records import COMPARABLE, SAMPLING, config_of, hours_of, published, read, steps_of, twins
+from maskdit.shown import Recon, Table
 from maskdit.typeset import latex, write
 
 RECONSTRUCTED = ("family", "extractor_sha256", "images", "images_sha256", "resolution", "crop", "posterior", "quantisation")
