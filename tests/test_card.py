@@ -41,9 +41,10 @@ def test_a_card_has_the_results_of_its_weights_under_the_names_of_the_record(her
 
 
 def test_a_card_of_weights_that_were_not_measured_has_no_model_index(here: Path, tmp_path: Path) -> None:
+    (empty := tmp_path / "empty").mkdir()
     measured = {
         words: card("demo-dit/pretrain", tmp_path / f"hub{number}", *words).data.get("eval_results") is not None
-        for number, words in enumerate([("--step", "2"), ("--step", "4"), ("--weights", "net"), ("--metrics", str(tmp_path))])
+        for number, words in enumerate([("--step", "2"), ("--step", "4"), ("--weights", "net"), ("--metrics", str(empty))])
     }
     assert measured == {words: words == ("--step", "2") for words in measured}
     assert "model-index" not in (tmp_path / "hub1" / "README.md").read_text()

@@ -25,8 +25,8 @@ def records(where: Path) -> dict[str, dict[str, float]]:
 
 def shown(where: Path) -> dict[str, dict[str, float]]:
     """What `dvc metrics show` says of each file."""
-    data = json.loads(says(where, "dvc", "metrics", "show", "--json"))["workspace"]["data"]
-    return {path: found["data"] for path, found in data.items()}
+    [told] = json.loads(says(where, "dvc", "metrics", "show", "--json")).values()  # of the workspace
+    return {path: found["data"] for path, found in told["data"].items()}
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,10 @@ def test_snakemake_takes_over_what_dvc_pulled_and_sees_a_later_change(pulled: st
     assert "Nothing to be done" in says(where, *SNAKEMAKE, "--dry-run")
     change(where, "finetune.lr")
     changed = {"finetune@demo-maskdit"} | REFINED
-    assert plan(where) == changed if pulled == "everything" else plan(where) > changed  # and what makes their inputs
+    if pulled == "everything":
+        assert plan(where) == changed
+    else:  # and what makes their inputs; the strip shows the other model, whose samples nobody makes for a picture
+        assert plan(where) > changed - {"strip@demo"}
 
 
 @pytest.mark.parametrize("name", CHANGES)

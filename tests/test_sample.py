@@ -188,7 +188,7 @@ def test_the_record_counts_what_was_asked_of_the_network(made, whole, tmp_path, 
     assert (protocol["nfe"], protocol["network_passes"]) == (nfe, passes) == (len(seen), sum(seen) / 4)
     assert protocol["guidance_interval"] == changes.get("guidance_interval")
     told = read_json(tmp_path / "out" / "index.json")["checkpoint"]
-    assert told["forward_flops"] == forward(16, 16, 8, 16, 1, 16, 8, None)
+    assert told["forward_flops"] == forward(16, 16, 8, 16, [16], 16, 8, None)
     assert told["device_seconds"] is None, "not known of weights that do not tell"
 
 

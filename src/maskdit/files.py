@@ -262,7 +262,7 @@ def publishing(out: Path, node: str, config: dict[str, Any], ancestors: dict[str
     """A temporary place for a step to write, published under `out` with its manifest when the block ends without an error.
 
     A folder gets a manifest.json. A name with a suffix is a file: what the step wrote beside it under the same stem is published
-    too, and a JSON file holds its manifest inside.
+    too, folders whole, and a JSON file holds its manifest inside.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     for left in out.parent.glob(f".{out.name}.*"):  # by a step that was killed
@@ -293,10 +293,17 @@ def _publish_files(workshop: Path, place: Path, out: Path, node: str, config: di
         write_json(place, {**tree, "manifest": asdict(_manifest(files, node, config, ancestors))})
     numbers = {name: origin.config for name, origin in ancestors.items()} | {node: config}
     text = mark(node, digest(numbers))
-    for file in sorted(workshop.iterdir(), key=lambda file: file == place):  # the declared one last
+    made = [file for file in workshop.rglob("*") if file.is_file()]
+    for folder in {file.parent for file in made} - {workshop}:
+        target = out.parent / folder.relative_to(workshop)
+        target.mkdir(parents=True, exist_ok=True)
+        for left in target.iterdir():
+            if not (folder / left.name).exists():
+                left.unlink()
+    for file in sorted(made, key=lambda file: file == place):  # the declared one last
         stamp(file, text)
         _sync(file)
-        file.replace(out.parent / file.name)
+        file.replace(out.parent / file.relative_to(workshop))
     _sync(out.parent)
 
 

@@ -132,8 +132,6 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
 def write_scores(records: dict[str, dict[str, Any]], folder: Path) -> None:
     """The metrics of each record as a file of its own, without its provenance: what `dvc metrics` shows and compares."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in set(folder.glob("*.yaml")) - {folder / f"{name}.yaml" for name in records}:
-        path.unlink()
     for name, record in records.items():
         with replacing(folder / f"{name}.yaml") as temporary:
             temporary.write_text(as_yaml(record["metrics"]))
