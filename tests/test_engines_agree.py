@@ -110,16 +110,24 @@ THEIRS = """released:
 @pytest.fixture(scope="module", params=["study", "toy", "released"])
 def where(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The study, the toy, and the toy with samples of released weights."""
-    made = project(tmp_path_factory.mktemp("project"), ROOT / "params.yaml" if request.param == "study" else TOY)
+    place = tmp_path_factory.getbasetemp() / f"graphs-{request.param}"
+    if place.exists():
+        return place
+    made = project(place, ROOT / "params.yaml" if request.param == "study" else TOY)
     if request.param == "released":
         edit(made / "params.yaml", "released: {}\n", THEIRS)
         edit(made / "params.yaml", "run: demo-maskdit\n    phase: finetune", "run: demo-theirs\n    phase: released")
     return made
 
 
+KNOWN: dict[Path, tuple[Graph, Graph]] = {}  # pytest makes a fixture with parameters more than once
+
+
 @pytest.fixture(scope="module")
 def graphs(where: Path) -> tuple[Graph, Graph]:
-    return both(where)
+    if where not in KNOWN:
+        KNOWN[where] = both(where)
+    return KNOWN[where]
 
 
 @pytest.fixture(scope="module")
