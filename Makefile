@@ -30,7 +30,7 @@ $(INSTALLED):
 	touch $@
 
 test: setup
-	pytest --numprocesses 2 --dist loadgroup -m "not slow and not slurm"
+	pytest --numprocesses 2 --dist loadfile -m "not slow and not slurm"
 
 test-slow: setup
 	pytest -m slow
@@ -50,7 +50,7 @@ check: setup
 	mypy
 	lint-imports
 	snakefmt --check Snakefile workflow
-	pytest --numprocesses 2 --dist loadgroup -m "not slow and not slurm and not pipeline"
+	pytest --numprocesses 2 --dist loadfile -m "not slow and not slurm and not pipeline"
 
 # Resolve anew: the newest versions that pyproject.toml admits, in an environment of their own.
 lock:

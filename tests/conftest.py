@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from project import SNAKEMAKE, commit, project, says, twin
 
@@ -11,11 +12,20 @@ for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers a file's tests stay together, and so do all that run a whole engine: they share what it made."""
-    for item in items:
-        group = "pipeline" if item.get_closest_marker("pipeline") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+ENGINES = {
+    f"tests/test_{name}.py" for name in ("card", "dvc", "pipeline", "rebuild", "secrets")
+}  # which share what whole engines have made
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    """With several workers a file's tests stay together, and so do those of whole engines."""
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "engines" if file in ENGINES else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
