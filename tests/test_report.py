@@ -18,7 +18,7 @@ from maskdit.grid import Stacked, grid, strip
 from maskdit.params import load
 from maskdit.records import COMPARABLE, SAMPLING, published
 from maskdit.shown import Curves, Efficiency, Grid, Recon, Strip, Table
-from maskdit.table import SAMPLED, recon, table
+from maskdit.table import SAMPLED, recon, rounded, table
 from project import TOY
 from project import run as run_in
 
@@ -393,3 +393,11 @@ def test_each_published_number_lies_in_its_own_column(bench):
         assert (named["ADM-G,ADM-U"]["parameters"], named["ADM-G,ADM-U"]["fid"]) == (673_000_000, "3.94")
     if bench == "in512":
         assert (named["ADM-G,ADM-U"]["parameters"], named["MaskDiT"]["parameters"]) == (774_000_000, 731_800_000)
+
+
+def test_an_interval_is_a_cell_of_a_table() -> None:
+    assert rounded({"guidance_interval": [0.2, 2.0], "fid": 2.2812345, "seeds": 3}) == {
+        "guidance_interval": "0.2 to 2.0",
+        "fid": 2.2812,
+        "seeds": 3,
+    }

@@ -202,5 +202,6 @@ def restored(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def rounded(values: dict[str, Any]) -> dict[str, Any]:
-    """Numbers to five significant digits; all else stays as it is."""
-    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in values.items()}
+    """Numbers to five significant digits, an interval as text; all else stays as it is."""
+    shown = {name: " to ".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
+    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in shown.items()}
