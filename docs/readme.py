@@ -8,7 +8,7 @@ import pandas as pd
 
 from maskdit.config import UserError
 from maskdit.files import replacing
-from maskdit.params import load
+from maskdit.params import Params, load
 from maskdit.typeset import markdown
 
 RESULTS, DOCS, README = Path("results"), Path("docs"), Path("README.md")
@@ -33,20 +33,21 @@ def found(name: str) -> Path:
     return path
 
 
-def evidence(study: str) -> list[str]:
+def evidence(params: Params, study: str) -> list[str]:
     """The names of all that is kept of a study: what is shown, what that says in numbers, and the records with their manifests."""
-    params = load()
-    records = [f"metrics/{study}/{name}.json" for name in params.of(study)]
-    more = [f"table_{study}-ablation.md"] if f"{study}-ablation" in params.table else []
+    ablation = f"{study}-ablation"
+    more = [f"table_{ablation}.md"] if ablation in params.table else []
+    records = [f"metrics/{bench}/{name}.json" for bench in (study, ablation) for name in params.of(bench)]
     return [*(name.format(study) for name in SHOWN), f"{params.entry('report', study).ledger}.csv", *more, *records]
 
 
-def opening(study: str) -> str:
-    """The curves of a study, and each claim with its verdict."""
-    params = load()
+def opening(params: Params, study: str) -> str:
+    """The curves of a study, what they say of the time, and each claim with its verdict."""
     claims = pd.read_csv(found(f"{params.entry('report', study).ledger}.csv"), dtype=str)[[*COLUMNS]].rename(columns=COLUMNS)
+    crossings = pd.read_csv(found(f"curves_{study}_crossing.csv"), dtype=str)
+    told = "".join(f"- {line}\n" for line in crossings.loc[crossings["axis"] == "device_hours", "reads"])
     picture = f"![{params.entry('curves', study).title}](docs/{study}/curves_{study}.png)"
-    return f"{picture}\n\n{markdown(claims)}"
+    return f"{picture}\n\n{told}\n{markdown(claims)}"
 
 
 def replaced(text: str, name: str, contents: str) -> str:
@@ -59,10 +60,11 @@ def replaced(text: str, name: str, contents: str) -> str:
 
 def refresh(study: str) -> None:
     """Nothing is written if a file or a block is missing."""
-    names = evidence(study)
+    params = load()
+    names = evidence(params, study)
     files = {DOCS / study / name: found(name).read_bytes() for name in names}
     files |= {DOCS / name: found(name).read_bytes() for name in BENCH}
-    text = replaced(README.read_text(), "opening", opening(study))
+    text = replaced(README.read_text(), "opening", opening(params, study))
     for block, name in (("table", f"table_{study}.md"), ("ablation", f"table_{study}-ablation.md"), ("bench", BENCH[0])):
         if name in (*names, *BENCH):
             text = replaced(text, block, found(name).read_text())

@@ -182,6 +182,14 @@ def test_the_command_ends_with_code_2_and_one_line_if_a_claim_is_lost(tmp_path, 
     assert (tmp_path / "results" / "claims.csv").read_text() == before
 
 
+def test_a_ledger_demands_its_own_study_and_may_read_what_it_names_of_others():
+    params = load(ROOT / "params.yaml")
+    demanded, beside = params.upstream("claims", "claims"), params.beside("claims", "claims")
+    assert {node.split("/")[1].split("-")[0] for node in demanded} == {"demo"}
+    assert {"evaluate/in256-cosine", "reconstruct/in256-ema"} <= beside
+    assert params.beside("table", "demo") == set()
+
+
 def test_the_numbers_of_the_ledger_are_those_that_are_published():
     known = {
         float(row[name])

@@ -75,6 +75,19 @@ def test_publishing_again_replaces_the_whole_folder_and_sweeps_what_a_killed_ste
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_folder_beside_a_file_is_published_whole_and_its_neighbours_stay(tmp_path):
+    for names in (("old", "same"), ("same", "new")):
+        with publishing(tmp_path / "t.csv", "table/a", {}, {}) as place:
+            place.write_text(str(names))
+            (place.parent / "scores" / "a").mkdir(parents=True)
+            for name in names:
+                (place.parent / "scores" / "a" / name).write_text(str(names))
+        (tmp_path / "scores" / "b").mkdir(exist_ok=True)
+        assert {path.name: path.read_text() for path in (tmp_path / "scores" / "a").iterdir()} == dict.fromkeys(names, str(names))
+    assert (tmp_path / "scores" / "b").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores", "t.csv"]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"), [("on", "truncated"), ("one more", "truncated"), ("0ne", "damaged"), (None, "missing")]
 )

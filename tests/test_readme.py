@@ -10,14 +10,13 @@ from maskdit.params import load
 from project import ROOT, edit, run
 
 PARAMS = load(ROOT / "params.yaml")
-PARTS = ("curves_{}.png", "curves_{}.csv", "curves_{}_crossing.csv", "strip_{}.png", "table_{}.csv", "efficiency_{}.md")
+PARTS = ("curves_{}.png", "curves_{}.csv", "strip_{}.png", "table_{}.csv", "efficiency_{}.md")
 FILES = {part.format(study): f"{part} of {study}" for part in PARTS for study in ("demo", "fashion")}
-FILES |= {f"metrics/{study}/{name}.json": name for study in ("demo", "fashion") for name in PARAMS.of(study)}
-FILES |= {
-    "table_demo.md": "Title\n\n| eval |\n",
-    "table_fashion.md": "Title\n\n| eval |\n",
-    "table_fashion-ablation.md": "| switch |\n",
-}
+FILES |= {f"metrics/{bench}/{name}.json": name for bench in ("demo", "fashion", "fashion-ablation") for name in PARAMS.of(bench)}
+READS = "axis,reads\nsteps,not this\ndevice_hours,{} is here\n"
+FILES |= {f"curves_{study}_crossing.csv": READS.format(study) for study in ("demo", "fashion")}
+TITLED = "Title\n\n| eval |\n"
+FILES |= {"table_demo.md": TITLED, "table_fashion.md": TITLED, "table_fashion-ablation.md": "| switch |\n"}
 FILES |= {"bench_cpu.png": "a picture", "bench_cpu.md": "| pair |\n"}
 HEAD = "claim,says,source,paper,ours,seeds,tolerance,verdict,direction,from\n"
 FILES["claims.csv"] = f"{HEAD}fid,FID of this | that,README,5.69,,,,NOT RUN,,\n"
@@ -53,7 +52,8 @@ def test_the_readme_opens_with_a_study_s_curves_and_every_claim_with_its_verdict
     head, rest = text.split("<!-- /opening -->")
     told, shown = head.split("<!-- opening -->\n")
     assert len(told) < 800, "it opens with them"
-    picture, _, columns, _, claim, *_ = shown.split("\n")
+    picture, _, crossing, _, columns, _, claim, *_ = shown.split("\n")
+    assert crossing == f"- {study} is here"
     assert picture.endswith(f"](docs/{study}/curves_{study}.png)")
     assert (columns, claim) == ("| id | claim | paper | ours | verdict |", row)
     assert "<!-- table -->\nTitle\n\n| eval |\n<!-- /table -->" in rest

@@ -79,8 +79,11 @@ def loss(
     labels_B = torch.where(draw.drop_B < label_dropout, -1, labels_B)
     patches = draw.scores_BL.shape[1]
     kept = sample_mask(draw.scores_BL, keep) if keep < patches else None
-    routed = () if stay is None or draw.routes_BL is None else (sample_mask(draw.routes_BL, stay),)
-    D = patchify(denoise(net, y, sigma_B, labels_B, kept, *routed), patch)
+    hidden = [kept]
+    if stay is not None:
+        assert draw.routes_BL is not None
+        hidden.append(sample_mask(draw.routes_BL, stay))
+    D = patchify(denoise(net, y, sigma_B, labels_B, *hidden), patch)
 
     weight_B = (sigma_B**2 + SIGMA_DATA**2) / (sigma_B * SIGMA_DATA) ** 2
     error_BL = (D - patchify(x0_BCHW, patch)).square().mean(-1)
