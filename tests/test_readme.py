@@ -18,9 +18,9 @@ FILES |= {f"curves_{study}_crossing.csv": READS.format(study) for study in ("dem
 TITLED = "Title\n\n| eval |\n"
 FILES |= {"table_demo.md": TITLED, "table_fashion.md": TITLED, "table_fashion-ablation.md": "| switch |\n"}
 FILES |= {"bench_cpu.png": "a picture", "bench_cpu.md": "| pair |\n"}
-HEAD = "claim,says,source,paper,ours,seeds,tolerance,verdict,direction,from\n"
-FILES["claims.csv"] = f"{HEAD}fid,FID of this | that,README,5.69,,,,NOT RUN,,\n"
-FILES["fashion-claims.csv"] = f"{HEAD}time,a third of the time,abstract,0.3,0.812,3,1.3%,SCALED-DOWN ONLY,as claimed,x.csv\n"
+HEAD = "claim,says,verdict,direction,paper,ours,seeds,tolerance,source,from\n"
+FILES["claims.csv"] = f"{HEAD}fid,FID of this | that,NOT RUN,,5.69,,,,README,\n"
+FILES["fashion-claims.csv"] = f"{HEAD}time,a third of the time,SCALED-DOWN ONLY,as claimed,0.3,0.812,3,1.3%,abstract,x.csv\n"
 
 
 @pytest.fixture

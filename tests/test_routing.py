@@ -145,6 +145,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(switch, latents, monkey
         ({"mask_ratio": 0.5}, "route sends all tokens on their way: set mask_ratio: 0.0 and defer: 0"),
         ({"defer": 1}, "route sends all tokens on their way"),
         ({"route": None, "defer": -1}, "greater than or equal to 0"),
+        ({"route": None, "defer": 1}, "defer waits for a mask: set a mask_ratio above 0, or defer: 0"),
     ],
 )
 def test_nonsense_is_refused(switch, line):

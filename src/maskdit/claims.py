@@ -60,8 +60,12 @@ def number(record: dict[str, Any], metric: str) -> float | None:
 
 
 def files(results: Path, names: tuple[str, ...]) -> str:
-    """Where records lie."""
-    return " ".join(map(str, named(results, names).values()))
+    """Where records lie: FOLDER/{ONE,OTHER}.json, as a shell expands it."""
+    folders: dict[Path, list[str]] = {}
+    for path in named(results, names).values():
+        folders.setdefault(path.parent, []).append(path.stem)
+    lists = {folder: stems[0] if len(stems) == 1 else f"{{{','.join(stems)}}}" for folder, stems in folders.items()}
+    return " ".join(f"{folder}/{stems}.json" for folder, stems in lists.items())
 
 
 def error(values: list[float]) -> float:
@@ -163,13 +167,13 @@ def row_of(name: str, claim: Claim, results: Path) -> dict[str, Any]:
     return {
         "claim": name,
         "says": claim.says,
-        "source": claim.source,
+        "verdict": verdict,
+        "direction": where,
         "paper": claim.paper,
         "ours": None if seen is None else "not reached" if math.isinf(seen.value) else float(f"{seen.value:.4g}"),
         "seeds": seen and seen.seeds,
         "tolerance": seen and f"{seen.tolerance:.1%}",
-        "verdict": verdict,
-        "direction": where,
+        "source": claim.source,
         "from": seen and seen.where,
     }
 

@@ -171,6 +171,8 @@ class Training(Section):
             raise ValueError("schedule_steps is for a mask_schedule other than constant, and each such one needs it")
         if self.route and (self.mask_ratio or self.defer):
             raise ValueError("route sends all tokens on their way: set mask_ratio: 0.0 and defer: 0")
+        if self.defer and not self.mask_ratio:
+            raise ValueError("defer waits for a mask: set a mask_ratio above 0, or defer: 0")
         return self
 
     def recipe(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from maskdit.config import UserError
 from maskdit.files import inputs_of, lineage
+from maskdit.graph import study
 from maskdit.params import Params, load
 
 
@@ -60,7 +61,9 @@ def handoff(to: str, bench: str) -> None:
             raise UserError(f"handoff: {path} is not here: run {'dvc pull' if to == 'snakemake' else f'snakemake {path}'} first")
     lineage([found for path in records for found in inputs_of(path)], params)
     if to == "dvc":
-        engine("dvc", "commit", "--force", "--no-relink", "--with-deps", *stages)
+        behind = {node for stage in stages for before in study(params, stage.replace("@", "/")).values() for node in before}
+        ends = [stage for stage in stages if stage.replace("@", "/") not in behind]  # DVC commits what is before each of them anew
+        engine("dvc", "commit", "--force", "--no-relink", "--with-deps", *ends)
     else:
         engine("snakemake", "--touch", "--forceall", *files)
     print(f"handoff: {to} now knows {bench}")

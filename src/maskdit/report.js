@@ -181,12 +181,25 @@ function chart(place) {
   };
 }
 
-// The budget: of each run the best milestone that it pays for.
+// The budget: where each curve is when it is spent. Between two milestones a curve is linear in the logarithm of what was spent.
+
+function standing(line, hours) {
+  const place = line.findLastIndex((point) => spent(point) <= hours * (1 + 1e-9));
+  const [from, to] = [line[place], line[place + 1]];
+  if (!from || !to) return from && { from, y: Number(from.y) };
+  const share = Math.log(hours / spent(from)) / Math.log(spent(to) / spent(from));
+  return { from, to, y: from.y * (1 - share) + to.y * share };
+}
 
 function winners(hours) {
-  const known = data.points.filter((point) => point.ours && data.hours[0] in point.x && spent(point) <= hours * (1 + 1e-9));
-  const best = ours.map((name) => known.filter((point) => point.series === name).sort((one, other) => one.y - other.y)[0]);
-  return best.filter(Boolean).sort((one, other) => one.y - other.y);
+  const found = ours.map((name) => {
+    const lines = {};
+    for (const point of data.points)
+      if (point.series === name && data.hours[0] in point.x) (lines[`seed ${point.seed}`] ??= []).push(point);
+    const seeds = Object.values(lines).map((line) => standing(line.sort((one, other) => spent(one) - spent(other)), hours));
+    return { ...seeds[0], name, seeds, y: seeds.reduce((sum, each) => sum + each?.y, 0) / seeds.length };
+  });
+  return found.filter((each) => Number.isFinite(each.y)).sort((one, other) => one.y - other.y);
 }
 
 function inWords(hours) {
@@ -203,12 +216,13 @@ function budget(place, mark) {
   const tell = () => {
     const hours = Number(slider.value) === 200 ? high : low * (high / low) ** (slider.value / 200);
     const order = winners(hours);
-    const line = (point) => `${data.quality} ${short(point.y)} (${point.eval}, after ${inWords(spent(point))})`;
+    const where = ({ from, to }) => (to ? `between ${from.eval} and ${to.eval}` : `${from.eval}, after ${inWords(spent(from))}`);
+    const line = (each) => `${data.quality} ${short(each.y)} (${where(each)}${each.seeds.length > 1 ? `; mean of ${each.seeds.length} seeds` : ""})`;
     size.textContent = inWords(hours) + (hours < 1 ? ` (${Number(hours.toPrecision(3))} device-hours)` : "");
     slider.setAttribute("aria-valuetext", size.textContent);
-    winner.textContent = order.length ? `${order[0].series} wins: ${line(order[0])}` : "No milestone is known within it";
-    winner.dataset.eval = order[0]?.eval ?? "";
-    rest.textContent = order.slice(1).map((point) => `; ${point.series} has ${line(point)}`).join("");
+    winner.textContent = order.length ? `${order[0].name} wins: ${line(order[0])}` : "No milestone is known within it";
+    winner.dataset.eval = order[0]?.from.eval ?? "";
+    rest.textContent = order.slice(1).map((each) => `; ${each.name} has ${line(each)}`).join("");
     mark(hours);
   };
   slider.addEventListener("input", tell);

@@ -2,7 +2,9 @@
 
 from collections import Counter
 from html import escape
+from math import log
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from maskdit.graph import draw, study
@@ -28,6 +30,8 @@ AXES = {  # column -> its label, and how a sentence counts it
     "cost": ("cost", "units of cost"),
 }
 KEY = {"": "here", "not-here": "not here, known from what was made of it", "not-run": "not run, or made anew since"}
+
+Spot = tuple[float, float]  # what was spent, and the quality
 
 BOXES = "".join(f"<li><span class='box {kind}'></span>{words}</li>" for kind, words in KEY.items())
 
@@ -91,20 +95,37 @@ def summary(ledger: Path, points: dict[str, Any], told: dict[str, str]) -> str:
 
 
 def ahead(points: list[dict[str, Any]], axis: str, unit: str, quality: str) -> str:
-    """Which series is best for what the one that has spent least has spent, by the milestones known; '' with less than two."""
-    series: dict[str, list[dict[str, Any]]] = {}
+    """Which series is best for what the one that has spent least has spent; '' with less than two."""
+    series: dict[str, dict[str, list[Spot]]] = {}
     for point in points:
         if point["ours"] and axis in point["x"]:
-            series.setdefault(point["series"], []).append(point)
+            seeds = series.setdefault(point["series"], {})
+            seeds.setdefault(point["seed"], []).append((float(point["x"][axis]), float(point["y"])))
     if len(series) < 2:
         return ""
-    most = [max((point["x"][axis] for point in each), key=float) for each in series.values()]
-    budget = min(most, key=float)
-    paid = {name: [point["y"] for point in each if float(point["x"][axis]) <= float(budget)] for name, each in series.items()}
-    best = {name: min(values, key=float) for name, values in paid.items() if values}
-    order = sorted(best, key=lambda name: float(best[name]))
-    told = ", ".join([f"{name} {short(best[name])}" for name in order] + [f"{name} none" for name in paid if name not in best])
-    return f"Of the milestones within {short(budget)} {unit} {order[0]} has the best {quality}: {told}."
+    budget = min(max(spent for spots in seeds.values() for spent, _ in spots) for seeds in series.values())
+    known = {name: [at(spots, budget) for spots in seeds.values()] for name, seeds in series.items()}
+    values = {name: mean(spot for spot in each if spot is not None) for name, each in known.items() if None not in each}
+    if not values:
+        return ""
+    order = sorted(values, key=lambda name: values[name])
+    told = ", ".join(
+        [f"{name} {values[name]:.5g}" for name in order] + [f"{name} no milestone yet" for name in known if name not in values]
+    )
+    return f"After {budget:.5g} {unit} {order[0]} has the best {quality}, read off the curves: {told}."
+
+
+def at(spots: list[Spot], budget: float) -> float | None:
+    """The quality of one curve after what a budget pays for; None before its first milestone.
+
+    Between two milestones it is linear in the logarithm of what was spent, as in crossing.py; after the last it stays.
+    """
+    spots = sorted(spots)
+    paid = [spot for spot in spots if spot[0] <= budget]
+    if not paid or len(paid) == len(spots):
+        return paid[-1][1] if paid else None
+    (before, high), (after, low) = paid[-1], spots[len(paid)]
+    return high + (low - high) * log(budget / before) / log(after / before)
 
 
 # Tables, curves, speed and samples
