@@ -12,7 +12,7 @@ from maskdit.config import UserError
 from maskdit.files import as_yaml, replacing
 from maskdit.records import COMPARABLE, SAMPLING, config_of, hours_of, published, read, steps_of, twins
 from maskdit.shown import Recon, Table
-from maskdit.typeset import latex, write
+from maskdit.typeset import latex, markdown, write
 
 RECONSTRUCTED = ("family", "extractor_sha256", "images", "images_sha256", "resolution", "crop", "posterior", "quantisation")
 APART = ("kid", "density", "coverage", "fid_infinity", "fd_infinity")  # in the records only
@@ -22,7 +22,7 @@ FIRST = ("eval", "model", "phase", "guidance")
 SAMPLED = {field: "sampling_precision" if field == "precision" else field for field in SAMPLING}  # field -> column
 LAST = ("sampler", "nfe", *SAMPLED.values(), "images")
 LABELS = {"guidance": "Guidance", "fid": "FID", "sfid": "sFID", "is": "IS", "precision": "Precision", "recall": "Recall"}
-UNITS = {  # of the LaTeX twin
+UNITS = {  # of the twins for readers
     "parameters": ("Parameters (M)", 1e6),
     "gmac_forward": ("GMACs", 1.0),
     "train_images": ("Images (M)", 1e6),
@@ -100,7 +100,7 @@ def theirs_of(method: str, guidance: float, known: list[dict[str, Any]], bench: 
 
 
 def table(config: Table, *, metrics: Path, out: Path) -> None:
-    """Write the evaluations as CSV, and as Markdown and LaTeX beside it; an evaluation that was not run says so.
+    """Write the evaluations as CSV, and as Markdown and LaTeX in the papers' layout beside it; what was not run says so.
 
     Evaluations that differ in their seed only are one row: the mean, and the standard deviation. A row that reproduces a published
     one tells by how much it deviates. Below them come the rows that others report, if the entry names their benchmark.
@@ -125,7 +125,8 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
         real = {name: record["real"]["heldout"][name] for name in ("images", "probe_accuracy")}  # a distance is over their number
         rows.append({"eval": "real, held out", **real})
     frame = ordered([rounded(row) for row in rows] + reported).drop(columns=[*alike, "batch"], errors="ignore")
-    write(frame, config.title, out, typeset(frame, config.title))
+    shown, marks, rules = laid_out(frame, [*config.numbers, *(field for field in SAMPLED.values() if field not in alike)])
+    write(frame, config.title, out, latex(shown, config.title, marks, rules), markdown(shown, marks))
     write_scores(records, out.parent / "scores" / out.stem.removeprefix("table_"))
 
 
@@ -156,22 +157,31 @@ def best(frame: pd.DataFrame, columns: list[str]) -> set[tuple[int, str]]:
     return found
 
 
-def typeset(frame: pd.DataFrame, title: str) -> str:
-    """The LaTeX twin in the papers' layout: method, guidance, metrics, parameters, cost; ours, what authors report, others."""
+def laid_out(frame: pd.DataFrame, more: Iterable[str]) -> tuple[pd.DataFrame, set[tuple[int, int]], list[int]]:
+    """A table in the papers' layout, the cells that are best, and the rows above which another kind begins.
+
+    Method, guidance, metrics, parameters, cost, and `more` columns; ours, what authors report, others.
+    """
     columns = scores(frame)
     marks = best(frame, columns)
-    shown = pd.DataFrame({"Method": frame["eval"]})
+    shown = pd.DataFrame({"Method": [method(row) for row in frame.to_dict("records")]})
     for name in [*(name for name in ("guidance",) if name in frame), *columns]:
         shown[LABELS.get(name, name)] = [spread(row, name) for row in frame.to_dict("records")]
     for name, (label, unit) in UNITS.items():
         if name in frame:
             shown[label] = frame[name].map(lambda value, unit=unit: f"{float(value) / unit:.4g}", na_action="ignore")
+    shown = shown.join(frame[[name for name in more if name in frame]])
     if "model" in frame and columns:
         shown.loc[frame["model"] == "not run", LABELS.get(columns[0], columns[0])] = "not run"
     kinds = frame.get("phase", pd.Series("", frame.index)).isin(["published", "reported"])
     rules = [row for row in range(1, len(frame)) if kinds.iloc[row] != kinds.iloc[row - 1]]
-    places = {(row, shown.columns.get_loc(LABELS.get(name, name))) for row, name in marks}
-    return latex(shown, title, places, rules)
+    return shown, {(row, shown.columns.get_loc(LABELS.get(name, name))) for row, name in marks}, rules
+
+
+def method(row: dict[str, Any]) -> str:
+    """The name of a row; of several seeds that of the first, and their number."""
+    first, *others = str(row["eval"]).split(" ") if row.get("seeds", 0) > 1 else [row["eval"]]
+    return f"{first} ({1 + len(others)} seeds)" if others else first
 
 
 def spread(row: dict[str, Any], name: str) -> str:

@@ -1,7 +1,7 @@
 """How a table is written: CSV for programs, Markdown for the web, LaTeX for a paper."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,12 @@ def cells(frame: pd.DataFrame) -> list[list[str]]:
     return frame.astype(object).where(frame.notna(), "").astype(str).values.tolist()
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """A data frame as a Markdown table."""
-    lines = [list(frame.columns), ["---"] * len(frame.columns), *cells(frame)]
+def markdown(frame: pd.DataFrame, bold: Collection[tuple[int, int]] = ()) -> str:
+    """A data frame as a Markdown table; `bold` are cells."""
+    rows = cells(frame)
+    for row, place in bold:
+        rows[row][place] = f"**{rows[row][place]}**"
+    lines = [list(frame.columns), ["---"] * len(frame.columns), *rows]
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
 
@@ -34,7 +37,7 @@ def escaped(text: str) -> str:
     return "".join(ESCAPES.get(sign, sign) for sign in text)
 
 
-def latex(frame: pd.DataFrame, title: str, bold: set[tuple[int, int]], rules: Sequence[int] = ()) -> str:
+def latex(frame: pd.DataFrame, title: str, bold: Collection[tuple[int, int]], rules: Sequence[int] = ()) -> str:
     """A data frame as a LaTeX table of booktabs; `bold` are cells, and a rule stands above each row of `rules`.
 
     Columns of numbers are set to the right.
@@ -51,9 +54,9 @@ def latex(frame: pd.DataFrame, title: str, bold: set[tuple[int, int]], rules: Se
     return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{escaped(title)}}}", *body, r"\end{table}", ""])
 
 
-def write(frame: pd.DataFrame, title: str, out: Path, tex: str = "") -> None:
-    """A data frame as CSV and, with its title, as Markdown beside it; and `tex` as the LaTeX twin, if there is one."""
-    texts: dict[str, Any] = {".csv": frame.to_csv(index=False), ".md": f"{title}\n\n{markdown(frame)}"}
+def write(frame: pd.DataFrame, title: str, out: Path, tex: str = "", table: str = "") -> None:
+    """A data frame as CSV, and with its title as Markdown beside it: as `table`, or all of it; and `tex` as the LaTeX twin."""
+    texts: dict[str, Any] = {".csv": frame.to_csv(index=False), ".md": f"{title}\n\n{table or markdown(frame)}"}
     if tex:
         texts[".tex"] = tex
     for suffix, text in texts.items():
