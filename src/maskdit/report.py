@@ -112,7 +112,7 @@ def ahead(points: list[dict[str, Any]], axis: str, unit: str, quality: str) -> s
     told = ", ".join(
         [f"{name} {values[name]:.5g}" for name in order] + [f"{name} no milestone yet" for name in known if name not in values]
     )
-    return f"After {budget:.5g} {unit} {order[0]} has the best {quality}, read off the curves: {told}."
+    return f"After {short(f'{budget:.12g}')} {unit} {order[0]} has the best {quality}, read off the curves: {told}."
 
 
 def at(spots: list[Spot], budget: float) -> float | None:
