@@ -38,6 +38,9 @@ demo-maskdit-guided,not run,,,
 </script><b>hostile</b>,DiT,pretrain,20.123456789,0.5
 """
 CLAIMS = "claim,says,verdict\nfaster,a step is cheaper,REPRODUCED\nbetter,as good,NOT RUN\nsmaller,it is,REPRODUCED\n"
+CROSSING = (
+    "axis,status,reads\nsteps,reached,of steps\nseconds,reached,of early\nseconds,reached,<of late>\nseconds,not reached,of never\n"
+)
 WATERFALL = "step,from,to,ratio\nmasking,a,b,1.6457976\nprecision,b,c,0.9\nall together,a,c,1.48\n"
 BENCH = "pair,slow,fast,ratio,verdict,machine\none,a,b,1.5,met,a machine\n"
 
@@ -69,6 +72,7 @@ def home(tmp_path_factory):
     edit(home / "params.yaml", "bench: {}", "bench: " + bench())
     (home / "results").mkdir()
     files = {"curves_demo": CURVES, "table_demo": TABLE, "claims": CLAIMS, "bench_cpu": BENCH, "bench_cpu_waterfall": WATERFALL}
+    files["curves_demo_crossing"] = CROSSING
     for name, text in files.items():
         (home / "results" / f"{name}.csv").write_text(text)
     for name in ("curves_demo", "grid_demo-dit"):  # and no grid_demo-maskdit
@@ -138,6 +142,7 @@ def test_what_was_not_run_and_what_failed_is_told(html):
 
 def test_the_summary_compares_what_the_same_budget_pays_for(html):
     text = html.read_text()
+    assert re.findall(r"<li>(of \w+|&lt;of late&gt;)\.</li>", text) == ["&lt;of late&gt;", "of never"], "the last that is reached"
     between = 300.123456789 - 149.623456789 * math.log(40 / 36) / math.log(72.5 / 36)
     best = "MaskDiT has the best fd_mobilenet, read off the curves"
     assert f"After 40 seconds of training {best}: MaskDiT 200.06, DiT {between:.5g}." in text
@@ -314,7 +319,7 @@ def test_everything_is_reached_by_keys_in_the_order_of_the_page(page):
         page.press("Tab")
         seen = page.ask(
             "(() => {const a = document.activeElement; const box = a.getBoundingClientRect(); const style = getComputedStyle(a);"
-            "return a === document.body ? null : [a.id || a.textContent.slice(0, 20) || a.ariaLabel, box.top + scrollY,"
+            "return a === document.body ? null : [a.id ? '#' + a.id : a.textContent.slice(0, 20) || a.ariaLabel, box.top + scrollY,"
             "parseFloat(style.outlineWidth), a.closest('nav, .skip') !== null]})()"
         )
         if seen is None or (order and seen == order[0]):
@@ -322,13 +327,8 @@ def test_everything_is_reached_by_keys_in_the_order_of_the_page(page):
         order.append(seen)
     names = [name for name, *_ in order]
     assert names[0] == "Skip to the results"
-    assert [name for name in names if name in ("axis", "across", "up", "plot", "slider")] == [
-        "axis",
-        "across",
-        "up",
-        "plot",
-        "slider",
-    ]
+    controls = ["#axis", "#across", "#up", "#plot", "#slider"]
+    assert [name for name in names if name in controls] == controls
     assert all(width >= 2 for _, _, width, _ in order), "the focus is seen wherever it is"
     sections = page.ask("[...document.querySelectorAll('section')].map((section) => section.getBoundingClientRect().top + scrollY)")
     reached = [max((place for place, top in enumerate(sections) if top <= y), default=0) for _, y, _, bar in order if not bar]

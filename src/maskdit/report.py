@@ -54,7 +54,7 @@ def report(config: Report, *, results: Path, out: Path) -> None:
     told = states(edges, found, results)
     title = params.table[bench].title
     parts = {
-        "Summary": summary(results / f"{config.ledger}.csv", points, told),
+        "Summary": summary(results / f"{config.ledger}.csv", points, told, rows_of(results / f"curves_{bench}_crossing.csv") or []),
         "Claims": shown(results / f"{config.ledger}.csv", "Claims of the paper"),
         "Tables": tables(params, bench, results),
         "Curves": charts(points, curves, results, bench),
@@ -73,8 +73,8 @@ def report(config: Report, *, results: Path, out: Path) -> None:
 # The first thing that a reader sees
 
 
-def summary(ledger: Path, points: dict[str, Any], told: dict[str, str]) -> str:
-    """The verdicts in numbers, who is ahead for the same budget, and what is missing."""
+def summary(ledger: Path, points: dict[str, Any], told: dict[str, str], crossings: list[dict[str, str]]) -> str:
+    """The verdicts in numbers, the time to one quality, who is ahead for the same budget, and what is missing."""
     lines: list[str] = []
     judged = rows_of(ledger)
     if judged is None:
@@ -86,6 +86,8 @@ def summary(ledger: Path, points: dict[str, Any], told: dict[str, str]) -> str:
     if best:
         top = min(best, key=lambda point: float(point["y"]))
         lines.append(f"The best {quality} is {short(top['y'])}, of {top['eval']} ({top['series']}).")
+    timed = [row for row in crossings if row.get("axis") == points["hours"][0]]
+    lines += dict.fromkeys(f"{row['reads']}." for row in [row for row in timed if row["status"] == "reached"][-1:] + timed[-1:])
     lines += [line for axis, (_, unit) in AXES.items() if (line := ahead(best, axis, unit, quality))]
     if quality and not quality.startswith("fid"):
         lines.append(f"{quality} is not FID and cannot be compared with published numbers.")
