@@ -145,6 +145,9 @@ def test_a_row_that_reproduces_a_published_one_tells_its_deviation(tmp_path):
     assert float(ours["is_deviation"]) == 0
     assert float(guided["fid_deviation"]) == pytest.approx(2.497 / 2.27 - 1, rel=1e-4), "of two such rows that with this guidance"
     assert missing["fid_deviation"] == ""
+    lines = (tmp_path / "t.md").read_text().splitlines()
+    assert "| FID beside the reported |" in lines[2]
+    assert "| +1.9% |" in next(line for line in lines if line.startswith("| a |"))
     assert {row["phase"] for row in others if row["eval"].startswith("MaskDiT")} == {"reported"}
     with pytest.raises(UserError, match=r"reproduces 'MaskDit', which is no row of in256 in published\.csv"):
         table(config.model_copy(update={"reproduces": {"a": "MaskDit"}}), metrics=tmp_path, out=tmp_path / "t.csv")

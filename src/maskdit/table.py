@@ -126,7 +126,7 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
         rows.append({"eval": "real, held out", **real})
     frame = ordered([rounded(row) for row in rows] + reported).drop(columns=[*alike, "batch"], errors="ignore")
     shown, marks, rules = laid_out(frame, [*config.numbers, *(field for field in SAMPLED.values() if field not in alike)])
-    write(frame, config.title, out, latex(shown, config.title, marks, rules), markdown(shown, marks))
+    write(frame, config.title, out, latex(shown, config.title, marks, rules), markdown(shown.join(frame.filter(["source"])), marks))
     write_scores(records, out.parent / "scores" / out.stem.removeprefix("table_"))
 
 
@@ -160,13 +160,18 @@ def best(frame: pd.DataFrame, columns: list[str]) -> set[tuple[int, str]]:
 def laid_out(frame: pd.DataFrame, more: Iterable[str]) -> tuple[pd.DataFrame, set[tuple[int, int]], list[int]]:
     """A table in the papers' layout, the cells that are best, and the rows above which another kind begins.
 
-    Method, guidance, metrics, parameters, cost, and `more` columns; ours, what authors report, others.
+    Method, guidance, metrics, by how much the first deviates from what is reproduced, parameters, cost, and `more` columns; ours,
+    what authors report, others.
     """
     columns = scores(frame)
     marks = best(frame, columns)
     shown = pd.DataFrame({"Method": [method(row) for row in frame.to_dict("records")]})
     for name in [*(name for name in ("guidance",) if name in frame), *columns]:
         shown[LABELS.get(name, name)] = [spread(row, name) for row in frame.to_dict("records")]
+    for name in (name for name in columns[:1] if f"{name}_deviation" in frame):
+        shown[f"{LABELS.get(name, name)} beside the reported"] = frame[f"{name}_deviation"].map(
+            "{:+.1%}".format, na_action="ignore"
+        )
     for name, (label, unit) in UNITS.items():
         if name in frame:
             shown[label] = frame[name].map(lambda value, unit=unit: f"{float(value) / unit:.4g}", na_action="ignore")

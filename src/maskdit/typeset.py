@@ -43,7 +43,7 @@ def latex(frame: pd.DataFrame, title: str, bold: Collection[tuple[int, int]], ru
     Columns of numbers are set to the right.
     """
     rows = cells(frame)
-    plain = [all(re.fullmatch(r"[-+]?[\d.]*( ±.*)?|not run", row[place]) for row in rows) for place in range(len(frame.columns))]
+    plain = [all(re.fullmatch(r"[-+]?[\d.]*%?( ±.*)?|not run", row[place]) for row in rows) for place in range(len(frame.columns))]
     sides = "".join("r" if numbers else "l" for numbers in plain)
     lines = []
     for number, row in enumerate(rows):
