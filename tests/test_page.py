@@ -11,17 +11,19 @@ import sys
 from html import unescape
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from browser import CHROMIUM, browser
 from maskdit.config import UserError
+from maskdit.crossing import reach
 from maskdit.files import Origin, publishing, write_json
 from maskdit.graph import draw, heights, spread, study
 from maskdit.journal import LEDGER, append
 from maskdit.page import rows_of, short, table, waterfall
 from maskdit.params import load
-from maskdit.report import ahead, drawn, report
+from maskdit.report import ahead, at, drawn, report
 from project import ROOT, TOY, edit
 
 HOSTILE = "</title><script>document.title = 'mine'</script><img src=x onerror=alert(1)> <!--data--> & \\\"quotes\\\""
@@ -168,6 +170,14 @@ def test_curves_of_several_seeds_prices_and_published_points_are_drawn_by_their_
     assert "fid, read off the curves: DiT 9.25, MaskDiT 9.25." in ahead(points, "steps", "steps", "fid"), "the mean of its seeds"
 
 
+@pytest.mark.parametrize("wanted", [300.0, 260.0, 200.0, 199.0, 150.0])
+def test_a_budget_is_read_off_a_curve_as_its_crossings_are(wanted):
+    spent, quality = np.array([10.0, 40.0, 100.0]), np.array([300.0, 200.0, 150.0])
+    spots = list(zip(spent, quality, strict=True))
+    assert at(spots, reach(spent, quality, wanted)) == pytest.approx(wanted)
+    assert (math.isnan(at(spots, 9.9)), at(spots, 1e3)) == (True, 150.0)
+
+
 def test_provenance_joins_the_manifest_with_the_ledger(html):
     row = re.search(r'<tr><th scope="row">fetch/demo</th>(.*?)</tr>', html.read_text(), re.S)[1]
     assert f'title="{"c" * 40}"' in row
@@ -311,6 +321,15 @@ def test_the_slider_moves_the_winner(page):
     assert slide(page, 60)[0] == "demo-maskdit-2"
     assert slide(page, 0) == ["", "No milestone is known within it"]
     assert page.ask("document.getElementById('slider').getAttribute('aria-valuetext')").startswith("16.2 device-seconds")
+
+
+def test_of_several_seeds_the_budget_takes_the_mean(page):
+    page.ask(
+        "data.points.push({...data.points.find((point) => point.eval === 'demo-dit-4'), eval: 'other', seed: '1/0', y: '200.5'})"
+    )
+    told = "DiT wins: fd_mobilenet 175.5 (demo-dit-4, after 1.21 device-minutes; mean of 2 seeds)"
+    assert slide(page, 200) == ["demo-dit-4", told]
+    assert slide(page, 190)[0] == "demo-maskdit-4", "a seed without a milestone has no place in a mean"
 
 
 def test_everything_is_reached_by_keys_in_the_order_of_the_page(page):

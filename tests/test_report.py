@@ -120,7 +120,8 @@ def test_evaluations_that_differ_in_their_seed_only_are_one_row_of_mean_and_spre
     assert (rows[0]["fd_mobilenet"], rows[0]["fd_mobilenet_spread"], rows[0]["seeds"]) == ("103.0", "3.0", "3")
     assert rows[1]["seeds"] == ""
     assert [row["pretrain.mask_ratio"] for row in rows] == ["0.5", "0.75", ""]
-    assert r"103.0 $\pm$ 3" in (tmp_path / "t.tex").read_text()
+    assert r"seed-0 (3 seeds) & 2.0 & 103.0 $\pm$ 3" in (tmp_path / "t.tex").read_text()
+    assert "| seed-0 (3 seeds) | 2.0 | 103.0 ± 3 |" in (tmp_path / "t.md").read_text()
 
 
 def test_a_row_has_the_papers_columns_and_steps_of_both_phases(tmp_path):
@@ -147,6 +148,7 @@ def test_a_row_that_reproduces_a_published_one_tells_its_deviation(tmp_path):
     assert missing["fid_deviation"] == ""
     lines = (tmp_path / "t.md").read_text().splitlines()
     assert "| FID beside the reported |" in lines[2]
+    assert lines[2].endswith("| source |")
     assert "| +1.9% |" in next(line for line in lines if line.startswith("| a |"))
     assert {row["phase"] for row in others if row["eval"].startswith("MaskDiT")} == {"reported"}
     with pytest.raises(UserError, match=r"reproduces 'MaskDit', which is no row of in256 in published\.csv"):
@@ -162,6 +164,7 @@ def test_latex_is_escaped_and_only_rows_that_were_sampled_alike_are_compared_in_
     text = (tmp_path / "t.tex").read_text()
     assert r"\caption{50 \% \& \#1\_a}" in text
     assert re.findall(r"^(\w+) .*\\textbf\{(.*?)\}", text, re.M) == [("b", "5.7")]
+    assert re.findall(r"^\| (\w+) .*\*\*(.*?)\*\*", (tmp_path / "t.md").read_text(), re.M) == [("b", "5.7")]
     body = text.split(r"\midrule", 1)[1].split(r"\bottomrule")[0]
     columns = re.search(r"begin\{tabular\}\{(\w+)\}", text).group(1)
     assert columns[:3] == "llr", "guidance is not always a number"

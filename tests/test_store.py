@@ -108,6 +108,25 @@ def test_each_byte_of_a_zip_s_members_is_found_whatever_lies_before_them(tmp_pat
     assert {name: found.read(row) for row, name in enumerate(found.names)} == files
 
 
+@pytest.mark.parametrize("damage", [{6: 99}, {9: 8, 46: 0xFF}], ids=["version", "name"])
+def test_a_zip_of_a_version_or_with_a_name_that_nothing_reads_is_refused(damage, tmp_path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("red/a.png", encoded(noise(0)))
+    whole = bytearray(path.read_bytes())
+    for place, byte in damage.items():
+        whole[whole.rindex(b"PK\x01\x02") + place] = byte
+    path.write_bytes(whole)
+    assert "x.zip: damaged" in refusal(scan, tmp_path)
+
+
+def test_a_tar_whose_member_ends_beyond_any_file_is_refused(tmp_path):
+    member = tarfile.TarInfo("red/a.png")
+    member.size = 2**62
+    (tmp_path / "x.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    assert "x.tar: damaged (a member that ends beyond any file)" in refusal(scan, tmp_path)
+
+
 def test_a_damaged_header_is_not_taken_for_the_end_of_a_tar_file(ten):
     path, _ = ten
     with tarfile.open(path) as tar:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from html import escape
-from math import log
+from math import isnan, log, nan
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -106,26 +106,21 @@ def ahead(points: list[dict[str, Any]], axis: str, unit: str, quality: str) -> s
     if len(series) < 2:
         return ""
     budget = min(max(spent for spots in seeds.values() for spent, _ in spots) for seeds in series.values())
-    known = {name: [at(spots, budget) for spots in seeds.values()] for name, seeds in series.items()}
-    values = {name: mean(spot for spot in each if spot is not None) for name, each in known.items() if None not in each}
-    if not values:
-        return ""
-    order = sorted(values, key=lambda name: values[name])
-    told = ", ".join(
-        [f"{name} {values[name]:.5g}" for name in order] + [f"{name} no milestone yet" for name in known if name not in values]
-    )
-    return f"After {short(f'{budget:.12g}')} {unit} {order[0]} has the best {quality}, read off the curves: {told}."
+    values = {name: mean(at(spots, budget) for spots in seeds.values()) for name, seeds in series.items()}
+    order = sorted((name for name in values if not isnan(values[name])), key=lambda name: values[name])
+    told = [f"{name} {values[name]:.5g}" for name in order] + [f"{name} no milestone yet" for name in values if name not in order]
+    return f"After {short(f'{budget:.12g}')} {unit} {order[0]} has the best {quality}, read off the curves: {', '.join(told)}."
 
 
-def at(spots: list[Spot], budget: float) -> float | None:
-    """The quality of one curve after what a budget pays for; None before its first milestone.
+def at(spots: list[Spot], budget: float) -> float:
+    """The quality of one curve after what a budget pays for; NaN before its first milestone.
 
     Between two milestones it is linear in the logarithm of what was spent, as in crossing.py; after the last it stays.
     """
     spots = sorted(spots)
     paid = [spot for spot in spots if spot[0] <= budget]
     if not paid or len(paid) == len(spots):
-        return paid[-1][1] if paid else None
+        return paid[-1][1] if paid else nan
     (before, high), (after, low) = paid[-1], spots[len(paid)]
     return high + (low - high) * log(budget / before) / log(after / before)
 

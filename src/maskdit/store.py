@@ -212,7 +212,7 @@ def entries_of(path: Path, relative: str) -> Iterator[Entry]:
     try:
         with path.open("rb") as stream:
             yield from zip_entries(stream, path.stem) if suffix == ".zip" else tar_entries(stream, path.stem)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, OverflowError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError) as error:
         raise UserError(f"{path}: damaged ({error}); get it again") from None
 
 

@@ -163,15 +163,14 @@ def laid_out(frame: pd.DataFrame, more: Iterable[str]) -> tuple[pd.DataFrame, se
     Method, guidance, metrics, by how much the first deviates from what is reproduced, parameters, cost, and `more` columns; ours,
     what authors report, others.
     """
-    columns = scores(frame)
+    columns, rows = scores(frame), frame.to_dict("records")
     marks = best(frame, columns)
-    shown = pd.DataFrame({"Method": [method(row) for row in frame.to_dict("records")]})
+    shown = pd.DataFrame({"Method": [method(row) for row in rows]})
     for name in [*(name for name in ("guidance",) if name in frame), *columns]:
-        shown[LABELS.get(name, name)] = [spread(row, name) for row in frame.to_dict("records")]
-    for name in (name for name in columns[:1] if f"{name}_deviation" in frame):
-        shown[f"{LABELS.get(name, name)} beside the reported"] = frame[f"{name}_deviation"].map(
-            "{:+.1%}".format, na_action="ignore"
-        )
+        shown[LABELS.get(name, name)] = [spread(row, name) for row in rows]
+    if columns and (deviation := f"{columns[0]}_deviation") in frame:
+        told = frame[deviation].map("{:+.1%}".format, na_action="ignore")
+        shown[f"{LABELS.get(columns[0], columns[0])} beside the reported"] = told
     for name, (label, unit) in UNITS.items():
         if name in frame:
             shown[label] = frame[name].map(lambda value, unit=unit: f"{float(value) / unit:.4g}", na_action="ignore")
@@ -185,8 +184,7 @@ def laid_out(frame: pd.DataFrame, more: Iterable[str]) -> tuple[pd.DataFrame, se
 
 def method(row: dict[str, Any]) -> str:
     """The name of a row; of several seeds that of the first, and their number."""
-    first, *others = str(row["eval"]).split(" ") if row.get("seeds", 0) > 1 else [row["eval"]]
-    return f"{first} ({1 + len(others)} seeds)" if others else first
+    return f"{row['eval'].split()[0]} ({row['seeds']} seeds)" if row.get("seeds", 0) > 1 else row["eval"]
 
 
 def spread(row: dict[str, Any], name: str) -> str:

@@ -2,6 +2,7 @@
 
 import tarfile
 from collections.abc import Iterator
+from errno import EINVAL
 from typing import Any, cast
 
 HEADER = 2**20  # bytes of the longest header: of a name, or of extended attributes
@@ -39,3 +40,7 @@ def members(stream: Any) -> Iterator[tarfile.TarInfo]:
                 raise tarfile.ReadError(f"no member at byte {tar.offset}")
     except (ValueError, LookupError, OverflowError, RecursionError) as error:  # RecursionError: a header of a header of a header
         raise tarfile.ReadError(str(error)) from None
+    except OSError as error:
+        if error.errno != EINVAL:  # of a place that no file has
+            raise
+        raise tarfile.ReadError("a member that ends beyond any file") from None
