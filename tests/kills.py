@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from forks import ASKED, NOTES, PID, STEP, Work, alive, child, ended, hashed, once, resumed, spread, states, training, whole
 from maskdit import config, files, ranks, runtime, train
-from maskdit.data import Batch
+from maskdit.batches import Batch
 from maskdit.ranks import STOPPED
 
 

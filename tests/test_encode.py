@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from maskdit import autoencoder, encode, runtime
 from maskdit.config import Encode, UserError, Vae
-from maskdit.data import Images
 from maskdit.files import read_json, sha256, write_json
+from maskdit.images import Images
 from maskdit.latents import Latents
+from maskdit.sources import VAE_WEIGHTS
 
 TRAINED = np.setdiff1d(np.arange(23), [0, 5, 22])  # of 23 images
 
@@ -191,8 +192,8 @@ def test_parts_of_another_making_are_not_taken(images, vae, parts, tmp_path, scr
         run(copy, vae, tmp_path / "out")
     elif change == "the autoencoder":
         other = make_vae(tmp_path / "other")
-        tensors = load_file(other / autoencoder.WEIGHTS)
-        save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, other / autoencoder.WEIGHTS)
+        tensors = load_file(other / VAE_WEIGHTS)
+        save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, other / VAE_WEIGHTS)
         run(images, other, tmp_path / "out")
     else:
         run(images, vae, tmp_path / "out", batch=5)
@@ -201,9 +202,9 @@ def test_parts_of_another_making_are_not_taken(images, vae, parts, tmp_path, scr
 
 def test_an_image_whose_moments_are_no_numbers_is_named(images, tmp_path):
     broken = make_vae(tmp_path / "broken")
-    tensors = load_file(broken / autoencoder.WEIGHTS)
+    tensors = load_file(broken / VAE_WEIGHTS)
     tensors["quant_conv.bias"][0] = 1e6  # beyond float16
-    save_file(tensors, broken / autoencoder.WEIGHTS)
+    save_file(tensors, broken / VAE_WEIGHTS)
     with pytest.raises(UserError, match="the moments of image 1 are no float16 numbers"):
         run(images, broken, tmp_path / "out")
 

@@ -12,19 +12,19 @@ from PIL import Image
 from pydantic import TypeAdapter
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from maskdit import inception, scores
+from maskdit import scores
 from maskdit.arrays import read_arrays
 from maskdit.calibrate import calibrate, compared, demand_within
 from maskdit.config import Calibrate, Evaluate, Features, Reference, UserError
-from maskdit.data import Images
 from maskdit.evaluate import evaluate
 from maskdit.extractor import Network
 from maskdit.features import features
 from maskdit.fetch import fetch
 from maskdit.files import read_json, sha256, write_json
+from maskdit.images import Images
 from maskdit.metrics import moments
 from maskdit.reference import reference
-from maskdit.scores import suffix
+from maskdit.scores import OFFICIAL, suffix
 from maskdit.sources import Fetch
 
 ENTRY = TypeAdapter(Fetch)
@@ -137,12 +137,12 @@ def record(home, official):
 
 
 def test_fid_has_its_name_only_with_inception_s_own_weights_on_50000_images():
-    assert inception.OFFICIAL == "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-    assert suffix("inception-2015", inception.OFFICIAL, 50_000) == ""
-    assert suffix("inception-2015", inception.OFFICIAL, 49_999) == "_inception"
+    assert OFFICIAL == "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+    assert suffix("inception-2015", OFFICIAL, 50_000) == ""
+    assert suffix("inception-2015", OFFICIAL, 49_999) == "_inception"
     assert suffix("inception-2015", "ab" * 32, 50_000) == "_inception_abababab"
-    assert suffix("mobilenet-v2", inception.OFFICIAL, 50_000) == "_mobilenet"
-    assert suffix("dinov2", inception.OFFICIAL, 50_000) == "_dinov2"
+    assert suffix("mobilenet-v2", OFFICIAL, 50_000) == "_mobilenet"
+    assert suffix("dinov2", OFFICIAL, 50_000) == "_dinov2"
 
 
 def test_png_files_become_the_five_numbers_of_adm_s_evaluator(record):

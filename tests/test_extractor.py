@@ -13,13 +13,13 @@ from torchvision.transforms.functional import normalize, to_tensor
 from maskdit import extractor
 from maskdit.autoencoder import to_pixels, to_unit
 from maskdit.config import UserError
-from maskdit.fetch import fetch
+from maskdit.fetch import fetch, packaged
 from maskdit.files import sha256, write_json
 from maskdit.params import load
 from project import ROOT
 
 MOBILENET = load(ROOT / "params.yaml").fetch["demo-features"]
-PATH = extractor.packaged("mobilenet-v2")
+PATH = packaged("mobilenet-v2")
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def test_weights_that_changed_later_are_refused(folder):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(extractor, "PACKAGES", {"mobilenet-v2": ("no_such_package", "x")})
+    monkeypatch.setattr("maskdit.fetch.PACKAGES", {"mobilenet-v2": ("no_such_package", "x")})
     with pytest.raises(UserError, match=r"no_such_package is not installed: pip install"):
-        extractor.packaged("mobilenet-v2")
+        packaged("mobilenet-v2")
 
 
 def test_features_are_the_same_bits_however_images_are_cut_into_parts(folder):

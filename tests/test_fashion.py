@@ -6,7 +6,7 @@ import pytest
 
 from maskdit import fashion
 from maskdit.config import UserError
-from maskdit.data import Images
+from maskdit.images import Images
 from maskdit.sources import Fashion
 
 

@@ -23,6 +23,7 @@ from maskdit.extractor import Network
 from maskdit.files import publishing, replacing, save_array, sha256, write_json
 from maskdit.runtime import demand_own, scratch
 from maskdit.shards import Shards, savez
+from maskdit.sources import VAE_WEIGHTS
 from maskdit.typeset import write
 
 BIG = np.random.default_rng(0).integers(0, 255, 2**20, np.uint8)  # one MiB
@@ -209,14 +210,14 @@ def weights_of(home: Path) -> dict[str, tuple[Path, Callable[[], Any]]]:
     torch.save({"ema": {}}, home / "x.pt")
     (home / "vae").mkdir()
     write_json(home / "vae" / "config.json", {"_class_name": "AutoencoderKL"})
-    checkpoint.save(home / "vae" / autoencoder.WEIGHTS, {"x": torch.zeros(1)}, {})
+    checkpoint.save(home / "vae" / VAE_WEIGHTS, {"x": torch.zeros(1)}, {})
     (home / "net").mkdir()
     torch.save({}, home / "net" / "x.pth")
     index = {"kind": "extractor", "family": "mobilenet-v2", "file": "x.pth", "sha256": sha256(home / "net" / "x.pth")}
     write_json(home / "net" / "index.json", index)
     return {
         "checkpoint": (home / "x.pt", lambda: read_file(home / "x.pt")),
-        "autoencoder": (home / "vae" / autoencoder.WEIGHTS, lambda: autoencoder.load(home / "vae", torch.device("cpu"))),
+        "autoencoder": (home / "vae" / VAE_WEIGHTS, lambda: autoencoder.load(home / "vae", torch.device("cpu"))),
         "network": (home / "net" / "x.pth", lambda: Network(home / "net")),
         "scratch": (scratch("sample-0"), lambda: scratch("sample-0")),
     }

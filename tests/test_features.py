@@ -8,11 +8,11 @@ from sklearn.linear_model import LogisticRegression
 from maskdit import metrics, reference, runtime
 from maskdit.arrays import read_arrays
 from maskdit.config import Features, Reference, UserError
-from maskdit.data import Images
 from maskdit.extractor import Network
 from maskdit.features import features
 from maskdit.fetch import fetch
 from maskdit.files import read_json, write_json
+from maskdit.images import Images
 from maskdit.params import load
 from maskdit.scores import gathered
 from project import ROOT

@@ -17,9 +17,9 @@ from pydantic import TypeAdapter
 
 from maskdit import imagenet
 from maskdit.config import UserError
-from maskdit.data import Images
 from maskdit.fetch import fetch, split
 from maskdit.files import read_json
+from maskdit.images import Images
 from maskdit.sources import Fetch
 from maskdit.store import Encoded, centre_crop, decode, scan
 

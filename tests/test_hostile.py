@@ -31,7 +31,6 @@ from maskdit.arrays import read_array, read_arrays
 from maskdit.autoencoder import geometry
 from maskdit.config import LONGEST, UserError
 from maskdit.convert import read_file, read_folder
-from maskdit.data import Images, npz_images
 from maskdit.doctor import examine, training
 from maskdit.download import allowed, name_of
 from maskdit.encode import checked
@@ -41,6 +40,7 @@ from maskdit.fetch import fetch
 from maskdit.files import inputs_of, publishing, read_json, save_array, sha256, write_json
 from maskdit.grid import Stacked
 from maskdit.imagenet import in_tables
+from maskdit.images import Images, npz_images
 from maskdit.latents import Latents
 from maskdit.params import load, validate
 from maskdit.published_latents import Webdataset

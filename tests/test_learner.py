@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from maskdit import averaging
+from maskdit.batches import Batch
 from maskdit.config import Pretrain
-from maskdit.data import Batch
 from maskdit.diffusion import Draw
 from maskdit.learner import Learner
 from maskdit.model import MaskDiT

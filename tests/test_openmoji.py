@@ -7,7 +7,7 @@ import pytest
 
 from maskdit import openmoji
 from maskdit.config import UserError
-from maskdit.data import Images
+from maskdit.images import Images
 from maskdit.sources import Openmoji
 
 

@@ -8,14 +8,14 @@ from scipy.linalg import sqrtm
 from maskdit import autoencoder, reconstruct, runtime
 from maskdit.autoencoder import psnr
 from maskdit.config import Reconstruct, UserError
-from maskdit.data import Images, generator
 from maskdit.extractor import Network
 from maskdit.fetch import fetch
 from maskdit.files import read_json, write_json
-from maskdit.inception import OFFICIAL
+from maskdit.images import Images
 from maskdit.metrics import frechet_distance, moments
 from maskdit.params import load
-from maskdit.scores import suffix
+from maskdit.random import generator
+from maskdit.scores import OFFICIAL, suffix
 from maskdit.similarity import ssim
 from project import ROOT
 from test_encode import make_vae

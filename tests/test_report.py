@@ -11,10 +11,10 @@ from PIL import Image
 
 from maskdit.config import UserError
 from maskdit.curves import curves
-from maskdit.data import Images
 from maskdit.efficiency import efficiency
 from maskdit.files import digest, publishing, read_json, write_json
 from maskdit.grid import Stacked, grid, strip
+from maskdit.images import Images
 from maskdit.params import load
 from maskdit.records import COMPARABLE, SAMPLING, published
 from maskdit.shown import Curves, Efficiency, Grid, Recon, Strip, Table

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskdit import train
+from maskdit.batches import batch_at
 from maskdit.config import Pretrain, Route
-from maskdit.data import batch_at
 from maskdit.diffusion import loss
 from maskdit.latents import Latents
 from maskdit.masking import masked as hidden

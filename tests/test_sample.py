@@ -9,8 +9,8 @@ import torch
 from maskdit import autoencoder, checkpoint, runtime, sample
 from maskdit.config import Sample, UserError, Vae
 from maskdit.costs import forward
-from maskdit.data import npz_images
 from maskdit.files import read_json, sha256, write_json
+from maskdit.images import npz_images
 from maskdit.latents import Space
 from maskdit.model import MaskDiT
 from maskdit.pack import pack

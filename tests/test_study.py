@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from ruamel.yaml import YAML
 
+from maskdit import dialect
 from maskdit.config import UserError
 from maskdit.params import load
 from maskdit.study import inserted, study
-from project import TOY, edit, nodes, project, run, says
+from project import ROOT, SNAKEMAKE, TOY, edit, nodes, project, run, says
 
 COLOURS = {"blue": (40, 60, 220), "green": (30, 190, 60), "red": (210, 40, 50)}
 
@@ -66,6 +66,47 @@ def test_a_study_is_added_and_every_line_that_was_there_stays(home: Path, photos
     assert params.upstream("sample", "mine-maskdit-guided") == {"finetune/mine-maskdit", "vae/mine"}
 
 
+SHOWN = [(TOY, {"quality"}), (ROOT / "params.yaml", {"time-256", "unmasking"})]
+
+
+@pytest.mark.parametrize(("file", "claims"), SHOWN, ids=["toy", "shipped"])
+def test_one_study_after_another_is_added_with_the_claims_that_it_can_show(
+    file: Path, claims: set[str], home: Path, photos: Path
+) -> None:
+    (home / "params.yaml").write_text(file.read_text())
+    for name in ("flowers", "birds"):
+        study(name, photos, 32, 0.1)
+    params = load()
+    for name in ("flowers", "birds"):
+        ledger = params.claims[params.report[name].ledger]
+        assert ledger.study == name
+        assert set(ledger.claims) == claims
+        for claim in ledger.claims.values():
+            named = str((claim.evidence, claim.scaled))
+            assert name in named
+            assert "demo" not in named
+
+
+@pytest.mark.pipeline
+def test_both_engines_plan_studies_that_were_added_to_the_file_that_is_shipped(photos: Path, tmp_path: Path) -> None:
+    where = project(tmp_path, ROOT / "params.yaml")
+    for name in ("flowers", "birds"):
+        says(where, "maskdit", "study", name, str(photos))
+        says(where, "maskdit", "check")
+        by_snakemake = nodes(says(where, *SNAKEMAKE, "--dry-run", f"results/report_{name}.html"))
+        by_dvc = nodes(says(where, "dvc", "repro", "--dry", "--force", f"report@{name}"))
+        assert by_snakemake == by_dvc
+        assert by_dvc > {f"fetch@{name}", f"pretrain@{name}-maskdit", f"table@{name}", f"claims@{name}-claims"}
+        assert all(node.split("@")[1].startswith(name) for node in by_dvc)
+
+
+def test_a_file_without_the_demo_is_refused_by_the_entry_that_is_missing(home: Path, photos: Path) -> None:
+    tree = dialect.read(TOY.read_text())
+    (home / "params.yaml").write_text(dialect.write({**tree, "report": {}}))
+    with pytest.raises(UserError, match=r"report\.demo: missing; .* restore"):
+        study("mine", photos, 16, 0.2)
+
+
 @pytest.mark.parametrize("name", ["demo", "demo-two", "My Study", "../x", "$(id)"])
 def test_a_name_that_is_taken_or_no_key_is_refused(home: Path, photos: Path, name: str) -> None:
     with pytest.raises(UserError, match="name"):
@@ -82,8 +123,21 @@ def test_too_few_images_for_the_demo_s_batch_are_refused_and_nothing_is_written(
 
 def test_small_numbers_are_written_as_both_yaml_versions_read_them() -> None:
     text = inserted("pretrain:\n  a:\n    lr: 1.0\n\nbench: {}\n", "pretrain", {"b": {"lr": 1e-5}})
-    assert YAML(typ="safe", pure=True).load(text)["pretrain"]["b"]["lr"] == 1e-5
+    assert dialect.read(text)["pretrain"]["b"]["lr"] == 1e-5
     assert "1.0e-05" in text
+
+
+@pytest.mark.parametrize("head", ["pretrain:", "pretrain:  # of mine", "pretrain: {}", "pretrain: {}  # none yet"])
+def test_entries_are_added_below_whatever_the_step_s_line_says(head: str) -> None:
+    old = "" if "{}" in head else "  a:\n    lr: 1.0\n"
+    text = inserted(f"{head}\n{old}\n# what follows\nbench: {{}}\n", "pretrain", {"b": {"lr": 2.0}})
+    assert list(dialect.read(text)["pretrain"]) == (["b"] if "{}" in head else ["a", "b"])
+    assert "\n# what follows\nbench: {}\n" in text
+
+
+def test_entries_in_braces_are_refused_and_not_spoilt() -> None:
+    with pytest.raises(UserError, match=r"pretrain: .* without braces"):
+        inserted("pretrain: {a: {lr: 1.0}}\n", "pretrain", {"b": {"lr": 2.0}})
 
 
 @pytest.mark.pipeline

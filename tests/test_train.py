@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maskdit import checkpoint, learner, train
+from maskdit.batches import Batch, ahead, batch_at
 from maskdit.config import Finetune, Pretrain, UserError, kept_tokens
-from maskdit.data import Batch, ahead, batch_at
 from maskdit.diffusion import Draw
 from maskdit.files import read_json, write_json
 from maskdit.latents import Latents

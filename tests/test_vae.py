@@ -7,9 +7,10 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from maskdit.autoencoder import WEIGHTS, identity, load
+from maskdit.autoencoder import identity, load
 from maskdit.config import DownloadedVae, UserError
 from maskdit.files import read_json, write_json
+from maskdit.sources import VAE_WEIGHTS
 from maskdit.vae import vae
 
 ENTRY = DownloadedVae.model_validate({"source": "download", "dataset": "toy", "factor": 8, "latent_channels": 4})
@@ -33,8 +34,8 @@ def describe(folder):
 
 
 def rewrite(folder, change):
-    tensors = load_file(folder / WEIGHTS)
-    save_file(change(tensors), folder / WEIGHTS)
+    tensors = load_file(folder / VAE_WEIGHTS)
+    save_file(change(tensors), folder / VAE_WEIGHTS)
     describe(folder)
 
 
@@ -45,8 +46,8 @@ def take(folder, out, **changes):
 
 def test_a_published_autoencoder_is_taken_over_as_it_is(folder, tmp_path):
     take(folder, tmp_path / "out")
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["config.json", WEIGHTS]
-    for name in ("config.json", WEIGHTS):
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["config.json", VAE_WEIGHTS]
+    for name in ("config.json", VAE_WEIGHTS):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
 
 
@@ -81,7 +82,7 @@ def test_weights_that_do_not_load_are_one_line(folder, tmp_path, fault):
     if fault == "other widths":
         rewrite(folder, lambda tensors: {name: tensor[:1].contiguous() for name, tensor in tensors.items()})
     else:
-        (folder / WEIGHTS).write_bytes(b"<html>" if fault == "text" else b"")
+        (folder / VAE_WEIGHTS).write_bytes(b"<html>" if fault == "text" else b"")
         describe(folder)
     with pytest.raises(UserError, match=r"not the weights of the autoencoder in config\.json") as refusal:
         take(folder, tmp_path / "out")
@@ -89,8 +90,8 @@ def test_weights_that_do_not_load_are_one_line(folder, tmp_path, fault):
 
 
 def test_weights_that_changed_since_they_were_fetched_are_refused(folder, tmp_path):
-    tensors = load_file(folder / WEIGHTS)
-    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / WEIGHTS)
+    tensors = load_file(folder / VAE_WEIGHTS)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / VAE_WEIGHTS)
     with pytest.raises(UserError, match="not the autoencoder that was fetched"):
         take(folder, tmp_path / "out")
 
@@ -102,10 +103,10 @@ def test_an_autoencoder_of_another_geometry_than_declared_is_refused(folder, tmp
 
 
 def test_pickled_weights_are_never_read(folder):
-    tensors = load_file(folder / WEIGHTS)
+    tensors = load_file(folder / VAE_WEIGHTS)
     torch.save(tensors, folder / "diffusion_pytorch_model.bin")
-    (folder / WEIGHTS).unlink()
-    with pytest.raises(UserError, match=WEIGHTS):
+    (folder / VAE_WEIGHTS).unlink()
+    with pytest.raises(UserError, match=VAE_WEIGHTS):
         load(folder, torch.device("cpu"))
 
 

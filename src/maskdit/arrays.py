@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from maskdit.config import UserError
 
+Array = NDArray[Any]
 INFLATED = 2**30  # bytes of a packed array of an npz
 DAMAGE = (ValueError, TypeError, LookupError, EOFError, MemoryError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error)
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from maskdit.config import UserError, Vae
 from maskdit.files import read_json, sha256
 from maskdit.runtime import demand_own
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+from maskdit.sources import VAE_WEIGHTS
 
 
 def build(config: Vae) -> AutoencoderKL:
@@ -32,15 +31,17 @@ def load(folder: Path, device: torch.device) -> AutoencoderKL:
     """The autoencoder of a folder in diffusers' layout, frozen; raises UserError if its weights are damaged or not all there."""
     read_json(folder / "config.json")  # a clear error if the folder is not there
     try:
-        demand_own(folder / WEIGHTS)
+        demand_own(folder / VAE_WEIGHTS)
         vae, found = AutoencoderKL.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{folder / WEIGHTS}: not the weights of the autoencoder in config.json ({reason}); get it again") from None
+        raise UserError(
+            f"{folder / VAE_WEIGHTS}: not the weights of the autoencoder in config.json ({reason}); get it again"
+        ) from None
     if strange := [*found["missing_keys"], *found["unexpected_keys"]]:  # diffusers would draw what is missing at random
-        raise UserError(f"{folder / WEIGHTS}: does not fit config.json, which disagrees about {strange[0]}; get it again")
+        raise UserError(f"{folder / VAE_WEIGHTS}: does not fit config.json, which disagrees about {strange[0]}; get it again")
     return vae.to(device).eval().requires_grad_(False)
 
 
@@ -52,14 +53,14 @@ def geometry(folder: Path) -> tuple[int, int]:
 
 def factors(folder: Path) -> tuple[list[float], list[float]] | None:
     """Shift and scale per channel that are published with an autoencoder; None: they are to be found from the latents."""
-    config = AutoencoderKL.load_config(folder, local_files_only=True)
+    config = read_json(folder / "config.json")
     scale, channels = config.get("scaling_factor", 0.18215), config["latent_channels"]  # SD's file leaves it out
     return None if scale == 1.0 else ([config.get("shift_factor") or 0.0] * channels, [scale] * channels)
 
 
 def identity(folder: Path) -> str:
     """sha256 of the weights."""
-    return sha256(folder / WEIGHTS)
+    return sha256(folder / VAE_WEIGHTS)
 
 
 def demand(folder: Path, wanted: str) -> None:

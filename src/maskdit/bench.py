@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from maskdit.batches import ahead, batch_at
 from maskdit.cases import Bench, Case, Pair
 from maskdit.config import kept_tokens
-from maskdit.data import ahead, batch_at
 from maskdit.files import read_json, replacing, write_json
 from maskdit.latents import Latents, Space
 from maskdit.learner import Learner

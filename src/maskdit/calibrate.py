@@ -7,9 +7,9 @@ import pandas as pd
 
 from maskdit.arrays import read_arrays
 from maskdit.config import Calibrate, UserError
-from maskdit.data import Images
 from maskdit.extractor import Network
 from maskdit.files import read_json, replacing, sha256
+from maskdit.images import Images
 from maskdit.runtime import say
 from maskdit.scores import METRICS, gathered, scored, suffix
 from maskdit.shards import Shards, savez

@@ -30,6 +30,7 @@ OF_TRAINING = """
 
 USUAL = {"report": {"results": "results", "out": "results/report_{key}.html"}}  # paths that need not be given
 FORMATS = ("upstream", "dit", "diffusers")
+OTHERS = ("handoff", "import", "export", "study", "plan", "doctor", "check", "show")  # verbs that are no steps
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,11 +62,11 @@ def signature(verb: str) -> tuple[list[str], str]:
     return [argument.arg for argument, default in paths if default is None], ast.get_docstring(step) or ""
 
 
-def parser() -> Parser:
-    """The whole command line."""
+def parser(first: str = "") -> Parser:
+    """The command line, whose first word may be known: then it reads the signature of no other step, which takes time."""
     top = Parser("maskdit", description="Masked diffusion transformers, from images to tables: one verb a step.")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
-    for verb in STEPS:
+    for verb in [first] if first in STEPS else [] if first in OTHERS else STEPS:
         paths, text = signature(verb)
         line = text.splitlines()[0]
         entry = verbs.add_parser(verb, help=line, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -203,7 +204,8 @@ def dispatch(arguments: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 after a one-line message for what the user can mend."""
-    arguments = vars(parser().parse_args(argv))
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = vars(parser(words[0] if words else "").parse_args(words))
     os.umask(os.umask(0o022) | 0o002)  # nothing that is written here may be written by everyone
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half written is removed on the way out
     from maskdit.config import UserError

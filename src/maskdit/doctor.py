@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from maskdit.arrays import read_arrays
+from maskdit.arrays import Array, read_arrays
 from maskdit.config import UserError
-from maskdit.data import Array, Images, generator, npz_shape
 from maskdit.files import MANIFEST, inputs_of, read_json
+from maskdit.images import Images, npz_shape
 from maskdit.latents import Latents
+from maskdit.random import generator
 
 SEEN = 256  # samples that a check reads
 SPREAD = (0.3, 1.6)  # of what a network sees: its standard deviation is 0.5 here, near 1 with the factor of SD's autoencoder

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskdit.arrays import read_array
+from maskdit.arrays import Array, read_array
 from maskdit.autoencoder import factors, geometry, identity, load, to_unit
 from maskdit.config import Encode, UserError
-from maskdit.data import Array, Images
 from maskdit.diffusion import SIGMA_DATA
 from maskdit.files import read_json, save_array, sha256, write_json
+from maskdit.images import Images
 from maskdit.latents import Space
 from maskdit.published_latents import READERS
 from maskdit.runtime import device, progress, say

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from maskdit import autoencoder, checkpoint
+from maskdit import autoencoder, checkpoint, dialect
 from maskdit.config import UserError
-from maskdit.files import Manifest, as_yaml, inputs_of, publishing, read_json, replacing, write_json
+from maskdit.files import Manifest, inputs_of, publishing, read_json, replacing, write_json
 from maskdit.foreign import Tensors, wrapped
 from maskdit.latents import Space
 from maskdit.records import config_of
 from maskdit.runtime import say
+from maskdit.sources import VAE_WEIGHTS
 
 METRICS = Path("results/metrics")
 PROTOCOL = ("images", "labels", "sampler", "nfe", "guidance", "family", "extractor_sha256", "reference_sha256", "neighbours")
@@ -128,7 +129,7 @@ def write_folder(folder: Path, tensors: Tensors, facts: dict[str, Any], vae: Pat
     for path in (folder / "transformer").iterdir():  # safetensors writes for the owner only
         path.chmod((folder / "transformer" / "config.json").stat().st_mode)
     (folder / "vae").mkdir()
-    for name in ("config.json", autoencoder.WEIGHTS):
+    for name in ("config.json", VAE_WEIGHTS):
         shutil.copyfile(vae / name, folder / "vae" / name)
     write_code(folder / "transformer", "diffusers_network", f"{PREFIX}network")
     write_code(folder, "diffusers_pipeline", "pipeline")
@@ -189,7 +190,7 @@ def card(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
     table = "".join(f"| {name} | {'unknown' if value is None else value} |\n" for name, value in rows.items())
     title = f"{facts['model']}, step {facts['step']}"
     index = {"model-index": [{"name": title, "results": results}]} if results else {}
-    return CARD.format(front=as_yaml({"library_name": "diffusers", **index}), title=title, table=table)
+    return CARD.format(front=dialect.write({"library_name": "diffusers", **index}), title=title, table=table)
 
 
 CARD = """---

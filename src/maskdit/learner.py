@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from maskdit.averaging import decay
+from maskdit.batches import Batch
 from maskdit.config import Training, kept_tokens
-from maskdit.data import Batch
 from maskdit.diffusion import loss
 from maskdit.model import MaskDiT
 from maskdit.ranks import Ranks

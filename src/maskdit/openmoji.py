@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from maskdit.config import UserError
-from maskdit.data import Images, generator
+from maskdit.images import Images
+from maskdit.random import generator
 from maskdit.runtime import progress, say
 from maskdit.sources import Openmoji
 

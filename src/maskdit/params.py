@@ -26,6 +26,7 @@ from maskdit.config import (
     Vae,
     kept_tokens,
 )
+from maskdit.dialect import read_file
 from maskdit.ledger import Claims
 from maskdit.shown import Curves, Efficiency, Grid, Recon, Report, Strip, Table
 from maskdit.sources import Autoencoder, Extractor, Fetch, Npz, Pictures
@@ -321,20 +322,11 @@ REFERENCES = (
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
-    """Read and check a params.yaml (YAML 1.2).
+    """Read and check a params.yaml.
 
     Raises UserError, in one line that names the key, for misspelt keys, wrong types and impossible combinations.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        tree = YAML(typ="safe", pure=True).load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; run maskdit where params.yaml lies") from None
-    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a number that Python does not read
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    return validate(tree, path)
+    return validate(read_file(path), path)
 
 
 def validate(tree: object, path: Path = Path("params.yaml")) -> Params:

@@ -9,7 +9,7 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Attention, PatchEmbed
 from torch import Tensor, nn
 
-from maskdit.data import Batch
+from maskdit.batches import Batch
 
 
 class PlainBlock(nn.Module):

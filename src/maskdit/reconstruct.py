@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskdit.arrays import read_arrays
+from maskdit.arrays import Array, read_arrays
 from maskdit.autoencoder import identity, load, psnr, to_pixels, to_unit
 from maskdit.config import Reconstruct, UserError
-from maskdit.data import Array, Images, generator
 from maskdit.extractor import Network
 from maskdit.files import read_json, sha256, write_json
+from maskdit.images import Images
 from maskdit.metrics import frechet_distance, moments
+from maskdit.random import generator
 from maskdit.runtime import device, progress, say
 from maskdit.scores import suffix
 from maskdit.shards import Shards, savez

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from maskdit.arrays import read_arrays
+from maskdit.arrays import Array, read_arrays
 from maskdit.config import Reference, UserError
-from maskdit.data import Array, Images, generator
 from maskdit.extractor import Arrays, Network
 from maskdit.files import read_json, sha256, write_json
+from maskdit.images import Images
 from maskdit.metrics import PART, Sums, frechet_distance, inception_score, moments
+from maskdit.random import generator
 from maskdit.runtime import say
 from maskdit.scores import suffix
 from maskdit.shards import Shards, savez

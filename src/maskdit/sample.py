@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from maskdit import autoencoder, checkpoint
+from maskdit.arrays import Array
 from maskdit.averaging import combination
 from maskdit.config import Sample, UserError
-from maskdit.data import Array, generator
 from maskdit.diffusion import (
     SIGMA_MAX,
     SIGMA_MIN,
@@ -27,6 +27,7 @@ from maskdit.diffusion import (
 from maskdit.files import read_json, save_array, sha256, write_json
 from maskdit.latents import Space
 from maskdit.model import MaskDiT, for_inference
+from maskdit.random import generator
 from maskdit.runtime import autocast, device, half, say
 from maskdit.shards import Shards
 

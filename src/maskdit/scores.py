@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from maskdit.arrays import read_arrays
+from maskdit.arrays import Array, read_arrays
 from maskdit.config import UserError
-from maskdit.data import Array, generator
-from maskdit.inception import OFFICIAL
 from maskdit.metrics import (
     NEAR,
     SPLIT,
@@ -22,7 +20,10 @@ from maskdit.metrics import (
     moments,
     overlap,
 )
+from maskdit.random import generator
 
+# sha256 of the weights of Inception of 2015, as torch-fidelity publishes them
+OFFICIAL = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 FULL = 50_000  # images of an FID
 NEIGHBOURS = 3  # of precision and recall in ADM's evaluator
 SEED = 2020  # of KID's subsets, as in torch-fidelity, whose number is the same

@@ -7,6 +7,7 @@ from pydantic import Field, StringConstraints
 
 from maskdit.config import Count, Family, Fraction, Line, Section, Sha, Url
 
+VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"  # of an autoencoder in diffusers' layout, beside its config.json
 Root = Annotated[Line, StringConstraints(min_length=1)]
 Policy = Literal[
     "fail", "skip", "list"

@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from maskdit import dialect
 from maskdit.config import Key, UserError
-from maskdit.files import as_yaml, replacing
+from maskdit.files import replacing
 from maskdit.params import load, validate
 from maskdit.store import scan
 
@@ -28,19 +29,23 @@ def entries(tree: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
     return {verb: renamed(known, name) for verb, known in mine.items() if known}
 
 
-def ledger(known: dict[str, Any], name: str) -> dict[str, Any]:
+def ledger(tree: dict[str, Any], name: str) -> dict[str, Any]:
     """The claims of which the demo can show something, to be shown by another study."""
-    claims = {key: claim for ledger in known.values() for key, claim in ledger["claims"].items()}
+    claims = tree["claims"][tree["report"][LIKE]["ledger"]]["claims"]
     mine = {key: renamed(claim, name) for key, claim in claims.items() if renamed(claim, name) != claim}
     return {"title": "What the paper claims, and what was measured here", "study": name, "claims": mine}
 
 
 def inserted(text: str, verb: str, new: dict[str, Any]) -> str:
-    """The text of params.yaml with more entries at the end of a step's; every other line stays as it is."""
-    block = "".join(f"  {line}\n" for line in as_yaml(new).splitlines())
-    start = re.search(rf"^{verb}:.*\n", text, re.M)
-    assert start is not None
-    if start.group().rstrip() != f"{verb}:":  # an empty dictionary
+    """The text of params.yaml with more entries at the end of a step's; every other line stays as it is.
+
+    Raises UserError if the step's entries are not one below the other.
+    """
+    block = "".join(f"  {line}\n" for line in dialect.write(new).splitlines())
+    start = re.search(rf"^{verb}:[ \t]*({{[ \t]*}})?[ \t]*(#.*)?\n", text, re.M)
+    if start is None:
+        raise UserError(f"params.yaml: {verb}: write its entries in lines of their own, without braces, to add others to them")
+    if start[1]:  # an empty dictionary
         return text[: start.start()] + f"{verb}:\n{block}" + text[start.end() :]
     end = re.search(r"^\S", text[start.end() :], re.M)
     place = start.end() + end.start() if end else len(text)
@@ -54,7 +59,6 @@ def study(name: str, root: Path, resolution: int, heldout: float) -> None:
     Raises UserError for a name that is taken or no key, and if the result would not be valid.
     """
     from pydantic import TypeAdapter, ValidationError
-    from ruamel.yaml import YAML
 
     try:
         TypeAdapter(Key).validate_python(name)
@@ -64,22 +68,25 @@ def study(name: str, root: Path, resolution: int, heldout: float) -> None:
     taken = [bench for bench in params.table if f"{name}-".startswith(f"{bench}-") or f"{bench}-".startswith(f"{name}-")]
     if taken:
         raise UserError(f"'{name}': params.yaml has the study '{taken[0]}'; choose a name that does not begin like it")
+    for verb in ("fetch", "table", "curves", "efficiency", "report"):
+        if LIKE not in getattr(params, verb):
+            raise UserError(f"params.yaml: {verb}.{LIKE}: missing; a new study copies the entries of {LIKE}, so restore them")
     images = len(scan(root))
     if not images:
         raise UserError(f"{root}: no images in it; wanted CLASS/image, tar or zip files")
-    text = PARAMS.read_text()
-    tree = YAML(typ="safe", pure=True).load(text)
+    text = PARAMS.read_text().rstrip("\n") + "\n"
+    tree = dialect.read(text)
     new = entries(tree, name)
     seed = new["fetch"][name]["seed"]
     new["fetch"][name] = {"source": "folder", "root": str(root), "bad": "fail"}
     new["fetch"][name] |= {"resolution": resolution, "images": images, "heldout": heldout, "seed": seed}
     for verb in ("table", "curves", "efficiency"):
-        new[verb][name]["title"] = f"DiT and MaskDiT on {root.name} at {resolution} pixels"
-    new["claims"] = {f"{name}-claims": ledger(tree["claims"], name)}
+        new[verb][name]["title"] = f"DiT and MaskDiT on {root.resolve().name} at {resolution} pixels"
+    new["claims"] = {f"{name}-claims": ledger(tree, name)}
     new["report"][name]["ledger"] = f"{name}-claims"
     for verb, known in new.items():
         text = inserted(text, verb, known)
-    validate(YAML(typ="safe", pure=True).load(text))
+    validate(dialect.read(text))
     with replacing(PARAMS) as temporary:
         temporary.write_text(text)
     print(f"params.yaml has the study {name}: {images} images of {root}; run snakemake results/table_{name}.csv")

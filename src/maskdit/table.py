@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from maskdit import dialect
 from maskdit.config import UserError
-from maskdit.files import as_yaml, replacing
+from maskdit.files import replacing
 from maskdit.records import COMPARABLE, SAMPLING, config_of, hours_of, published, read, steps_of, twins
 from maskdit.shown import Recon, Table
 from maskdit.typeset import latex, markdown, write
@@ -135,7 +136,7 @@ def write_scores(records: dict[str, dict[str, Any]], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, record in records.items():
         with replacing(folder / f"{name}.yaml") as temporary:
-            temporary.write_text(as_yaml(record["metrics"]))
+            temporary.write_text(dialect.write(record["metrics"]))
 
 
 def ordered(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -17,9 +17,9 @@ from unittest import mock
 import torch
 
 from maskdit import model
+from maskdit.batches import Batch
 from maskdit.cases import Case
 from maskdit.config import Pretrain, kept_tokens
-from maskdit.data import Batch
 from maskdit.diffusion import Draw, denoise, guided, heun, sigma_steps
 from maskdit.learner import Learner
 from maskdit.model import MaskDiT, for_inference

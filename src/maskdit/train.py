@@ -13,8 +13,8 @@ import torch
 from torch import distributed
 
 from maskdit import checkpoint
+from maskdit.batches import ahead, batch_at
 from maskdit.config import Finetune, Pretrain, Training, UserError, kept_tokens
-from maskdit.data import ahead, batch_at
 from maskdit.files import digest, read_json
 from maskdit.latents import Latents
 from maskdit.learner import Learner, State

@@ -10,11 +10,13 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from maskdit.autoencoder import WEIGHTS, build, geometry, identity, load, psnr, to_pixels, to_unit
+from maskdit.autoencoder import build, geometry, identity, load, psnr, to_pixels, to_unit
 from maskdit.config import DownloadedVae, UserError, Vae
-from maskdit.data import Images, generator, order
 from maskdit.files import read_json, write_json
+from maskdit.images import Images
+from maskdit.random import generator, order
 from maskdit.runtime import autocast, device, progress, say
+from maskdit.sources import VAE_WEIGHTS
 
 WARMUP = 30  # steps
 
@@ -50,7 +52,7 @@ def take(config: DownloadedVae, folder: Path, out: Path) -> None:
         raise UserError(
             f"{folder}: {factor} pixels a latent and {channels} channels, vae declares {config.factor} and {config.latent_channels}"
         )
-    for name in ("config.json", WEIGHTS):
+    for name in ("config.json", VAE_WEIGHTS):
         shutil.copyfile(folder / name, out / name)
     say(f"vae: {known['url']}, scaling factor {net.config.scaling_factor}")
 

@@ -4,23 +4,32 @@ from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
 
 from maskdit.cli import against
+from maskdit.complaints import unequal
 from maskdit.config import UserError
+from maskdit.dialect import read_file
 from maskdit.files import inputs_of, lineage
-from maskdit.params import load, validate
+from maskdit.params import validate
 
-# The commands read params.yaml themselves: another configuration would change the graph and not the jobs.
-if config != load_configfile("params.yaml"):
-    raise WorkflowError("params.yaml is the only configuration: edit it, --config and --configfile are refused")
 try:
-    params = load()  # as the commands read it, YAML 1.2
-    validate(config)  # as Snakemake reads it, YAML 1.1
+    tree = read_file(Path("params.yaml"))
+    params = validate(tree)
 except UserError as error:
     raise WorkflowError(str(error))
+# The commands read params.yaml themselves: another configuration would change the graph and not the jobs.
+if config != tree:
+    if config != load_configfile("params.yaml"):
+        raise WorkflowError("params.yaml is the only configuration: edit it, --config and --configfile are refused")
+    raise WorkflowError(f"params.yaml: {unequal(tree, config)}; put it in quotes")
 
 
 wildcard_constraints:
     key=r"[a-z0-9]+(-[a-z0-9]+)*",
     bench="|".join(params.table),
+
+
+def entry_of(verb):
+    """An entry of params.yaml as a step's parameters: what changes in it makes the step run again."""
+    return lambda wildcards: config[verb][wildcards.key]
 
 
 def bench_of(key):

@@ -6,7 +6,7 @@ rule fetch:
     benchmark:
         "logs/benchmarks/fetch/{key}.tsv"
     params:
-        lookup(dpath="fetch/{key}", within=config),
+        entry_of("fetch"),
     shell:
         "maskdit fetch {wildcards.key} --out {output} 2>&1 | tee {log}"
 
@@ -21,7 +21,7 @@ rule vae:
     benchmark:
         "logs/benchmarks/vae/{key}.tsv"
     params:
-        lookup(dpath="vae/{key}", within=config),
+        entry_of("vae"),
     shell:
         "maskdit vae {wildcards.key} --images {input.images} --out {output} 2>&1 | tee {log}"
 
@@ -38,7 +38,7 @@ rule encode:
     benchmark:
         "logs/benchmarks/encode/{key}.tsv"
     params:
-        lookup(dpath="encode/{key}", within=config),
+        entry_of("encode"),
     shell:
         "maskdit encode {wildcards.key} --images {input.images} --vae {input.vae} --out {output} 2>&1 | tee {log}"
 
@@ -55,6 +55,6 @@ rule reference:
     benchmark:
         "logs/benchmarks/reference/{key}.tsv"
     params:
-        lookup(dpath="reference/{key}", within=config),
+        entry_of("reference"),
     shell:
         "maskdit reference {wildcards.key} --images {input.images} --extractor {input.extractor} --out {output} 2>&1 | tee {log}"

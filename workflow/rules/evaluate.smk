@@ -10,7 +10,7 @@ rule sample:
     benchmark:
         "logs/benchmarks/sample/{key}.tsv"
     params:
-        lookup(dpath="sample/{key}", within=config),
+        entry_of("sample"),
     shell:
         "maskdit sample {wildcards.key} --run {input.run} --vae {input.vae} --out {output} 2>&1 | tee {log}"
 
@@ -27,7 +27,7 @@ rule features:
     benchmark:
         "logs/benchmarks/features/{key}.tsv"
     params:
-        lookup(dpath="features/{key}", within=config),
+        entry_of("features"),
     shell:
         "maskdit features {wildcards.key} --samples {input.samples} --extractor {input.extractor} --out {output} 2>&1 | tee {log}"
 
@@ -43,7 +43,7 @@ rule evaluate:
     benchmark:
         "logs/benchmarks/evaluate/{bench}/{key}.tsv"
     params:
-        lookup(dpath="evaluate/{key}", within=config),
+        entry_of("evaluate"),
     shell:
         "maskdit evaluate {wildcards.key} --features {input.features} --reference {input.reference} --out {output} 2>&1 | tee {log}"
 
@@ -60,7 +60,7 @@ rule reconstruct:
     benchmark:
         "logs/benchmarks/reconstruct/{bench}/{key}.tsv"
     params:
-        lookup(dpath="reconstruct/{key}", within=config),
+        entry_of("reconstruct"),
     shell:
         "maskdit reconstruct {wildcards.key} --images {input.images} --vae {input.vae} --extractor {input.extractor} --out {output} 2>&1 | tee {log}"
 
@@ -75,6 +75,6 @@ rule calibrate:
     log:
         "logs/calibrate/{key}.log",
     params:
-        lookup(dpath="calibrate/{key}", within=config),
+        entry_of("calibrate"),
     shell:
         "maskdit calibrate {wildcards.key} --images {input.images} --reference {input.reference} --extractor {input.extractor} --out {output} 2>&1 | tee {log}"

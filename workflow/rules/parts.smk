@@ -10,7 +10,7 @@ rule encode_part:
     log:
         "logs/encode/{key}/{scatteritem}.log",
     params:
-        lookup(dpath="encode/{key}", within=config),
+        entry_of("encode"),
         part=part_of,
     shell:
         "maskdit encode {wildcards.key} --images {input.images} --vae {input.vae} --out artifacts/latents/{wildcards.key} --part {params.part} 2>&1 | tee {log}"
@@ -25,7 +25,7 @@ rule reference_part:
     log:
         "logs/reference/{key}/{scatteritem}.log",
     params:
-        lookup(dpath="reference/{key}", within=config),
+        entry_of("reference"),
         part=part_of,
     shell:
         "maskdit reference {wildcards.key} --images {input.images} --extractor {input.extractor} --out artifacts/reference/{wildcards.key} --part {params.part} 2>&1 | tee {log}"
@@ -40,7 +40,7 @@ rule sample_part:
     log:
         "logs/sample/{key}/{scatteritem}.log",
     params:
-        lookup(dpath="sample/{key}", within=config),
+        entry_of("sample"),
         part=part_of,
     shell:
         "maskdit sample {wildcards.key} --run {input.run} --vae {input.vae} --out artifacts/samples/{wildcards.key} --part {params.part} 2>&1 | tee {log}"
@@ -55,7 +55,7 @@ rule features_part:
     log:
         "logs/features/{key}/{scatteritem}.log",
     params:
-        lookup(dpath="features/{key}", within=config),
+        entry_of("features"),
         part=part_of,
     shell:
         "maskdit features {wildcards.key} --samples {input.samples} --extractor {input.extractor} --out artifacts/features/{wildcards.key} --part {params.part} 2>&1 | tee {log}"

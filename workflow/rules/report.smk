@@ -10,7 +10,7 @@ rule table:
     log:
         "logs/table/{key}.log",
     params:
-        lookup(dpath="table/{key}", within=config),
+        entry_of("table"),
     shell:
         "maskdit table {wildcards.key} --metrics results/metrics/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
 
@@ -25,7 +25,7 @@ rule recon:
     log:
         "logs/recon/{key}.log",
     params:
-        lookup(dpath="recon/{key}", within=config),
+        entry_of("recon"),
     shell:
         "maskdit recon {wildcards.key} --metrics results/reconstructions/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
 
@@ -42,7 +42,7 @@ rule curves:
     log:
         "logs/curves/{key}.log",
     params:
-        lookup(dpath="curves/{key}", within=config),
+        entry_of("curves"),
     shell:
         "maskdit curves {wildcards.key} --metrics results/metrics/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
 
@@ -58,7 +58,7 @@ rule efficiency:
     log:
         "logs/efficiency/{key}.log",
     params:
-        lookup(dpath="efficiency/{key}", within=config),
+        entry_of("efficiency"),
     shell:
         "maskdit efficiency {wildcards.key} --metrics results/metrics/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
 
@@ -73,7 +73,7 @@ rule grid:
     log:
         "logs/grid/{key}.log",
     params:
-        lookup(dpath="grid/{key}", within=config),
+        entry_of("grid"),
     shell:
         "maskdit grid {wildcards.key} --images {input.images} --samples {input.samples} --out {output} 2>&1 | tee {log}"
 
@@ -87,7 +87,7 @@ rule strip:
     log:
         "logs/strip/{key}.log",
     params:
-        lookup(dpath="strip/{key}", within=config),
+        entry_of("strip"),
     shell:
         "maskdit strip {wildcards.key} --results results --out {output} 2>&1 | tee {log}"
 
@@ -104,7 +104,7 @@ rule bench:
         "logs/bench/{key}.log",
     threads: workflow.cores  # alone on the machine
     params:
-        lookup(dpath="bench/{key}", within=config),
+        entry_of("bench"),
     shell:
         "maskdit bench {wildcards.key} --out {output.csv} 2>&1 | tee {log}"
 
@@ -122,7 +122,7 @@ rule claims:
     wildcard_constraints:
         key="|".join(params.claims),
     params:
-        lookup(dpath="claims/{key}", within=config),
+        entry_of("claims"),
         *evidence_beside(),
     shell:
         "maskdit claims {wildcards.key} --results results --out {output.csv} 2>&1 | tee {log}"
@@ -144,6 +144,6 @@ rule report:
     log:
         "logs/report/{key}.log",
     params:
-        lookup(dpath="report/{key}", within=config),
+        entry_of("report"),
     shell:
         "maskdit report {wildcards.key} --results results --out {output} 2>&1 | tee {log}"

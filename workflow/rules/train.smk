@@ -9,7 +9,7 @@ rule pretrain:
         "logs/benchmarks/pretrain/{key}.tsv"
     priority: 1  # the longest way to the end: before any sampling
     params:
-        lookup(dpath="pretrain/{key}", within=config),
+        entry_of("pretrain"),
     shell:
         "maskdit pretrain {wildcards.key} --latents {input.latents} --out {output} 2>&1 | tee -a {log}"
 
@@ -26,7 +26,7 @@ rule finetune:
         "logs/benchmarks/finetune/{key}.tsv"
     priority: 1
     params:
-        lookup(dpath="finetune/{key}", within=config),
+        entry_of("finetune"),
     shell:
         "maskdit finetune {wildcards.key} --latents {input.latents} --pretrained {input.pretrained} --out {output} 2>&1 | tee -a {log}"
 
@@ -41,6 +41,6 @@ rule released:
     benchmark:
         "logs/benchmarks/released/{key}.tsv"
     params:
-        lookup(dpath="released/{key}", within=config),
+        entry_of("released"),
     shell:
         "maskdit released {wildcards.key} --vae {input.vae} --out {output} 2>&1 | tee {log}"

@@ -1,47 +1,11 @@
-"""Formats on disk, and randomness that is a function of its arguments."""
+"""Latents on disk: what is drawn from them, and what is refused."""
 
 import numpy as np
 import pytest
 
 from maskdit.config import UserError
-from maskdit.data import Images, generator, order
 from maskdit.files import read_json, write_json
 from maskdit.latents import Latents, Space
-
-
-def test_each_pass_visits_every_sample_once_in_another_order():
-    visited = order(0, 10, 0, 30).reshape(3, 10)
-    assert all(sorted(row) == list(range(10)) for row in visited.tolist())
-    assert not np.array_equal(visited[0], visited[1])
-    assert not np.array_equal(visited[0], order(1, 10, 0, 10))
-
-
-@pytest.mark.parametrize("batch", [1, 3, 7, 10, 25])
-def test_the_order_does_not_depend_on_how_it_is_cut(batch):
-    pieces = [order(5, 10, start, min(start + batch, 40)) for start in range(0, 40, batch)]
-    np.testing.assert_array_equal(np.concatenate(pieces), order(5, 10, 0, 40))
-
-
-def test_a_draw_is_a_function_of_seed_purpose_step_and_index():
-    base = generator(0, "a", 1, 2).random(4)
-    np.testing.assert_array_equal(base, generator(0, "a", 1, 2).random(4))
-    for other in ((1, "a", 1, 2), (0, "b", 1, 2), (0, "a", 2, 2), (0, "a", 1, 3), (0, "a", 2, 1)):
-        assert not np.array_equal(base, generator(*other).random(4))
-
-
-@pytest.mark.parametrize("other", [(0, 1), (1, 0)], ids=["index", "step"])
-def test_long_draws_of_neighbours_do_not_overlap(other):
-    first, second = (generator(0, "a", *place).random(10_000) for place in ((0, 0), other))
-    assert not np.isin(first, second).any()
-
-
-def test_images_come_back_as_they_were_saved(tmp_path):
-    pixels = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)
-    Images(pixels, np.array([0, 1, 1, 0]), np.array([False, True, False, False]), ("a", "b")).save(tmp_path)
-    again = Images.load(tmp_path)
-    assert again.classes == ("a", "b")
-    np.testing.assert_array_equal(again.pixels[again.rows(heldout=False)], pixels[[0, 2, 3]])
-    np.testing.assert_array_equal(again.labels[again.rows(heldout=True)], [1])
 
 
 @pytest.fixture
@@ -123,19 +87,3 @@ def test_a_shard_that_is_cut_or_missing_is_named(latents):
     path.unlink()
     with pytest.raises(UserError, match=r"moments-0001\.npy: No such file or directory"):
         Latents.load(folder)
-
-
-@pytest.mark.parametrize("pack", [np.savez, np.savez_compressed], ids=["stored", "compressed"])
-def test_a_batch_of_adm_s_evaluator_is_read_as_images(tmp_path, pack):
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), np.uint8)
-    pack(tmp_path / "batch.npz", pixels, mu=np.zeros(3))
-    write_json(tmp_path / "index.json", {"kind": "npz", "shape": [4, 6, 6, 3]})
-    images = Images.load(tmp_path)
-    np.testing.assert_array_equal(images.pixels[np.array([3, 1])], pixels[[3, 1]])
-    assert list(images.labels) == [-1] * 4
-
-
-def test_what_is_not_images_is_refused_as_images(tmp_path):
-    write_json(tmp_path / "index.json", {"kind": "extractor"})
-    with pytest.raises(UserError, match="holds extractor, not images"):
-        Images.load(tmp_path)
