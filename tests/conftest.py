@@ -13,7 +13,7 @@ for library in ("OMP", "OPENBLAS", "MKL"):
 
 
 ENGINES = {
-    f"tests/test_{name}.py" for name in ("card", "dvc", "pipeline", "rebuild", "secrets")
+    f"tests/test_{name}.py" for name in ("card", "dvc", "pipeline", "rebuild", "secrets", "start")
 }  # which share what whole engines have made
 
 
@@ -26,6 +26,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
             return "engines" if file in ENGINES else file
 
     return ByFile(config, log)
+
+
+@pytest.fixture(scope="session")
+def without_torch(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """What a command begins with so that it ends where torch is imported."""
+    package = tmp_path_factory.mktemp("first") / "torch"
+    package.mkdir()
+    (package / "__init__.py").write_text("import os\nos.write(2, b'torch was imported')\nos._exit(9)\n")
+    paths = [str(package.parent), os.environ.get("PYTHONPATH", "")]
+    return "env", f"PYTHONPATH={os.pathsep.join(filter(None, paths))}"
 
 
 @pytest.fixture(scope="session")

@@ -203,7 +203,7 @@ DRIFTS = {  # file, what is there, what is there instead, what the comparison sa
     ),
     "a ledger of another study": ("dvc.yaml", "- results/curves_${item.study}_crossing.csv\n", "", "claims@claims: inputs"),
     "a changed word": (DATA, "encode {wildcards.key} --images", "encode {wildcards.key} --pixels", "encode@.*command"),
-    "a missing parameter": (TRAIN, 'lookup(dpath="pretrain/{key}", within=config),', "", "pretrain@.*params"),
+    "a missing parameter": (TRAIN, 'entry_of("pretrain"),', "", "pretrain@.*params"),
     "another entry": ("dvc.yaml", "- features.${key}", "- sample.${key}", "features@.*params"),
     "a lost evaluation": (COMMON, "entry.bench == wildcards.key]", "'guided' in key]", "curves@.*inputs"),
 }

@@ -1,7 +1,6 @@
 """What people read, made again from the records alone: without artifacts, without torch, without a training."""
 
 import csv
-import os
 import re
 import shutil
 import time
@@ -23,16 +22,6 @@ VERBS = [
     "maskdit report demo",
 ]
 PICTURES = ("grid_demo-dit.png", "grid_demo-maskdit.png", "strip_demo.png")
-
-
-@pytest.fixture(scope="module")
-def without_torch(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """What a command begins with so that it ends where torch is imported."""
-    package = tmp_path_factory.mktemp("first") / "torch"
-    package.mkdir()
-    (package / "__init__.py").write_text("import os\nos.write(2, b'torch was imported')\nos._exit(9)\n")
-    paths = [str(package.parent), os.environ.get("PYTHONPATH", "")]
-    return "env", f"PYTHONPATH={os.pathsep.join(filter(None, paths))}"
 
 
 def kept(where: Path, *names: str) -> Path:

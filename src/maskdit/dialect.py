@@ -19,10 +19,7 @@ BOTH = (  # tags of plain scalars, and how both dialects write them
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("merge", r"<<", "<"),
 )
-ONLY_ONE = (  # what 1.2 takes for a number, and 1.1 for text: quoted when it is written as text
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("int", r"0o[0-7]+", "0"),
-)
+NUMERIC = r"[-+.0-9][-+.:0-9_a-fA-FoxX]*"  # whatever either dialect, or one of its readers, may take for a number
 
 
 class Reader(yaml.CSafeLoader):  # type: ignore[misc]
@@ -32,16 +29,16 @@ class Reader(yaml.CSafeLoader):  # type: ignore[misc]
 
 
 class Writer(yaml.SafeDumper):  # type: ignore[misc]
-    """Quotes text that either dialect would take for something else."""
+    """Quotes text that either dialect could take for something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Write everything where it stands."""
         return True
 
 
-for table, dialect in ((BOTH, Reader), (ONLY_ONE, Writer)):
-    for tag, pattern, first in table:
-        dialect.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"), list(first))
+for tag, pattern, first in BOTH:
+    Reader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"), list(first))
+Writer.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"{NUMERIC}$"), list("-+.0123456789"))
 
 
 def read_file(path: Path) -> Any:
