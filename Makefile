@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed-$(firstword $(shell cat requirements.lock pyproje
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo study setup test check test-slow slurm-test bench lock
+.PHONY: demo study setup test lint check test-slow slurm-test bench lock
 
 demo: setup
 	snakemake
@@ -47,12 +47,15 @@ bench: setup
 	snakemake --force results/bench_cpu.csv
 	@cat results/bench_cpu.md
 
-check: setup
+lint: setup
 	ruff check
 	ruff format --check
 	mypy
 	lint-imports
 	snakefmt --check Snakefile workflow
+
+# Before each commit.
+check: lint
 	pytest --numprocesses 2 --dist loadfile -m "not slow and not slurm and not pipeline"
 
 # Resolve anew: the newest versions that pyproject.toml admits, in an environment of their own.
