@@ -1,6 +1,7 @@
 """The doctor names each illness and its cure, and finds none in the healthy."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -94,7 +95,9 @@ def test_what_is_not_known_is_refused_in_one_line(tmp_path):
 
 def test_this_machine_is_looked_at_without_a_path(capsys):
     doctor(None)
-    assert "torch" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "torch" in said
+    assert re.search(r"precision: auto computes in (fp32|fp16|bf16) here", said)
 
 
 def test_any_artifact_is_examined_by_its_manifest(tmp_path, monkeypatch):

@@ -1,12 +1,22 @@
 """Artifacts: whole or not there, and never of unknown making."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
-from maskdit.config import UserError
+from maskdit.config import Section, UserError, new
 from maskdit.files import Known, digest, inputs_of, lineage, publishing, read_json, replacing, save_array, sha256, write_json
+
+
+class Entry(Section):
+    """An entry with some numbers, one of which came later."""
+
+    lr: float
+    batch: int = 1
+    precision: str | None = None
+    later: int = new(0)
 
 
 class Params:
@@ -16,10 +26,7 @@ class Params:
         self.entries = entries
 
     def entry(self, verb, key):
-        class Entry:
-            model_dump = staticmethod(lambda mode: self.entries[f"{verb}_{key}"])
-
-        return Entry
+        return Entry(**self.entries[f"{verb}_{key}"])
 
 
 def make(out, node="encode/a", config=None, ancestors=None, content="one"):
@@ -118,6 +125,33 @@ def test_an_input_made_with_another_number_is_refused_in_a_line_with_both(tmp_pa
     with pytest.raises(UserError, match=r"encode/a was made with lr 1\.0, params\.yaml says 2\.0") as refusal:
         lineage(found, Params(encode_a={"lr": 2.0, "batch": 2}))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("today", [{}, {"later": 0}, {"batch": 1}, {"precision": "auto"}])
+def test_an_entry_of_before_is_read_with_today_s_defaults(today, tmp_path):
+    manifest = make(tmp_path / "one", config={"lr": 1.0, "precision": "bf16"})
+    assert lineage([(tmp_path / "one", manifest)], Params(encode_a={"lr": 1.0, "precision": "bf16", **today}))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "today", "said"),
+    [
+        ({}, {"later": 3}, "later null, params.yaml says 3"),
+        ({"precision": "bf16"}, {"precision": "fp32"}, 'precision "bf16", params.yaml says "fp32"'),
+        ({"precision": "bf16"}, {"precision": "auto", "batch": 2}, "batch 1, params.yaml says 2"),
+        ({"gone": 1}, {}, "gone 1, params.yaml says null"),
+        ({"lr": "much"}, {}, 'lr "much", params.yaml says 1.0'),
+    ],
+)
+def test_what_an_entry_of_before_has_otherwise_is_named(recorded, today, said, tmp_path):
+    manifest = make(tmp_path / "one", config={"lr": 1.0, **recorded})
+    with pytest.raises(UserError, match=re.escape(said)):
+        lineage([(tmp_path / "one", manifest)], Params(encode_a={"lr": 1.0, **today}))
+
+
+def test_a_field_that_came_later_is_neither_recorded_nor_hashed_while_it_is_neutral():
+    assert digest(Entry(lr=1.0).model_dump()) == digest({"revision": 1, "lr": 1.0, "batch": 1, "precision": None})
+    assert Entry(lr=1.0, later=2).model_dump()["later"] == 2
 
 
 def test_inputs_from_two_makings_of_one_ancestor_are_refused(tmp_path):

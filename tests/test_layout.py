@@ -100,14 +100,15 @@ UNATOMIC = {  # where a file may be written as it is, and why
     ("download.py", "fetch_rest"): "a part, which is checked before it is given its name",
     ("inception.py", "__init__"): "into memory",
     ("dialect.py", "write"): "into memory",
+    ("runtime.py", "_first"): "under another name, to which a link is then made",
     ("timing.py", "peak_of"): "a switch of the kernel, no file",
 }
 
 
-def test_every_file_is_written_under_another_name_first_but_in_17_places_that_say_why():
+def test_every_file_is_written_under_another_name_first_but_in_18_places_that_say_why():
     found = {(path.name, function) for path in SOURCES for function, _ in unatomic(path.read_text())}
     assert found == set(UNATOMIC)
-    assert len(UNATOMIC) == 17
+    assert len(UNATOMIC) == 18
 
 
 WRITES = (

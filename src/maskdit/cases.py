@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from maskdit.config import Count, Encoder, Fraction, Key, Positive, Precision, Section, Transformer
+from maskdit.config import Computed, Count, Encoder, Fraction, Key, Positive, Section, Transformer
 
 
 class Case(Section):
@@ -16,7 +16,7 @@ class Case(Section):
     decoder: Transformer | None
     mask_ratio: Fraction
     batch: Count
-    precision: Precision
+    precision: Computed
     compile: bool = False
     checkpointing: bool = False
     attention: Literal["chosen", "sdpa"] = "chosen"  # sdpa: torch's kernel everywhere
@@ -41,7 +41,7 @@ class Factorial(Section):
 
     like: Key  # the case that says the rest
     mask_ratios: Annotated[tuple[Fraction, ...], Field(strict=False)]
-    precisions: Annotated[tuple[Precision, ...], Field(strict=False)]
+    precisions: Annotated[tuple[Computed, ...], Field(strict=False)]
     compile: Annotated[tuple[bool, ...], Field(strict=False)]
     batches: Annotated[tuple[Count, ...], Field(strict=False)]
 

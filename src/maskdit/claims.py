@@ -11,7 +11,7 @@ import pandas as pd
 from maskdit.config import UserError
 from maskdit.files import named
 from maskdit.ledger import Cell, Claim, Claims, Crossing, Evidence, Metric, Pair, Ratio
-from maskdit.records import COMPARABLE, read, twins
+from maskdit.records import COMPARABLE, demand_alike, read, twins
 from maskdit.typeset import write
 
 NOISE = 0.013  # smaller gaps are a tie: retraining with another seed moves FID by as much (arXiv 2606.20536)
@@ -89,6 +89,7 @@ def found(evidence: Evidence, results: Path, lower: bool) -> Found | None:
         case Ratio():
             names = (*evidence.of, *evidence.over)
             records = read(results, names, (*COMPARABLE, "sampler", "nfe", "guidance"))
+            demand_alike(records)
             ours, theirs = (values_of(records, each, evidence.metric, lower) for each in (evidence.of, evidence.over))
             if not ours or not theirs:
                 return None

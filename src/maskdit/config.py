@@ -25,7 +25,16 @@ Sha = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Family = Literal["mobilenet-v2", "inception-2015", "dinov2"]  # the network whose features are compared
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # of matrix products; weights, sums and averages are float32
+Computed = Literal["fp32", "tf32", "bf16", "fp16"]  # what matrix products are rounded to; weights, sums and averages are float32
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]  # auto: what the device is fastest in, settled when work begins
+
+
+def new(neutral: Any) -> Any:
+    """The default of a field that has come since 0.1.0: neutral, and then neither recorded nor hashed.
+
+    So what was made before the field came stays current, and a training that was begun then goes on.
+    """
+    return Field(default=neutral, exclude_if=lambda value: value == neutral)
 
 
 class UserError(Exception):
@@ -43,6 +52,12 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     revision: Count = 1  # raised by hand when a change of code changes this step's results
+
+    def accepts(self, made: "Section") -> bool:
+        """Whether what was made with an entry is what this one asks for: the same numbers; precision auto takes any precision."""
+        if getattr(self, "precision", None) == "auto":
+            made = made.model_copy(update={"precision": "auto"})
+        return self == made
 
 
 class DownloadedVae(Section):
@@ -66,7 +81,7 @@ class Vae(Section):
     batch: Count
     lr: Positive
     kl_weight: Annotated[float, Field(ge=0)]
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["auto", "fp32", "bf16"]
     seed: int
 
     @property

@@ -11,7 +11,7 @@ import pandas as pd
 from maskdit.config import UserError
 from maskdit.crossing import crossings
 from maskdit.files import replacing
-from maskdit.records import COMPARABLE, SAMPLING, config_of, hours_of, published, read, seeds_of, steps_of
+from maskdit.records import COMPARABLE, SAMPLING, config_of, demand_alike, hours_of, published, read, seeds_of, steps_of
 from maskdit.shown import Curves
 
 AXES = {
@@ -46,7 +46,9 @@ def points(metrics: Path, config: Curves) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     price = known(config.price_per_device_hour)
     names: dict[str, str] = {}
-    for name, record in read(metrics, config.evals, (*COMPARABLE, *SAMPLING, "sampler", "nfe", "guidance")).items():
+    records = read(metrics, config.evals, (*COMPARABLE, *SAMPLING, "sampler", "nfe", "guidance"))
+    demand_alike(records)
+    for name, record in records.items():
         checkpoint = record["checkpoint"]
         hours = known(hours_of(record))
         names.setdefault(curve_of(name, record), config_of(record, "sample").get("run", name))

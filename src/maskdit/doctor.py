@@ -18,6 +18,7 @@ from maskdit.files import MANIFEST, inputs_of, read_json
 from maskdit.images import Images, npz_shape
 from maskdit.latents import Latents
 from maskdit.random import generator
+from maskdit.runtime import native
 
 SEEN = 256  # samples that a check reads
 SPREAD = (0.3, 1.6)  # of what a network sees: its standard deviation is 0.5 here, near 1 with the factor of SD's autoencoder
@@ -221,7 +222,7 @@ def training(path: Path) -> Iterator[Finding]:
         yield Finding(f"{wait:.0%} of the time waits for data: bound by the loader", "put artifacts/latents on a local disk")
     elif busy < BUSY:
         text = f"MFU {busy:.2f} without waiting for data: bound by launches"
-        yield Finding(text, "set compile: true, precision: bf16 and, with a small micro_batch, a larger one")
+        yield Finding(text, "set compile: true, precision: auto and, with a small micro_batch, a larger one")
     else:
         yield Finding(f"MFU {busy:.2f}, {wait:.1%} of the time waits for data: bound by the device")
     if rows[-1]["skipped"]:
@@ -246,11 +247,13 @@ def machine() -> Iterator[Finding]:
         name = torch.cuda.get_device_name()
         yield Finding(f"{torch.cuda.device_count()} GPU(s): {name}; torch {torch.__version__}")
         if not torch.cuda.is_bf16_supported(including_emulation=False):
-            yield Finding(f"{name} has no bf16", "set precision: fp16 in pretrain and sample")
+            yield Finding(f"{name} has no bf16", "set precision: auto in pretrain, finetune and sample")
     else:
         yield Finding(
             f"no GPU; torch {torch.__version__} on {os.cpu_count()} cores: the demo runs here, the paper's studies do not"
         )
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    yield Finding(f"precision: auto computes in {native(where)} here")
     free = shutil.disk_usage(".").free / 2**30
     much = "the demo takes 1 GiB; maskdit plan says what a study takes: link artifacts/ to a larger disk"
     yield Finding(f"{free:.0f} GiB free here", "" if free > 10 else much)

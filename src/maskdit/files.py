@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from maskdit.config import UserError
+from maskdit.config import Section, UserError
 from maskdit.params import Params
 from maskdit.provenance import made_by, mark, stamp
 
@@ -228,20 +228,26 @@ def lineage(found: list[tuple[Path, Manifest]], params: Params) -> dict[str, Ori
     joint: dict[str, Origin] = {}
     for path, manifest in found:
         for node, origin in manifest.lineage.items():
-            verb, key = node.split("/")
-            today = params.entry(verb, key).model_dump(mode="json")
-            if origin.config != today:
-                raise UserError(
-                    f"{path}: {node} was made with {_difference(origin.config, today)}: rerun it, or restore the number"
-                )
+            if difference := _difference(origin.config, params.entry(*node.split("/"))):
+                raise UserError(f"{path}: {node} was made with {difference}: rerun it, or restore the number")
             other = joint.setdefault(node, origin)
             if other.digest != origin.digest:
                 raise UserError(f"{path}: made from another {node} than the other inputs: rerun it")
     return joint
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    name = next(key for key in [*old, *new] if old.get(key) != new.get(key))
+def _difference(recorded: dict[str, Any], today: Section) -> str:
+    """What a recorded entry, read as today's releases read it, has otherwise than today's; '' if nothing."""
+    old, new = recorded, today.model_dump(mode="json")
+    try:
+        made = type(today).model_validate(recorded)
+        if today.accepts(made):
+            return ""
+        old = made.model_dump(mode="json")
+    except ValidationError:  # of a field that there is no more, or a value that it cannot have
+        pass
+    names = [name for name in [*old, *new] if old.get(name) != new.get(name)]
+    name = min(names, key=lambda name: (name, new.get(name)) == ("precision", "auto"))
     return f"{name} {json.dumps(old.get(name))}, params.yaml says {json.dumps(new.get(name))}"
 
 

@@ -25,10 +25,10 @@ ARCHIVE = 121e3  # bytes of an image of ImageNet, compressed
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one node: floating-point operations, whether in half precision, bytes that it leaves, how many jobs may share it."""
+    """Of one node: floating-point operations, in which precision, bytes that it leaves, how many jobs may share it."""
 
     flops: float = 0.0
-    half: bool = True
+    precision: str = "tf32"
     disk: float = 0.0
     jobs: int = 1
 
@@ -44,7 +44,8 @@ class Site:
 
     def hours(self, cost: Cost) -> float:
         """Device-hours of a node."""
-        return cost.flops / (PEAKS[self.device][0 if cost.half else 1] * self.mfu) / 3600
+        half = cost.precision in ("bf16", "fp16") or (cost.precision == "auto" and self.device != "cpu")  # few CPUs have bf16
+        return cost.flops / (PEAKS[self.device][0 if half else 1] * self.mfu) / 3600
 
 
 class Plan:
@@ -123,7 +124,7 @@ class Plan:
                 data = params.pictures(entry.dataset)
                 count = data.training * (2 if entry.mirror else 1)
                 side, channels = self.side(entry.dataset, entry.vae), params.vae[entry.vae].latent_channels
-                return Cost(count * ENCODER * data.resolution**2, False, count * 4 * channels * side**2, entry.shards)
+                return Cost(count * ENCODER * data.resolution**2, "tf32", count * 4 * channels * side**2, entry.shards)
             case "reference":
                 data = params.pictures(entry.dataset)
                 return self.featured(entry.extractor, data.images, entry.shards)
@@ -133,7 +134,7 @@ class Plan:
                 marks = range(0, last, max(1, last // 200))
                 mean = sum(self.per_image(run, entry.dataset, entry, step) for step in marks) / len(marks)
                 kept = 4 * self.numbers(run) * (len(entry.milestones) + 1 + 4)  # averages, weights, and the state meanwhile
-                return Cost(3 * mean * last * entry.batch, entry.precision in ("bf16", "fp16"), kept)
+                return Cost(3 * mean * last * entry.batch, entry.precision, kept)
             case "released":
                 return Cost(disk=3e9)
             case "sample":
@@ -145,7 +146,7 @@ class Plan:
                 data = params.pictures(entry.dataset)
                 count = data.validation if isinstance(data, ImageNet) else data.images - data.training
                 flops = count * ((ENCODER + DECODER) * data.resolution**2 + 2 * NETWORKS[self.family(entry.extractor)])
-                return Cost(flops, False, 0.0, entry.shards)
+                return Cost(flops, "tf32", 0.0, entry.shards)
         return Cost()
 
     def fetched(self, entry: Any) -> float:
@@ -164,7 +165,7 @@ class Plan:
             return Cost(disk=3.4e8)
         share = (entry.channels[0] / 128) ** 2 * entry.layers_per_block / 2
         pixels = entry.steps * entry.batch * self.params.pictures(entry.dataset).resolution ** 2
-        return Cost(3 * share * (ENCODER + DECODER) * pixels, entry.precision == "bf16", 4e6)
+        return Cost(3 * share * (ENCODER + DECODER) * pixels, entry.precision, 4e6)
 
     def family(self, extractor: str) -> str:
         """Of an entry of fetch that is an extractor."""
@@ -175,7 +176,7 @@ class Plan:
     def featured(self, extractor: str, images: int, shards: int) -> Cost:
         """Features of so many images."""
         family = self.family(extractor)
-        return Cost(images * NETWORKS[family], False, 4.0 * images * WIDTHS[family], shards)
+        return Cost(images * NETWORKS[family], "tf32", 4.0 * images * WIDTHS[family], shards)
 
     def drawn(self, entry: Sample) -> Cost:
         """Samples: passes of the network through all tokens, then the decoder."""
@@ -195,7 +196,7 @@ class Plan:
         asked = 2 * entry.solver_steps - 1 if entry.solver == "heun" else entry.solver_steps
         passes = asked * (2 if entry.guidance > 1 else 1)
         flops = entry.images * (passes * network + DECODER * resolution**2)
-        return Cost(flops, entry.precision in ("bf16", "fp16"), entry.images * 3.0 * resolution**2, entry.shards)
+        return Cost(flops, entry.precision, entry.images * 3.0 * resolution**2, entry.shards)
 
 
 def rows(plan: Plan, site: Site) -> Iterator[list[str]]:

@@ -43,6 +43,29 @@ def read(metrics: Path, evals: tuple[str, ...], same: tuple[str, ...]) -> dict[s
     return records
 
 
+def demand_alike(records: dict[str, dict[str, Any]]) -> None:
+    """Raise UserError, naming two, for trainings that are compared and computed in another precision, device or number of threads.
+
+    What is not recorded, as of weights of others, is not compared.
+    """
+    known: dict[str, tuple[str, Any]] = {}
+    for name, record in records.items():
+        for what, value in computed(record).items():
+            other, before = known.setdefault(what, (name, value))
+            if value != before:
+                raise UserError(f"{other} was trained with {what} {before}, {name} with {value}: train them alike to compare them")
+
+
+def computed(record: dict[str, Any]) -> dict[str, Any]:
+    """How the training behind a record computed, as far as it is known; threads matter on a CPU only."""
+    checkpoint = record["checkpoint"]
+    arithmetic = checkpoint.get("arithmetic") or {}
+    found = {"precision": checkpoint.get("precision"), "device": arithmetic.get("device")}
+    if found["device"] == "cpu":
+        found["threads"] = arithmetic["threads"]
+    return {what: value for what, value in found.items() if value is not None}
+
+
 def config_of(record: dict[str, Any], verb: str) -> dict[str, Any]:
     """The entry of params.yaml with which an ancestor of a record was made; empty if there is none."""
     lineage = record.get("manifest", {}).get("lineage", {})

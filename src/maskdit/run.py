@@ -90,8 +90,11 @@ def work(
     if share or (training and not runtime.first_rank()):
         run(entry, **inputs, out=paths["out"])  # which another process publishes
         return
-    with publishing(paths["out"], f"{verb}/{key}", entry.model_dump(mode="json"), ancestors) as place:
+    numbers = entry.model_dump(mode="json")
+    with publishing(paths["out"], f"{verb}/{key}", numbers, ancestors) as place:
         run(entry, **inputs, **options, out=place)
+        if runtime.PRECISION:
+            numbers["precision"] = runtime.PRECISION
     spent["digest"] = published_digest(paths["out"], f"{verb}/{key}")
     runtime.tidy()
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # steps that only count do not wait for torch
 LOG_SECONDS = 10.0
 FINISHED: list[Path] = []  # scratch folders that nobody needs when this process has published
 PART: tuple[int, int] | None = None  # of a step's shards, this process makes the K-th of N shares and publishes nothing; None: all
+PRECISION: str | None = None  # in which this process computes, of a step whose entry has one
 KEY = ""  # of the entry that this process runs, before each line: several write to one terminal
 
 
@@ -65,6 +66,52 @@ def device() -> "torch.device":
     where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(where)
     return where
+
+
+def native(where: "torch.device") -> str:
+    """The fastest precision that a device computes in without emulation: bf16, fp16 on GPUs of before, fp32 on most CPUs."""
+    import torch
+
+    if where.type == "cuda":
+        major, _ = torch.cuda.get_device_capability(where)
+        return "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
+    known = torch.cpu.get_capabilities()
+    return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "fp32"
+
+
+def settled(precision: str, where: "torch.device", home: Path | None = None, scaled: bool = True) -> str:
+    """What a step computes in. `auto` becomes the device's own precision.
+
+    That is kept in `home`, the folder of work that several processes or machines may go on with: they take what is kept there. A
+    step whose loss is not `scaled` cannot train in fp16 and takes fp32. Says so where the precision is emulated.
+    """
+    global PRECISION
+    mine, kept = native(where), home and home / "precision"
+    if precision == "auto":
+        precision = mine if scaled or mine != "fp16" else "fp32"
+        if kept:
+            precision = _first(kept, precision)
+    if precision in ("bf16", "fp16") and (where.type == "cpu" or precision == "bf16") and mine != precision:
+        begun = ", in which this was begun," if kept and kept.exists() else ""
+        say(f"precision {precision}{begun} is emulated on this device, and several times slower than {mine}")
+    PRECISION = precision
+    return precision
+
+
+def _first(path: Path, text: str) -> str:
+    """What the first process that comes here has written into a file."""
+    mine = path.with_name(f".{os.getpid()}.{path.name}")
+    mine.write_text(text)
+    try:
+        path.hardlink_to(mine)  # which fails where there is one
+    except FileExistsError:
+        pass
+    except OSError:  # no links on this file system
+        if not path.exists():
+            mine.replace(path)
+    finally:
+        mine.unlink(missing_ok=True)
+    return path.read_text()
 
 
 def half(precision: str) -> "torch.dtype":

@@ -28,7 +28,7 @@ from maskdit.files import read_json, save_array, sha256, write_json
 from maskdit.latents import Space
 from maskdit.model import MaskDiT, for_inference
 from maskdit.random import generator
-from maskdit.runtime import autocast, device, half, say
+from maskdit.runtime import autocast, device, half, say, settled
 from maskdit.shards import Shards
 
 SAMPLERS = {"heun": "EDM Heun", "dpmpp-2m": "DPM-Solver++(2M)", "ddpm": "DDPM"}
@@ -123,10 +123,13 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
         raise UserError(f"{path}: ddpm needs a network that predicts noise and its variance; set solver to heun or dpmpp-2m")
     space = Space.parse(facts["space"])
     autoencoder.demand(vae, space.vae)
+    names = [f"images-{number:04d}.npy" for number in range(config.shards)]
+    work = Shards("sample", [config.model_dump(mode="json"), sha256(path), space.vae], names)
+    precision = settled(config.precision, where, work.home)
     net = MaskDiT(**facts["architecture"])
     net.load_state_dict(tensors)
     net.to(where).eval().requires_grad_(False)
-    if (rounded := half(config.precision)) != torch.float32:
+    if (rounded := half(precision)) != torch.float32:
         for_inference(net, rounded)
     decoder = autoencoder.load(vae, where)
     shift, scale = (torch.from_numpy(factor).to(where) for factor in space.factors())
@@ -134,15 +137,13 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     def draw(rows: Array) -> Array:
         whole = np.resize(rows, config.batch)
         noise, labels = (torch.from_numpy(array).to(where) for array in starts(config, space, whole))
-        with autocast(where, config.precision):
+        with autocast(where, precision):
             latent = integrate(config, net, whole, noise, labels, vp)
         images = decoder.decode(latent.float() / scale + shift).sample
         return autoencoder.to_pixels(images, config.quantisation).cpu().numpy()[: len(rows)]
 
     # 2. The shards
     parts = np.array_split(np.arange(config.images), config.shards)
-    names = [f"images-{number:04d}.npy" for number in range(config.shards)]
-    work = Shards("sample", [config.model_dump(mode="json"), sha256(path), space.vae], names)
 
     def shard(number: int, place: Path) -> None:
         batches = np.array_split(parts[number], -(-len(parts[number]) // config.batch))
@@ -155,7 +156,8 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
 
     # 3. What a reader needs to know
     save_array(out / "labels.npy", starts(config, space, np.arange(config.images))[1])
-    spent = ("model", "phase", "step", "images", "seconds", "device_seconds", "flops", "parameters", "precision", "speed")
+    told = ("precision", "arithmetic", "speed")
+    spent = ("model", "phase", "step", "images", "seconds", "device_seconds", "flops", "parameters", *told)
     nfe, passes = count(config, vp)
     protocol = {
         "sampler": SAMPLERS[config.solver],
@@ -168,7 +170,7 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
         "labels": config.labels,
         "quantisation": config.quantisation,
         "weights": "EMA" if config.ema_width is None else f"EMA of relative width {config.ema_width}",
-        "precision": config.precision,
+        "precision": precision,
         "seed": config.seed,
         "images": config.images,
         "vae_sha256": space.vae,

@@ -46,6 +46,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "gmac_forward": in_units(checkpoint.get("forward_flops"), 2e9, 2),
         "train_images": checkpoint["images"],
         "steps": steps_of(record),
+        "train_precision": checkpoint.get("precision"),
         "device_hours": in_units(hours_of(record), 1.0, 4),
         "train_seconds": in_units(checkpoint["seconds"]),
         "train_tflop": in_units(checkpoint["flops"], 1e12),
@@ -142,7 +143,7 @@ def write_scores(records: dict[str, dict[str, Any]], folder: Path) -> None:
 def ordered(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Rows as a frame with its columns in the papers' order: what, its metrics, its size and cost, how it was sampled, the rest."""
     frame = pd.DataFrame(rows, dtype=object)
-    wanted = [*FIRST, *scores(frame), *UNITS, "train_seconds", "train_tflop", *LAST]
+    wanted = [*FIRST, *scores(frame), *UNITS, "train_seconds", "train_tflop", "train_precision", *LAST]
     return frame[[name for name in wanted if name in frame] + [name for name in frame if name not in wanted]]
 
 
@@ -175,6 +176,8 @@ def laid_out(frame: pd.DataFrame, more: Iterable[str]) -> tuple[pd.DataFrame, se
     for name, (label, unit) in UNITS.items():
         if name in frame:
             shown[label] = frame[name].map(lambda value, unit=unit: f"{float(value) / unit:.4g}", na_action="ignore")
+    if "train_precision" in frame:
+        shown["Trained in"] = frame["train_precision"]
     shown = shown.join(frame[[name for name in more if name in frame]])
     if "model" in frame and columns:
         shown.loc[frame["model"] == "not run", LABELS.get(columns[0], columns[0])] = "not run"

@@ -21,7 +21,7 @@ from maskdit.learner import Learner, State
 from maskdit.model import MaskDiT
 from maskdit.ranks import Ranks, Stopped, listening, together, watched
 from maskdit.recovery import Recovery
-from maskdit.runtime import device, gemm_rate, peak_memory, progress, say, tensorboard
+from maskdit.runtime import device, gemm_rate, peak_memory, progress, say, settled, tensorboard
 
 LOG_STEPS = 10  # a line of log.jsonl each so many steps
 PATIENCE = 5  # steps in a row without a finite gradient
@@ -80,7 +80,8 @@ def train(phase: str, config: Training, architecture: dict[str, Any], data: Late
         raise UserError(f"{phase}.batch: {config.batch} is larger than the data ({len(data.labels)} latents); lower it")
     recipe = {"phase": phase, **config.recipe(), "architecture": architecture, "latents": data.sha256, "past": identity(past)}
     with listening(), together() as ranks, Recovery(f"{phase}-{digest(recipe)[:16]}", config, ranks) as home:
-        loop(phase, config, architecture, data, past, ranks, home)
+        precision = ranks.from_first(lambda: settled(config.precision, device(), home.folder))
+        loop(phase, config.model_copy(update={"precision": precision}), architecture, data, past, ranks, home)
         if ranks.rank == 0:
             home.publish(out)
 

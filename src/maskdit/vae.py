@@ -15,7 +15,7 @@ from maskdit.config import DownloadedVae, UserError, Vae
 from maskdit.files import read_json, write_json
 from maskdit.images import Images
 from maskdit.random import generator, order
-from maskdit.runtime import autocast, device, progress, say
+from maskdit.runtime import autocast, device, progress, say, settled
 from maskdit.sources import VAE_WEIGHTS
 
 WARMUP = 30  # steps
@@ -65,6 +65,7 @@ def train(config: Vae, images: Path, out: Path) -> None:
     where = device()
     data = Images.load(images)
     pixels, known, unseen = data.pixels, data.rows(heldout=False), data.rows(heldout=True)
+    precision = settled(config.precision, where, scaled=False)
     torch.manual_seed(config.seed)
     net = build(config).to(where)
     optimizer = torch.optim.AdamW(net.parameters(), betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
@@ -77,7 +78,7 @@ def train(config: Vae, images: Path, out: Path) -> None:
 
     for step, clean in batches():
         optimizer.param_groups[0]["lr"] = rate(step, config)
-        with autocast(where, config.precision):
+        with autocast(where, precision):
             posterior = net.encode(clean).latent_dist
             normal = generator(config.seed, "posterior", step).standard_normal(posterior.mean.shape, dtype=np.float32)
             error = net.decode(posterior.mean + posterior.std * torch.from_numpy(normal).to(where)).sample.float() - clean
