@@ -17,7 +17,7 @@ from maskdit.run import SHARDED, STEPS, code_of, step
 ENVIRONMENT = """set in the environment:
   MASKDIT_SCRATCH=FOLDER       where states and shards are kept until they are published (default .scratch)
   MASKDIT_RANKS=N              processes on this machine (default: one a GPU)
-  MASKDIT_THREADS=N            threads of a process on a CPU (default 1)
+  MASKDIT_THREADS=N            threads of a process on a CPU (default: as Snakemake grants, else half of the cores)
   MASKDIT_DETERMINISTIC=1      the same bits each time on a GPU, too, in less speed
   MASKDIT_SHARED=1             take weights and scratch folders that others may write, too"""
 OF_CLAIMS = """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from maskdit.runtime import seconds, whole
+from maskdit.runtime import seconds, threads, whole
 
 GRACE = 60.0  # seconds that a process has to end when another of its group has failed: it may wait for that one for ever
 
@@ -148,6 +148,7 @@ def launch(command: list[str], count: int, place: int = 0, nodes: int = 1, addre
     before, too: it waits in a process that has just begun until that one can note it.
     """
     shared = {**os.environ, "WORLD_SIZE": str(count * nodes), "MASTER_ADDR": address, "MASTER_PORT": str(port or free_port())}
+    shared["OMP_NUM_THREADS"] = str(max(1, threads() // count))  # of each; MASKDIT_THREADS is obeyed as it is
     names = [{"RANK": str(place * count + local), "LOCAL_RANK": str(local)} for local in range(count)]
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # what a process begins with
     group = [subprocess.Popen(command, env={**shared, **name}) for name in names]

@@ -64,8 +64,9 @@ def work(
     from maskdit.config import UserError
 
     entry = params.entry(verb, key)
+    threads = runtime.threads()
     for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
-        os.environ[f"{library}_NUM_THREADS"] = str(runtime.whole("MASKDIT_THREADS"))
+        os.environ[f"{library}_NUM_THREADS"] = str(threads)
     from maskdit.files import inputs_of, lineage, published_digest, publishing
 
     runtime.KEY = key

@@ -44,16 +44,27 @@ def whole(name: str) -> int:
     return int(text)
 
 
+def threads() -> int:
+    """Threads of this process on a CPU: MASKDIT_THREADS, else OMP_NUM_THREADS, which Snakemake sets, else half of the cores.
+
+    Half of them leaves room for a second training beside it, and is what the rules ask for: both engines get the same bits on one
+    machine. Another number of threads adds up in another order: numbers then differ in their last digits.
+    """
+    for name in ("MASKDIT_THREADS", "OMP_NUM_THREADS"):
+        if name in os.environ:
+            return whole(name)
+    return max(1, len(os.sched_getaffinity(0)) // 2 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) // 2)
+
+
 def device() -> "torch.device":
     """The accelerator if there is one.
 
-    On a CPU a step uses one thread (or MASKDIT_THREADS): independent steps run side by side, none spoils another's clock, and the
-    order of sums, hence each number, does not depend on the machine's cores. With MASKDIT_DETERMINISTIC=1 only algorithms are used
-    that give the same bits each time, which a CPU does anyway and a GPU in less speed; an operation that has none is an error.
+    With MASKDIT_DETERMINISTIC=1 only algorithms are used that give the same bits each time, which a CPU does anyway and a GPU in
+    less speed; an operation that has none is an error.
     """
     import torch
 
-    torch.set_num_threads(whole("MASKDIT_THREADS"))
+    torch.set_num_threads(threads())
     torch.backends.cudnn.allow_tf32 = False  # convolutions, by default; fp32 means float32 here
     if (wanted := os.environ.get("MASKDIT_DETERMINISTIC", "0")) not in ("0", "1"):
         raise UserError(f"MASKDIT_DETERMINISTIC: '{wanted}' is neither 0 nor 1; set one of them, or unset it")

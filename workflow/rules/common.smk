@@ -27,6 +27,9 @@ wildcard_constraints:
     bench="|".join(params.table),
 
 
+SHARE = max(1, (workflow.cores or 1) // 2)  # threads of a step that computes: two trainings side by side
+
+
 def entry_of(verb):
     """An entry of params.yaml as a step's parameters: what changes in it makes the step run again."""
     return lambda wildcards: config[verb][wildcards.key]

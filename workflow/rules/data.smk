@@ -20,6 +20,7 @@ rule vae:
         "logs/vae/{key}.log",
     benchmark:
         "logs/benchmarks/vae/{key}.tsv"
+    threads: SHARE
     params:
         entry_of("vae"),
     shell:
@@ -37,6 +38,7 @@ rule encode:
         "logs/encode/{key}.log",
     benchmark:
         "logs/benchmarks/encode/{key}.tsv"
+    threads: SHARE
     params:
         entry_of("encode"),
     shell:
@@ -54,6 +56,7 @@ rule reference:
         "logs/reference/{key}.log",
     benchmark:
         "logs/benchmarks/reference/{key}.tsv"
+    threads: SHARE
     params:
         entry_of("reference"),
     shell:

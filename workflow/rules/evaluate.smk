@@ -9,6 +9,7 @@ rule sample:
         "logs/sample/{key}.log",
     benchmark:
         "logs/benchmarks/sample/{key}.tsv"
+    threads: SHARE
     params:
         entry_of("sample"),
     shell:
@@ -26,6 +27,7 @@ rule features:
         "logs/features/{key}.log",
     benchmark:
         "logs/benchmarks/features/{key}.tsv"
+    threads: SHARE
     params:
         entry_of("features"),
     shell:
@@ -42,6 +44,7 @@ rule evaluate:
         "logs/evaluate/{bench}/{key}.log",
     benchmark:
         "logs/benchmarks/evaluate/{bench}/{key}.tsv"
+    threads: SHARE
     params:
         entry_of("evaluate"),
     shell:
@@ -59,6 +62,7 @@ rule reconstruct:
         "logs/reconstruct/{bench}/{key}.log",
     benchmark:
         "logs/benchmarks/reconstruct/{bench}/{key}.tsv"
+    threads: SHARE
     params:
         entry_of("reconstruct"),
     shell:
@@ -74,6 +78,7 @@ rule calibrate:
         "results/calibrate_{key}.csv",
     log:
         "logs/calibrate/{key}.log",
+    threads: SHARE
     params:
         entry_of("calibrate"),
     shell:

@@ -9,6 +9,7 @@ rule encode_part:
         temp(touch(".scratch/parts/encode/{key}/{scatteritem}")),
     log:
         "logs/encode/{key}/{scatteritem}.log",
+    threads: SHARE
     params:
         entry_of("encode"),
         part=part_of,
@@ -24,6 +25,7 @@ rule reference_part:
         temp(touch(".scratch/parts/reference/{key}/{scatteritem}")),
     log:
         "logs/reference/{key}/{scatteritem}.log",
+    threads: SHARE
     params:
         entry_of("reference"),
         part=part_of,
@@ -39,6 +41,7 @@ rule sample_part:
         temp(touch(".scratch/parts/sample/{key}/{scatteritem}")),
     log:
         "logs/sample/{key}/{scatteritem}.log",
+    threads: SHARE
     params:
         entry_of("sample"),
         part=part_of,
@@ -54,6 +57,7 @@ rule features_part:
         temp(touch(".scratch/parts/features/{key}/{scatteritem}")),
     log:
         "logs/features/{key}/{scatteritem}.log",
+    threads: SHARE
     params:
         entry_of("features"),
         part=part_of,

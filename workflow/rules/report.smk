@@ -102,7 +102,7 @@ rule bench:
         factorial="results/bench_{key}_factorial.csv",
     log:
         "logs/bench/{key}.log",
-    threads: workflow.cores  # alone on the machine
+    threads: SHARE
     params:
         entry_of("bench"),
     shell:

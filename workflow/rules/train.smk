@@ -8,6 +8,7 @@ rule pretrain:
     benchmark:
         "logs/benchmarks/pretrain/{key}.tsv"
     priority: 1  # the longest way to the end: before any sampling
+    threads: SHARE
     params:
         entry_of("pretrain"),
     shell:
@@ -25,6 +26,7 @@ rule finetune:
     benchmark:
         "logs/benchmarks/finetune/{key}.tsv"
     priority: 1
+    threads: SHARE
     params:
         entry_of("finetune"),
     shell:
