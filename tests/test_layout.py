@@ -147,12 +147,16 @@ def test_a_reading_is_no_write(line):
 
 
 def test_the_lock_is_exact_and_holds_every_direct_dependency():
-    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
-    names = {re.split("==", line)[0].lower().replace("_", "-") for line in lines}
-    assert all("==" in line for line in lines)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    direct = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    assert {re.split("[>=]", name)[0].lower() for name in direct} <= names
+    entries = re.split(r"\n(?! )", (ROOT / "requirements.lock").read_text().strip())
+    for entry in entries:
+        assert re.match(r"[a-z0-9-]+==[\w.]+( ; .*)? \\\n( +--hash=sha256:[0-9a-f]{64}( \\\n)?)+$", entry), entry
+    tree = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    direct = [
+        *tree["project"]["dependencies"],
+        *tree["project"]["optional-dependencies"]["dev"],
+        *tree["dependency-groups"]["lock"],
+    ]
+    assert {re.split("[>=]", name)[0].lower().replace(".", "-") for name in direct} <= {entry.split("==")[0] for entry in entries}
 
 
 def test_snakemake_s_lint_complains_of_the_missing_container_only():

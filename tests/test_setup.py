@@ -1,8 +1,11 @@
 """make setup: into the environment and nowhere else, and done only when what it has installed can be imported."""
 
+import hashlib
 import os
 import shutil
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from project import ROOT
 
 LOGGED = '#!/bin/sh\necho "$0 $*" >> "$LOG"\n'
 WITHOUT_PIP = LOGGED + 'case "$*" in "-m pip"*) exit 1;; esac\n'
+LOCKED = "--no-deps --require-hashes --requirement requirements.lock"
 BROKEN = LOGGED + 'case "$*" in -c*) exit 1;; esac\n'
 
 
@@ -30,16 +34,20 @@ def command(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def setup(home: Path, python: str = LOGGED) -> tuple[int, list[str], list[str]]:
+def make(home: Path, *words: str, **more: str) -> tuple[int, str, list[str]]:
+    """Exit code of make setup, what it says, and the marks of its end."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(["make", "setup", *words], cwd=home, env={**kept, **more}, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr, [path.name for path in (home / ".venv").glob("installed-*")]
+
+
+def setup(home: Path, python: str = LOGGED, uv: str = "") -> tuple[int, list[str], list[str]]:
     """Exit code of make setup with this as the system's Python, the commands that were run, and the marks of its end."""
     command(home / "system" / "python3", python)
     log = home / "log"
     log.write_text("")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    env = {**kept, "PATH": f"{home / 'system'}:{os.environ['PATH']}", "LOG": str(log)}
-    done = subprocess.run(["make", "setup"], cwd=home, env=env, capture_output=True, text=True)
-    marks = [path.name for path in (home / ".venv").glob("installed-*")]
-    return done.returncode, log.read_text().replace(f"{home}/", "").splitlines(), marks
+    code, _, marks = make(home, f"UV={uv}", PATH=f"{home / 'system'}:{os.environ['PATH']}", LOG=str(log))
+    return code, [line for line in log.read_text().replace(f"{home}/", "").splitlines() if "version_info" not in line], marks
 
 
 def test_an_environment_that_is_whole_is_filled_by_its_own_pip_and_marked(home: Path) -> None:
@@ -47,14 +55,14 @@ def test_an_environment_that_is_whole_is_filled_by_its_own_pip_and_marked(home: 
     code, said, marks = setup(home)
     assert code == 0
     assert all(line.startswith(".venv/bin/python -") for line in said)
-    assert next(line for line in said if "pip install" in line).endswith("--requirement requirements.lock")
+    assert next(line for line in said if "pip install" in line).endswith(LOCKED)
     assert len(marks) == 1
     assert setup(home)[1] == [], "nothing is done twice"
 
 
 def test_an_environment_without_pip_is_made_anew_and_the_system_s_pip_is_never_asked(home: Path) -> None:
     command(home / ".venv" / "bin" / "python", WITHOUT_PIP)
-    code, said, marks = setup(home, python=LOGGED + "exit 1\n")  # a Python without ensurepip
+    code, said, marks = setup(home, python=LOGGED + 'case "$*" in -m*) exit 1;; esac\n')  # a Python without ensurepip
     assert code != 0
     assert said[1:] == ["system/python3 -m venv --clear .venv"]
     assert not any(line.startswith("system/pip") for line in said)
@@ -67,3 +75,50 @@ def test_an_environment_whose_packages_cannot_be_imported_is_not_marked(home: Pa
     assert code != 0
     assert "-c import" in said[-1]
     assert marks == []
+
+
+def test_uv_installs_where_it_is_there_and_makes_the_environment(home: Path) -> None:
+    command(home / "system" / "uv", LOGGED + f'case "$*" in venv*) mkdir -p .venv/bin; cp {home}/good .venv/bin/python;; esac\n')
+    command(home / "good", LOGGED)
+    code, said, marks = setup(home, uv="uv")
+    assert code == 0
+    assert said[0] == "system/uv venv --quiet --clear --python python3 .venv"
+    assert said[1] == f"system/uv pip install --quiet --python .venv/bin/python {LOCKED}"
+    assert len(marks) == 1
+
+
+def test_a_python_that_is_too_old_or_makes_no_environment_is_refused_in_one_line(home: Path) -> None:
+    command(home / "old", "#!/bin/sh\nexit 1\n")
+    code, said, marks = make(home, "UV=", f"PYTHON={home / 'old'}")
+    assert (code, marks) == (2, [])
+    assert f"make setup: {home / 'old'} is no Python 3.11 or newer; name one: make setup PYTHON=python3.12" in said
+    command(home / "bare", '#!/bin/sh\ncase "$*" in *venv*) exit 1;; esac\n')
+    code, said, marks = make(home, "UV=", f"PYTHON={home / 'bare'}")
+    assert (code, marks) == (2, [])
+    assert "install its venv module (Debian: apt install python3-venv) or uv" in said
+
+
+def wheel(path: Path, text: str) -> str:
+    """Write a package of one module as a wheel; its sha256."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("toy.py", text)
+        archive.writestr("toy-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+        archive.writestr(
+            "toy-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("toy-1.0.dist-info/RECORD", "toy.py,,\n")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_package_that_was_changed_since_it_was_locked_is_not_installed(home: Path) -> None:
+    index = home / "index"
+    index.mkdir()
+    known = wheel(index / "toy-1.0-py3-none-any.whl", "GOOD = True\n")
+    (home / "requirements.lock").write_text(f"toy==1.0 \\\n    --hash=sha256:{known}\n")
+    wheel(index / "toy-1.0-py3-none-any.whl", "GOOD = False\n")
+    alone = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index), "PIP_CONFIG_FILE": os.devnull}
+    code, said, marks = make(home, "UV=", f"PYTHON={sys.executable}", **alone)
+    assert code != 0
+    assert "DO NOT MATCH THE HASHES" in said
+    assert marks == []
+    assert not list((home / ".venv").rglob("toy.py"))
