@@ -1,6 +1,19 @@
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
+from maskdit.config import UserError
+from maskdit.dialect import read_file
+from maskdit.params import validate
+
 min_version("9.0")
+
+try:
+    tree = read_file(Path("params.yaml"))  # as the commands read it, and with their complaints
+    params = validate(tree)
+except UserError as error:
+    raise WorkflowError(str(error))
 
 
 configfile: "params.yaml"

@@ -102,11 +102,18 @@ def test_what_is_nested_too_deeply_is_refused_and_breaks_nothing(text: str, tmp_
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: 1\nb: 2\na: 3\n", "line 3: 'a' stands twice"),
+        ("a: 1\nb: 2\na: 3\n", "line 3: 'a' stands twice; remove one"),
         ("x:\n  lr: 1.0\n  lr: 2.0\n", "line 3: 'lr' stands twice"),
         ("- {k: 1, k: 2}\n", "line 1: 'k' stands twice"),
         ("a: [1\n", "line 2: did not find expected ',' or ']'"),
-        ("a: !!python/object/apply:os.system [id]\n", "line 1: could not determine a constructor for the tag"),
+        (
+            "a: !!python/object/apply:os.system [id]\n",
+            "line 1: the tag tag:yaml.org,2002:python/object/apply:os.system is not read; remove it",
+        ),
+        ("a: !!bool maybe\n", "line 1: the tag tag:yaml.org,2002:bool is not read; remove it"),
+        ("a: =\n", "line 1: could not determine a constructor"),
+        ("a: no\n", "a: YAML 1.1 and 1.2 read this differently ('no', False); put it in quotes"),
+        ("a: {b: 010}\n", "a.b: YAML 1.1 and 1.2 read this differently ('010', 8); put it in quotes"),
         ("a: *nowhere\n", "line 1: found undefined alias"),
         ("a: \x00\n", "control characters are not allowed"),
         ("a: " + "9" * 5000 + "\n", "Exceeds the limit"),
@@ -126,11 +133,16 @@ def test_keys_that_a_merge_brings_may_be_typed_again() -> None:
     assert dialect.read("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {x: 4, <<: *a}\n")["b"] == {"x": 3, "y": 2}
 
 
-def test_a_word_that_snakemake_reads_in_another_way_than_the_steps_is_refused_by_its_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["", "- a list\n", "a: [\n", "\xff"], ids=["empty", "list", "cut", "latin"])
+def test_snakemake_tells_what_is_wrong_with_a_file_in_the_commands_words(text: str, tmp_path: Path) -> None:
     where = project(tmp_path)
-    text = (where / "params.yaml").read_text()
-    title = next(line for line in text.splitlines() if line.startswith("    title:"))
-    (where / "params.yaml").write_text(text.replace(title, "    title: no"))
-    code, said = run(where, "snakemake", "--dry-run")
+    (where / "params.yaml").write_bytes(text.encode("latin-1"))
+    code, said = run(where, "maskdit", "check")
+    assert code == 2
+    assert said.removeprefix("maskdit: ").strip() in run(where, "snakemake", "--dry-run")[1]
+
+
+def test_a_target_that_no_entry_makes_is_told_with_the_entries_that_there_are(tmp_path: Path) -> None:
+    code, said = run(project(tmp_path), "snakemake", "--dry-run", "artifacts/raw/nope")
     assert code != 0
-    assert ".title: YAML 1.1 and 1.2 read this differently ('no', False); put it in quotes" in said
+    assert "params.yaml: fetch has no entry 'nope'; known: demo, demo-features" in said

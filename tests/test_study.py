@@ -116,7 +116,7 @@ def test_a_name_that_is_taken_or_no_key_is_refused(home: Path, photos: Path, nam
 
 def test_too_few_images_for_the_demo_s_batch_are_refused_and_nothing_is_written(home: Path, tmp_path: Path) -> None:
     picture("red", 0).save((tmp_path / "few" / "red").mkdir(parents=True) or tmp_path / "few" / "red" / "one.png")
-    with pytest.raises(UserError, match="larger than the data"):
+    with pytest.raises(UserError, match=r"few: no study .* larger than the data"):
         study("mine", tmp_path / "few", 16, 0.0)
     assert (home / "params.yaml").read_text() == TOY.read_text()
 
@@ -135,8 +135,48 @@ def test_entries_are_added_below_whatever_the_step_s_line_says(head: str) -> Non
     assert "\n# what follows\nbench: {}\n" in text
 
 
+INSIDE = """pretrain:
+  a:
+    lr: 1.0
+#    compile: false
+    seed: 0
+  b: {<<: &x {lr: 2.0},
+      seed: 1}
+  # the last words
+
+table:
+    wide: {title: four spaces}
+"""
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "table"])
+def test_entries_come_after_the_last_one_with_its_indent_whatever_comments_stand_between(verb: str) -> None:
+    text = inserted(INSIDE, verb, {"new": {"lr": 3.0}})
+    before = dialect.read(INSIDE)
+    assert dialect.read(text) == {**before, verb: {**before[verb], "new": {"lr": 3.0}}}
+    left = iter(text.splitlines())
+    assert all(line in left for line in INSIDE.splitlines()), "every line that was there, in its order"
+
+
+def test_a_file_with_windows_lines_and_a_link_stay_what_they_are(home: Path, photos: Path) -> None:
+    (home / "params.yaml").rename(home / "kept.yaml")
+    (home / "kept.yaml").write_bytes(TOY.read_text().replace("\n", "\r\n").encode())
+    (home / "params.yaml").symlink_to("kept.yaml")
+    study("mine", photos, 16, 0.2)
+    data = (home / "params.yaml").read_bytes()
+    assert (home / "params.yaml").is_symlink()
+    assert data.count(b"\n") == data.count(b"\r\n") > TOY.read_text().count("\n")
+    assert "mine" in load().fetch
+
+
+@pytest.mark.parametrize("root", [".", "", ".."])
+def test_the_project_s_own_folder_is_no_folder_of_images(root: str, home: Path) -> None:
+    with pytest.raises(UserError, match="holds this project itself"):
+        study("mine", Path(root), 16, 0.2)
+
+
 def test_entries_in_braces_are_refused_and_not_spoilt() -> None:
-    with pytest.raises(UserError, match=r"pretrain: .* without braces"):
+    with pytest.raises(UserError, match=r"pretrain: write 'pretrain:' on a line of its own"):
         inserted("pretrain: {a: {lr: 1.0}}\n", "pretrain", {"b": {"lr": 2.0}})
 
 

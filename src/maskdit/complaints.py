@@ -54,19 +54,7 @@ def _fields_at(place: list[Any], root: type[BaseModel]) -> list[str]:
     return list(entries.__args__[1].model_fields) if entries else []
 
 
-def unequal(one: Any, other: Any) -> str:
-    """The first place at which two readings of one file differ, and what each takes it for."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in one.keys() | other.keys():
-            if key not in one or key not in other:
-                return f"{key}: YAML 1.1 and 1.2 read this key differently"
-            if one[key] != other[key]:
-                below = unequal(one[key], other[key])
-                return f"{key}.{below}" if isinstance(one[key], dict) else f"{key}: {below}"
-    return f"YAML 1.1 and 1.2 read this differently ({one!r}, {other!r})"
-
-
 def nearest(word: str, known: Iterable[str]) -> str:
     """The known word that is most like another, as the end of a complaint; all of them if none is."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known)) or 'none'}"
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(set(known))) or 'none'}"

@@ -19,9 +19,10 @@ Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 LONGEST = 4000  # letters of a refusal
 Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]  # one line of text, nothing that controls
 Place = Annotated[str, StringConstraints(pattern=r"^(pretrain|finetune|sample)(\.[a-z_]+)+$")]  # of a number behind an evaluation
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
 Url = Annotated[str, StringConstraints(pattern=r"^(https|file)://[!-~]+$"), AfterValidator(_parsed)]
 Sha = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Family = Literal["mobilenet-v2", "inception-2015", "dinov2"]  # the network whose features are compared
@@ -82,7 +83,7 @@ class Vae(Section):
     lr: Positive
     kl_weight: Annotated[float, Field(ge=0)]
     precision: Literal["auto", "fp32", "bf16"]
-    seed: int
+    seed: Seed
 
     @property
     def factor(self) -> int:
@@ -151,7 +152,7 @@ class Route(Section):
 class Training(Section):
     """What pretraining and finetuning have in common (PAPER: AdamW, constant rate, EMA, class dropout)."""
 
-    seed: int
+    seed: Seed
     mask_ratio: Fraction  # share of tokens hidden from the encoder; int(tokens * (1 - ratio)) are kept
     mask_schedule: Literal["constant", "cosine4"] = "constant"  # cosine4: mask_ratio * cos(pi / 2 * step / schedule_steps)^4
     schedule_steps: Count | None = None
@@ -247,7 +248,7 @@ class Sample(Section):
     shards: Count
     precision: Precision
     quantisation: Literal["round", "floor"] = "round"  # floor is the published code's of MaskDiT
-    seed: int
+    seed: Seed
 
     @field_validator("guidance_interval")
     @classmethod
@@ -289,7 +290,7 @@ class Reconstruct(Section):
     posterior: Literal["sample", "mean"]  # what is decoded
     batch: Count
     shards: Count
-    seed: int
+    seed: Seed
 
 
 class Calibrate(Section):

@@ -68,7 +68,7 @@ def examine(path: Path) -> Iterator[Finding]:
         yield from batch(path)
     elif path.suffix in (".pt", ".pth", ".safetensors") or "config.json" in names:
         yield from weights(path)
-    elif path.is_dir() and MANIFEST not in names:
+    elif path.suffix.lower() in (".tar", ".zip") or (path.is_dir() and MANIFEST not in names):
         yield from folder(path)
     elif MANIFEST not in names:
         raise UserError(f"{path}: not images, latents, weights, a reference batch or a run; nothing to examine")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from maskdit.config import Count, Family, Fraction, Line, Section, Sha, Url
+from maskdit.config import Count, Family, Fraction, Line, Section, Seed, Sha, Url
 
 VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"  # of an autoencoder in diffusers' layout, beside its config.json
 Root = Annotated[Line, StringConstraints(min_length=1)]
@@ -30,7 +30,7 @@ class Divided(Pictures):
     """Images without a validation set of their own: a share of them is set aside by the seed."""
 
     heldout: Fraction = 0.0
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def training(self) -> int:

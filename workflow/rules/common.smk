@@ -1,25 +1,14 @@
 from pathlib import Path
 
-from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
 
 from maskdit.cli import against
-from maskdit.complaints import unequal
 from maskdit.config import UserError
-from maskdit.dialect import read_file
 from maskdit.files import inputs_of, lineage
-from maskdit.params import validate
 
-try:
-    tree = read_file(Path("params.yaml"))
-    params = validate(tree)
-except UserError as error:
-    raise WorkflowError(str(error))
 # The commands read params.yaml themselves: another configuration would change the graph and not the jobs.
 if config != tree:
-    if config != load_configfile("params.yaml"):
-        raise WorkflowError("params.yaml is the only configuration: edit it, --config and --configfile are refused")
-    raise WorkflowError(f"params.yaml: {unequal(tree, config)}; put it in quotes")
+    raise WorkflowError("params.yaml is the only configuration: edit it, --config and --configfile are refused")
 
 
 wildcard_constraints:
@@ -32,7 +21,15 @@ SHARE = max(1, (workflow.cores or 1) // 2)  # threads of a step that computes: t
 
 def entry_of(verb):
     """An entry of params.yaml as a step's parameters: what changes in it makes the step run again."""
-    return lambda wildcards: config[verb][wildcards.key]
+
+    def entry(wildcards):
+        try:
+            params.entry(verb, wildcards.key)
+        except UserError as error:
+            raise WorkflowError(str(error))
+        return config[verb][wildcards.key]
+
+    return entry
 
 
 def bench_of(key):
