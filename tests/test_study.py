@@ -127,11 +127,13 @@ def test_small_numbers_are_written_as_both_yaml_versions_read_them() -> None:
     assert "1.0e-05" in text
 
 
-@pytest.mark.parametrize("head", ["pretrain:", "pretrain:  # of mine", "pretrain: {}", "pretrain: {}  # none yet"])
+@pytest.mark.parametrize(
+    "head", ["pretrain:", "pretrain:  # of mine", "pretrain: {}", "pretrain: {}  # none yet", "pretrain: {\n}"]
+)
 def test_entries_are_added_below_whatever_the_step_s_line_says(head: str) -> None:
-    old = "" if "{}" in head else "  a:\n    lr: 1.0\n"
+    old = "" if "{" in head else "  a:\n    lr: 1.0\n"
     text = inserted(f"{head}\n{old}\n# what follows\nbench: {{}}\n", "pretrain", {"b": {"lr": 2.0}})
-    assert list(dialect.read(text)["pretrain"]) == (["b"] if "{}" in head else ["a", "b"])
+    assert list(dialect.read(text)["pretrain"]) == (["b"] if "{" in head else ["a", "b"])
     assert "\n# what follows\nbench: {}\n" in text
 
 
@@ -173,6 +175,18 @@ def test_a_file_with_windows_lines_and_a_link_stay_what_they_are(home: Path, pho
 def test_the_project_s_own_folder_is_no_folder_of_images(root: str, home: Path) -> None:
     with pytest.raises(UserError, match="holds this project itself"):
         study("mine", Path(root), 16, 0.2)
+
+
+def test_a_file_in_which_entries_cannot_be_added_is_refused_and_left_as_it_is(home: Path, photos: Path) -> None:
+    says = "        says: MaskDiT's distance\n"
+    head, tail = TOY.read_text().split(says)
+    body, report = tail.split("\nreport:")
+    text = f"{head}{body}        says: |-\n          of two lines\n          # no comment\n\nreport:{report}"
+    assert "# no comment" in dialect.read(text)["claims"]["claims"]["claims"]["quality"]["says"]
+    (home / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match="no entries can be added without a change of others"):
+        study("mine", photos, 16, 0.2)
+    assert (home / "params.yaml").read_text() == text
 
 
 def test_entries_in_braces_are_refused_and_not_spoilt() -> None:

@@ -1,7 +1,6 @@
 """A study of one's own images: the demo's entries of params.yaml under another name."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,61 +38,26 @@ def ledger(tree: dict[str, Any], name: str) -> dict[str, Any]:
     return {"title": "What the paper claims, and what was measured here", "study": name, "claims": mine}
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the entries of a step stand in the text: in braces on one line, or one below the other; lines are counted from 0."""
-
-    braces: tuple[int, int, int] | None  # line, first and last column; None: one below the other
-    last: int  # line
-    indent: int
-
-
-def place_of(text: str, verb: str) -> Place | None:
-    """Where the entries of a step stand; None if its key cannot be found as a key of the whole file."""
-    depth, key, known = 0, "", yaml.parse(text, Loader=yaml.CSafeLoader)
-    inside: list[Any] = []  # the events of the step's entries
-    expected = True  # whether a key of the whole file comes next
-    for event in known:
-        if isinstance(event, yaml.NodeEvent) and depth == 1:
-            if expected:
-                key = getattr(event, "value", "")
-            expected = not expected
-        if isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth >= 1 and key == verb and (depth > 1 or expected):
-            inside.append(event)
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-    if not inside or not isinstance(inside[0], yaml.MappingStartEvent):
-        return None
-    start, end = inside[0], inside[-1]
-    if start.flow_style:
-        return Place((start.start_mark.line, start.start_mark.column, end.end_mark.column), end.end_mark.line, 2)
-    # A block ends where the next thing begins, so the last line is that of the last scalar, alias or brace.
-    last = max(each.end_mark.line for each in inside if not isinstance(each, yaml.CollectionEndEvent) or in_braces(each))
-    return Place(None, last, inside[1].start_mark.column)
-
-
-def in_braces(event: yaml.CollectionEndEvent) -> bool:
-    """Whether the end of a collection is a brace, which has a place of its own."""
-    return event.end_mark.column > event.start_mark.column
-
-
 def inserted(text: str, verb: str, new: dict[str, Any]) -> str:
     """The text of params.yaml with more entries after a step's last one; every other line stays as it is.
 
     Raises UserError if the step's entries are neither one below the other nor none.
     """
-    lines, place = text.splitlines(keepends=True), place_of(text, verb)
-    if place is None or (place.braces and lines[place.last][slice(*place.braces[1:])].strip("{ }")):
+    lines = text.splitlines(keepends=True)
+    step = next((value for key, value in yaml.compose(text, Loader=yaml.CSafeLoader).value if key.value == verb), None)
+    if not isinstance(step, yaml.MappingNode) or (step.flow_style and step.value):
         raise UserError(f"params.yaml: {verb}: write '{verb}:' on a line of its own and its entries below, to add others to them")
-    if place.braces:
-        line, first, last = place.braces
-        lines[line] = f"{lines[line][:first].rstrip()} {lines[line][last:].lstrip(' ')}".replace(" \n", "\n")
-    elif not lines[place.last].endswith("\n"):
-        lines[place.last] += "\n"
-    block = [f"{' ' * place.indent}{line}\n" for line in dialect.write(new).splitlines()]
-    return "".join([*lines[: place.last + 1], *block, *lines[place.last + 1 :]])
+    end, indent = step.end_mark.line, step.start_mark.column
+    if step.flow_style:  # braces around nothing
+        start = step.start_mark.line
+        lines[start : end + 1] = [f"{verb}:{lines[end][step.end_mark.column :]}"]
+        end, indent = start + 1, 2
+    while re.match(r"\s*(#.*)?$", lines[end - 1]):  # a block ends where the next one begins
+        end -= 1
+    if not lines[end - 1].endswith("\n"):
+        lines[end - 1] += "\n"
+    block = [f"{' ' * indent}{line}\n" for line in dialect.write(new).splitlines()]
+    return "".join([*lines[:end], *block, *lines[end:]])
 
 
 def study(name: str, root: Path, resolution: int, heldout: float) -> None:
@@ -138,8 +102,14 @@ def study(name: str, root: Path, resolution: int, heldout: float) -> None:
         raise UserError(f"{root}: no study with the demo's sizes, {images} images, --resolution {resolution}: {reason}") from None
     for verb, known in new.items():
         text = inserted(text, verb, known)
-    if dialect.read(text) != whole:
-        raise UserError("params.yaml: entries cannot be added without a change of others; move comments out of the entries")
+    try:
+        kept = dialect.read(text) == whole
+    except yaml.YAMLError:
+        kept = False
+    if not kept:
+        raise UserError(
+            "params.yaml: no entries can be added without a change of others; write each step's as the demo's are written"
+        )
     with replacing(PARAMS.resolve()) as temporary:
         temporary.write_bytes((text.replace("\n", "\r\n") if "\r\n" in before else text).encode())
     print(f"params.yaml has the study {name}: {images} images of {root}; run snakemake results/table_{name}.csv")
