@@ -42,48 +42,27 @@ Writer.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"{NUMERIC}$"
 
 
 def read_file(path: Path) -> Any:
-    """The tree of a YAML file; raises UserError, with the line, if it cannot be read, or if YAML 1.1 reads it differently."""
+    """The tree of a YAML file; raises UserError, with the line, if it cannot be read."""
     try:
-        text = path.read_text()
-        tree = read(text)
-        if (other := data_of(yaml.CSafeLoader(text))) != tree:
-            raise UserError(f"{path}: {unequal(tree, other)}; put it in quotes")
+        return read(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; run maskdit where params.yaml lies") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8; save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise UserError(f"{path}: not YAML: {line}{error.problem or error.context}") from None
+        raise UserError(f"{path}: {line}{error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number that Python does not read
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    return tree
-
-
-def unequal(one: Any, other: Any) -> str:
-    """The first place at which two readings of one file differ, and what each takes it for."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in [*one, *other]:
-            if key not in one or key not in other:
-                return f"{key}: YAML 1.1 and 1.2 read this key differently"
-            if one[key] != other[key]:
-                below = unequal(one[key], other[key])
-                return f"{key}.{below}" if isinstance(one[key], dict) else f"{key}: {below}"
-    return f"YAML 1.1 and 1.2 read this differently ({one!r}, {other!r})"
 
 
 def read(text: str) -> Any:
     """The tree of a YAML text.
 
-    Raises yaml.YAMLError for what is none, for a key that stands twice in one dictionary, a tag, and one that is nested too deeply;
-    ValueError for a number that Python does not read.
+    Raises yaml.YAMLError for what is none, or not plain; ValueError for a number that Python does not read.
     """
     demand_plain(text)
-    return data_of(Reader(text))
-
-
-def data_of(reader: Any) -> Any:
-    """What a loader of PyYAML makes of its text."""
+    reader = Reader(text)
     try:
         return reader.get_single_data()
     finally:
@@ -91,7 +70,8 @@ def data_of(reader: Any) -> Any:
 
 
 def demand_plain(text: str) -> None:
-    """Raise yaml.MarkedYAMLError for a key that stands twice in one dictionary, for a tag, and for more than DEEPEST levels."""
+    """Raise yaml.MarkedYAMLError for a key that stands twice, a tag, a word that YAML 1.1 reads otherwise, too many levels."""
+    ours, older = Reader(""), yaml.SafeLoader("")
     around: list[set[str] | None] = []  # of each dictionary that is open the keys so far; None: a list
     value: list[bool] = []  # of each: whether a key has been read whose value comes next
     for event in yaml.parse(text, Loader=Reader):
@@ -102,6 +82,11 @@ def demand_plain(text: str) -> None:
             continue
         if getattr(event, "tag", None):
             raise yaml.MarkedYAMLError(problem=f"the tag {event.tag} is not read; remove it", problem_mark=event.start_mark)
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
+            tags = {reader.resolve(yaml.ScalarNode, event.value, event.implicit) for reader in (ours, older)}
+            if len(tags) > 1:
+                problem = f"YAML 1.1 and 1.2 read {event.value} differently; write it in another way, or in quotes"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         if around and (keys := around[-1]) is not None:
             if not value[-1] and isinstance(event, yaml.ScalarEvent):
                 if event.value in keys:
