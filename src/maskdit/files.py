@@ -237,7 +237,7 @@ def lineage(found: list[tuple[Path, Manifest]], params: Params) -> dict[str, Ori
 
 
 def _difference(recorded: dict[str, Any], today: Section) -> str:
-    """What a recorded entry, read as today's releases read it, has otherwise than today's; '' if nothing."""
+    """What a recorded entry, read as today's release reads it, has otherwise than today's; '' if nothing."""
     old, new = recorded, today.model_dump(mode="json")
     try:
         made = type(today).model_validate(recorded)

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from maskdit.arrays import read_array
+from maskdit.arrays import Array, read_array
 from maskdit.config import UserError
 from maskdit.files import read_json
 
-Array = NDArray[Any]
 PIECE = 64  # samples copied at once: what lies between memory and a batch stays in the cache
 
 
