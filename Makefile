@@ -33,14 +33,29 @@ CREATE := $(PYTHON) -m venv --clear $(VENV)
 INSTALL := $(VENV)/bin/python -m pip install --quiet
 endif
 
+# make setup TORCH_INDEX=URL: PyTorch's builds without CUDA from there, in the lock's versions; the rest from the lock.
+LOCK := requirements.lock
+ifdef TORCH_INDEX
+LOCK := $(VENV)/requirements.lock
+CUDA := ^(torch|torchvision|triton|nvidia-[^=]*|cuda-[^=]*)==
+TORCH := $(shell sed -nE 's/^((torch|torchvision)==[^ ]*).*/\1/p' requirements.lock)
+endif
+
 # --no-deps: the lock is complete, and one package in it declares pins of 2020 that must be ignored.
 $(INSTALLED):
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
 		echo "make setup: $(PYTHON) is no Python 3.11 or newer; name one: make setup PYTHON=python3.12" >&2; exit 2; }
-	@echo "Installing $$(grep -c == requirements.lock) packages into $(VENV) (on Linux about 6 GB)"
+	@[ -z "$$CONDA_PREFIX" ] || [ "$(origin PYTHON)" != file ] || { \
+		echo "make setup: a conda environment is active, which was never tried; run conda deactivate, or name its Python:" \
+		"make setup PYTHON=$$CONDA_PREFIX/bin/python3" >&2; exit 2; }
+	@echo "Installing $$(grep -c == requirements.lock) packages into $(VENV) ($(if $(TORCH_INDEX),without CUDA,on Linux about 6 GB))"
 	@$(WHOLE) >/dev/null 2>&1 || $(CREATE) || { \
 		echo "make setup: $(PYTHON) makes no environments; install its venv module (Debian: apt install python3-venv) or uv" >&2; exit 2; }
-	$(INSTALL) --no-deps --require-hashes --requirement requirements.lock
+ifdef TORCH_INDEX
+	awk '/^[a-z]/ { cuda = /$(CUDA)/ } !cuda' requirements.lock > $(LOCK)
+	$(INSTALL) --no-deps --index-url $(TORCH_INDEX) $(TORCH)
+endif
+	$(INSTALL) --no-deps --require-hashes --requirement $(LOCK)
 	$(INSTALL) --no-deps --no-build-isolation --editable .
 	$(VENV)/bin/python -c "import $(IMPORTED)"
 	rm -f $(VENV)/installed-*

@@ -1,5 +1,6 @@
 """Before NumPy is imported: one thread, as in the commands; several are slower beside other work. And what several files test."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -12,19 +13,27 @@ for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
-ENGINES = {
-    f"tests/test_{name}.py" for name in ("card", "dvc", "pipeline", "rebuild", "secrets", "start")
-}  # which share what whole engines have made
+LONG = [
+    f"tests/test_{name}.py" for name in ("study", "pipeline", "dvc", "bench", "learner", "start", "rebuild", "threads", "recovery")
+]
+HANDED = LONG[1:3]  # which share what both engines know
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first: no worker ends alone with one of them."""
+    places = {file: place for place, file in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.nodeid.split("::")[0], len(LONG)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
-    """With several workers a file's tests stay together, and so do those of whole engines."""
+    """With several workers a file's tests stay together, and so do those of what both engines know."""
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            return "engines" if file in ENGINES else file
+            return "handed" if file in HANDED else file
 
+    config.option.loadscopereorder = False
     return ByFile(config, log)
 
 
@@ -40,9 +49,14 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture(scope="session")
 def by_snakemake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project after `snakemake`: read it, change only a twin."""
-    where = project(tmp_path_factory.mktemp("snakemake"))
-    says(where, *SNAKEMAKE)
+    """The project after `snakemake`, made once for all workers: read it, change only a twin."""
+    home = tmp_path_factory.getbasetemp()
+    where = (home.parent if "PYTEST_XDIST_WORKER" in os.environ else home) / "snakemake"
+    with where.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (done := where.with_suffix(".done")).exists():
+            says(project(where), *SNAKEMAKE, forked=False)
+            done.touch()
     return where
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import warm
+
 ROOT = Path(__file__).parents[1]
 TOY = ROOT / "tests" / "toy" / "params.yaml"
 SNAKEMAKE = ("snakemake", "--cores", "2", "--printshellcmds")
@@ -55,16 +57,22 @@ def environment(where: Path) -> dict[str, str]:
     return {**kept, **person, **alone, **SECRETS, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
-def run(where: Path, *command: str, good: bool = False) -> tuple[int, str]:
-    """Exit code of a command, and all that it says; `good` demands exit code 0."""
-    done = subprocess.run(command, cwd=where, env=environment(where), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def run(where: Path, *command: str, good: bool = False, forked: bool = True) -> tuple[int, str]:
+    """Exit code of a command, and all that it says; `good` demands exit code 0.
+
+    An engine's steps are forked, see `warm.py`, or with `forked=False` the installed command.
+    """
+    variables = environment(where)
+    if forked and command[0] in ("snakemake", "dvc") and not {"--dry-run", "--dry", "-n"} & set(command):
+        variables["PATH"] = f"{warm.folder()}{os.pathsep}{variables['PATH']}"
+    done = subprocess.run(command, cwd=where, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert not (good and done.returncode), f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"
     return done.returncode, done.stdout
 
 
-def says(where: Path, *command: str) -> str:
+def says(where: Path, *command: str, forked: bool = True) -> str:
     """What a command says that must succeed."""
-    return run(where, *command, good=True)[1]
+    return run(where, *command, good=True, forked=forked)[1]
 
 
 def nodes(said: str) -> set[str]:

@@ -8,7 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskdit import bench, timing
 from maskdit.cases import Bench, Case, Pair
 from maskdit.diffusion import loss
+from maskdit.params import load
 from maskdit.plain import plain_loss
+from project import ROOT
 
 ENCODER, DECODER = {"patch": 2, "depth": 2, "width": 32, "heads": 2}, {"depth": 1, "width": 16, "heads": 2}
 CASE = {"network": "ours", "side": 8, "encoder": ENCODER, "decoder": DECODER, "mask_ratio": 0.5, "batch": 3, "precision": "fp32"}
@@ -64,7 +66,7 @@ def test_a_small_benchmark_measures_everything_that_it_names(tmp_path, monkeypat
     cases = {
         "a": plain,
         "b": CASE,
-        "c": {**CASE, "precision": "bf16"},
+        "c": {**CASE, "precision": "bf16"},  # emulated on many CPUs
         "d": {**plain, "update": True},
         "e": {**CASE, "update": True},
         "f": {**plain, "sampling": True, "mask_ratio": 0.0},
@@ -98,6 +100,17 @@ def test_a_small_benchmark_measures_everything_that_it_names(tmp_path, monkeypat
     assert len(pd.read_csv(tmp_path / "bench_toy_factorial.csv")) == 2
     assert (tmp_path / "bench_toy.png").stat().st_size > 5000
     assert "Medians of 2 rounds" in (tmp_path / "bench_toy.md").read_text()
+
+
+def test_the_benchmark_is_in_the_precision_of_the_cpu_and_asks_nothing_that_this_cannot_give():
+    shipped = load(ROOT / "params.yaml").bench["cpu"]
+    with_bf16, without = shipped.on("bf16"), shipped.on("fp32")
+    assert {case.precision for case in with_bf16.cases.values()} == {"fp32", "bf16"}
+    assert {case.precision for case in without.cases.values()} == {"fp32"}
+    assert (with_bf16.waterfall, with_bf16.pairs) == (shipped.waterfall, shipped.pairs)
+    assert set(shipped.waterfall) - set(without.waterfall) == {"fall-3"}, "the step from fp32 to bf16"
+    assert {name for name, pair in shipped.pairs.items() if pair != without.pairs[name]} == {"draw", "draw-interval"}
+    assert (with_bf16.factorial.precisions, without.factorial.precisions) == (("fp32", "bf16"), ("fp32",))
 
 
 def test_a_benchmark_that_names_an_unknown_case_is_refused():

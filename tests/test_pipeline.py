@@ -79,9 +79,10 @@ def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def test_a_second_snakemake_has_nothing_to_do(by_snakemake: Path) -> None:
-    assert "Nothing to be done" in says(by_snakemake, *SNAKEMAKE)
-    assert leftovers(by_snakemake) == []
+def test_a_second_snakemake_has_nothing_to_do(by_snakemake: Path, tmp_path: Path) -> None:
+    where = twin(by_snakemake, tmp_path)
+    assert "Nothing to be done" in says(where, *SNAKEMAKE)
+    assert leftovers(where) == []
 
 
 def test_each_step_is_in_the_ledger_and_the_report_tells_how_each_artifact_was_made(by_snakemake: Path) -> None:

@@ -36,7 +36,7 @@ def command(path: Path, text: str) -> None:
 
 def make(home: Path, *words: str, **more: str) -> tuple[int, str, list[str]]:
     """Exit code of make setup, what it says, and the marks of its end."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "CONDA"))}
     done = subprocess.run(["make", "setup", *words], cwd=home, env={**kept, **more}, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr, [path.name for path in (home / ".venv").glob("installed-*")]
 
@@ -96,6 +96,29 @@ def test_a_python_that_is_too_old_or_makes_no_environment_is_refused_in_one_line
     code, said, marks = make(home, "UV=", f"PYTHON={home / 'bare'}")
     assert (code, marks) == (2, [])
     assert "install its venv module (Debian: apt install python3-venv) or uv" in said
+
+
+def test_a_conda_environment_that_is_active_is_refused_unless_its_python_is_named(home: Path) -> None:
+    command(home / "python3", LOGGED)
+    conda = {"CONDA_PREFIX": "/opt/conda", "LOG": str(home / "log"), "PATH": f"{home}:{os.environ['PATH']}"}
+    code, said, marks = make(home, "UV=", **conda)
+    assert (code, marks) == (2, [])
+    assert "run conda deactivate, or name its Python: make setup PYTHON=/opt/conda/bin/python3\n" in said
+    assert "Installing" in make(home, "UV=", f"PYTHON={home / 'python3'}", **conda)[1]
+
+
+def test_torch_without_cuda_comes_from_the_index_that_is_named_and_all_else_from_the_lock(home: Path) -> None:
+    command(home / ".venv" / "bin" / "python", LOGGED)
+    code, _, marks = make(home, "UV=", "TORCH_INDEX=file:///cpu", LOG=str(home / "log"))
+    assert (code, len(marks)) == (0, 1)
+    torch = [line for line in (home / "log").read_text().splitlines() if "--index-url file:///cpu" in line]
+    assert [word.split("==")[0] for word in torch[0].split() if "==" in word] == ["torch", "torchvision"]
+    whole, kept = (path.read_text() for path in (home / "requirements.lock", home / ".venv" / "requirements.lock"))
+    names = [{line.split("==")[0] for line in text.splitlines() if "==" in line} for text in (whole, kept)]
+    assert names[1] < names[0]
+    assert {name for name in names[0] - names[1] if not name.startswith(("nvidia-", "cuda-"))} == {"torch", "torchvision", "triton"}
+    assert not [name for name in names[1] if name.startswith(("nvidia-", "cuda-"))]
+    assert kept.count("--hash=") > 1000
 
 
 def wheel(path: Path, text: str) -> str:

@@ -31,9 +31,9 @@ WORDS = [
 
 
 @pytest.fixture(scope="module")
-def commands(by_snakemake: Path) -> dict[str, list[str]]:
+def commands(by_snakemake: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Every command of the toy study, by its verb."""
-    said = says(by_snakemake, *SNAKEMAKE, "--dry-run", "--forceall")
+    said = says(twin(by_snakemake, tmp_path_factory.mktemp("commands")), *SNAKEMAKE, "--dry-run", "--forceall")
     found: dict[str, list[str]] = {}
     for line, verb in re.findall(r"^Shell command: (maskdit (\w+) .*?) 2>&1", said, re.M):
         found.setdefault(verb, []).append(line)

@@ -23,7 +23,7 @@ from maskdit.learner import Learner
 from maskdit.model import MaskDiT
 from maskdit.provenance import processor
 from maskdit.ranks import Ranks, launch, together
-from maskdit.runtime import device
+from maskdit.runtime import device, native
 from maskdit.timing import CLASSES, batch_of, clock, measure, network, tidy, training
 from maskdit.typeset import markdown
 
@@ -224,6 +224,7 @@ def bench(config: Bench, *, out: Path) -> None:
     Writes the ratios as CSV and, with the waterfall, as Markdown; the waterfall as CSV, PNG and SVG; the factorial as CSV.
     """
     where = device()
+    config = config.on(native(where))
     rows: list[dict[str, Any]] = []
     for slow in dict.fromkeys(pair.slow for pair in config.pairs.values()):
         group = {name: pair for name, pair in config.pairs.items() if pair.slow == slow}

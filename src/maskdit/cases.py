@@ -1,10 +1,11 @@
 """What a benchmark of speed measures."""
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from maskdit.config import Computed, Count, Encoder, Fraction, Key, Positive, Section, Transformer
+from maskdit.config import Count, Encoder, Fraction, Key, Positive, Precision, Section, Transformer
 
 
 class Case(Section):
@@ -16,7 +17,7 @@ class Case(Section):
     decoder: Transformer | None
     mask_ratio: Fraction
     batch: Count
-    precision: Computed
+    precision: Precision
     compile: bool = False
     checkpointing: bool = False
     attention: Literal["chosen", "sdpa"] = "chosen"  # sdpa: torch's kernel everywhere
@@ -41,7 +42,7 @@ class Factorial(Section):
 
     like: Key  # the case that says the rest
     mask_ratios: Annotated[tuple[Fraction, ...], Field(strict=False)]
-    precisions: Annotated[tuple[Computed, ...], Field(strict=False)]
+    precisions: Annotated[tuple[Precision, ...], Field(strict=False)]
     compile: Annotated[tuple[bool, ...], Field(strict=False)]
     batches: Annotated[tuple[Count, ...], Field(strict=False)]
 
@@ -69,3 +70,22 @@ class Bench(Section):
         if missing := sorted(named - self.cases.keys()):
             raise ValueError(f"cases has no entry '{missing[0]}'")
         return self
+
+    def on(self, native: str) -> Self:
+        """The same for a device whose own precision is `native`, which `auto` stands for.
+
+        A waterfall's case that is then the one before it is left out, and so is the target of a pair whose two precisions were to
+        differ.
+        """
+
+        def settled(precision: str) -> str:
+            return native if precision == "auto" else precision
+
+        cases = {name: case.model_copy(update={"precision": settled(case.precision)}) for name, case in self.cases.items()}
+        pairs = {}
+        for name, pair in self.pairs.items():
+            apart, now = (len({group[key].precision for key in (pair.slow, pair.fast)}) for group in (self.cases, cases))
+            pairs[name] = pair if now == apart else pair.model_copy(update={"target": None})
+        chain = [self.waterfall[0], *(name for before, name in pairwise(self.waterfall) if cases[name] != cases[before])]
+        grid = self.factorial.model_copy(update={"precisions": tuple(dict.fromkeys(map(settled, self.factorial.precisions)))})
+        return self.model_copy(update={"cases": cases, "pairs": pairs, "waterfall": tuple(chain), "factorial": grid})

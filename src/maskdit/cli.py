@@ -5,6 +5,8 @@ Signatures are read from the source, not imported, so that no help text and no r
 
 import argparse
 import ast
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -205,6 +207,9 @@ def dispatch(arguments: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 after a one-line message for what the user can mend."""
     words = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:  # the process is this command's own
+        gc.set_threshold(100_000, 20, 100)  # the imports' million objects stay,
+        atexit.register(gc.freeze)  # and looking through them once more on the way out would take seconds
     arguments = vars(parser(words[0] if words else "").parse_args(words))
     os.umask(os.umask(0o022) | 0o002)  # nothing that is written here may be written by everyone
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half written is removed on the way out

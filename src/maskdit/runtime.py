@@ -144,11 +144,12 @@ def gemm_rate(where: "torch.device", precision: str) -> float:
     """FLOP/s of a large matrix product in `precision` on this device: the measured peak that MFU is a share of."""
     import torch
 
-    left, right = torch.randn(1024, 1152, device=where), torch.randn(4608, 1152, device=where)
+    rows, products = (512, 1) if where.type == "cpu" else (1024, 50)
+    left, right = torch.randn(rows, 1152, device=where), torch.randn(4608, 1152, device=where)
 
     def once() -> float:
         began = time.perf_counter()
-        for _ in range(2 if where.type == "cpu" else 50):
+        for _ in range(products):
             torch.nn.functional.linear(left, right)
         if where.type == "cuda":
             torch.cuda.synchronize()
@@ -157,7 +158,7 @@ def gemm_rate(where: "torch.device", precision: str) -> float:
     with torch.no_grad(), autocast(where, precision):
         left, right = left.to(half(precision)), right.to(half(precision))
         once()
-        return 2 * 1024 * 1152 * 4608 * (2 if where.type == "cpu" else 50) / min(once() for _ in range(3))
+        return 2 * rows * 1152 * 4608 * products / min(once() for _ in range(3))
 
 
 def peak_memory(where: "torch.device") -> int:

@@ -1,0 +1,122 @@
+"""Commands by fork, so that a test of a whole engine does not wait for imports.
+
+`folder()` holds a `maskdit` for the head of PATH. It hands its words, folder, environment and streams to a process that has
+imported what the steps import, which forks a child that runs them as the installed command does. It ends as that child ends.
+"""
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import random
+import select
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from maskdit.run import STEPS
+
+OTHERS = ("diffusers.models.autoencoders.autoencoder_kl", "matplotlib.backends.backend_svg", "matplotlib.pyplot", "pandas")
+OTHERS += ("sklearn.linear_model", "torch._dynamo", "torchvision")
+IMPORTED = (*OTHERS, *(f"maskdit.{module}" for module in STEPS.values()))
+SHIM = """#!{python} -IS
+import json, os, signal, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.connect({address!r})
+os.umask(mask := os.umask(0))
+request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), mask]).encode()
+socket.send_fds(server, [len(request).to_bytes(4)], [0, 1, 2])
+server.sendall(request)
+child = int.from_bytes(server.recv(4))
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda number, frame: os.kill(child, number))
+code = os.waitstatus_to_exitcode(int.from_bytes(server.recv(4)))
+sys.exit(code if code >= 0 else 128 - code)
+"""
+
+
+@cache
+def folder() -> str:
+    """The folder of the command, whose process ends with this one."""
+    home = Path(tempfile.mkdtemp(prefix="warm-"))
+    command, address = home / "maskdit", str(home / "socket")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(address)
+    server.listen()
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(server.fileno())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        pass_fds=[server.fileno()],
+        start_new_session=True,
+    )
+    server.close()
+    atexit.register(shutil.rmtree, home)
+    atexit.register(process.communicate)  # closes its input: then it ends
+    command.write_text(SHIM.format(python=sys.executable, address=address))
+    command.chmod(stat.S_IRWXU)
+    return str(home)
+
+
+def watch(client: socket.socket, child: int) -> None:
+    """Wait for a child, which ends with the command that asked for it; then this process ends, too."""
+    client.sendall(child.to_bytes(4))
+    ended = os.pidfd_open(child)
+    if ended not in select.select([ended, client], [], [])[0]:
+        os.kill(child, 9)
+    status = os.waitpid(child, 0)[1]
+    try:
+        client.sendall(status.to_bytes(4))
+    finally:
+        os._exit(0)
+
+
+def serve(server: socket.socket) -> list[str]:
+    """The words of a command. Returns in a child for each, which has the command's folder, environment and streams."""
+    while True:
+        while server not in (ready := select.select([server, 0], [], [])[0]):
+            if 0 in ready:
+                os._exit(0)
+        client = server.accept()[0]
+        if not os.fork():
+            break
+        client.close()
+        while True:  # those that have ended
+            try:
+                if not os.waitpid(-1, os.WNOHANG)[0]:
+                    break
+            except ChildProcessError:
+                break
+    server.close()
+    length, streams, *_ = socket.recv_fds(client, 4, 3)
+    request = b""
+    while len(request) < int.from_bytes(length):
+        request += client.recv(2**16)
+    words, where, environment, mask = json.loads(request)
+    if child := os.fork():
+        watch(client, child)
+    client.close()
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(where)
+    os.umask(mask)
+    os.environ.clear()
+    os.environ.update(environment)
+    return words
+
+
+if __name__ == "__main__":
+    for module in IMPORTED:
+        importlib.import_module(module)
+    gc.freeze()  # or a child that looks for garbage would copy it all
+    asked = serve(socket.socket(fileno=int(sys.argv[1])))
+    random.seed()
+    sys.argv = ["maskdit", *asked]
+    sys.exit(importlib.import_module("maskdit.cli").main())
