@@ -124,6 +124,18 @@ def test_a_step_s_imports_take_no_longer_than_promised(tmp_path: Path, capsys: p
     assert beside <= 1.15  # its own files, NumPy and safetensors come on top
 
 
+@pytest.mark.slow
+def test_a_command_ends_sooner_than_a_program_that_only_imports_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = "import sys, torch, maskdit.sample"
+    ours = f"from maskdit.cli import main; {bare}; sys.argv = ['maskdit', '--help']; main()"
+    ratio = median(seconds(tmp_path, sys.executable, "-c", ours) / seconds(tmp_path, sys.executable, "-c", bare) for _ in range(3))
+    with capsys.disabled():
+        print(f"\nwith its end, times the imports: {ratio:.2f}")
+    assert ratio < 1
+
+
 def larger(where: Path, more: int) -> Path:
     """The project with the params.yaml that is shipped and so many more evaluations of in256, of three jobs each."""
     project(where, ROOT / "params.yaml")
