@@ -12,6 +12,7 @@ import os
 import random
 import select
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -79,6 +80,7 @@ def watch(client: socket.socket, child: int) -> None:
 
 def serve(server: socket.socket) -> list[str]:
     """The words of a command. Returns in a child for each, which has the command's folder, environment and streams."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that have ended
     while True:
         while server not in (ready := select.select([server, 0], [], [])[0]):
             if 0 in ready:
@@ -87,12 +89,7 @@ def serve(server: socket.socket) -> list[str]:
         if not os.fork():
             break
         client.close()
-        while True:  # those that have ended
-            try:
-                if not os.waitpid(-1, os.WNOHANG)[0]:
-                    break
-            except ChildProcessError:
-                break
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     server.close()
     length, streams, *_ = socket.recv_fds(client, 4, 3)
     request = b""
