@@ -71,7 +71,7 @@ test-slow: setup
 slurm-test: setup
 	pytest -m slurm -rs
 
-# Speed in pairs, on this machine alone: about forty minutes.
+# Speed in pairs, on this machine alone: about forty minutes on a CPU with bf16, longer on others.
 bench: setup
 	snakemake --force results/bench_cpu.csv
 	@cat results/bench_cpu.md
