@@ -3,9 +3,9 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from maskdit.config import UserError
-from maskdit.dialect import read_file
-from maskdit.params import validate
+from maskdit.config.base import UserError
+from maskdit.config.yaml_subset import read_file
+from maskdit.config.load import validate
 
 min_version("9.0")
 

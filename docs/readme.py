@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from maskdit.config import UserError
-from maskdit.files import replacing
-from maskdit.params import Params, load
-from maskdit.typeset import markdown
+from maskdit.artifacts.atomic import replacing
+from maskdit.config.base import UserError
+from maskdit.config.load import load
+from maskdit.config.params import Params
+from maskdit.reporting.table_formats import markdown
 
 RESULTS, DOCS, README = Path("results"), Path("docs"), Path("README.md")
 BENCH = ("bench_cpu.md", "bench_cpu.png")

@@ -13,15 +13,14 @@ for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
-LONG = [
-    f"tests/test_{name}.py" for name in ("study", "pipeline", "dvc", "bench", "learner", "start", "rebuild", "threads", "recovery")
-]
-HANDED = ("tests/test_pipeline.py", "tests/test_dvc.py")  # which share what both engines know
+LONG = ("tools/test_study", "engines/test_pipeline", "engines/test_dvc", "benchmark/test_bench", "training/test_learner")
+LONG += ("engines/test_start", "engines/test_rebuild", "engines/test_threads", "training/test_recovery")
+HANDED = ("tests/engines/test_pipeline.py", "tests/engines/test_dvc.py")  # which share what both engines know
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones first: no worker ends alone with one of them."""
-    places = {file: place for place, file in enumerate(LONG)}
+    places = {f"tests/{file}.py": place for place, file in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.nodeid.split("::")[0], len(LONG)))
 
 

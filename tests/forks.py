@@ -20,17 +20,20 @@ import torch._dynamo  # noqa: F401, or each child imports it with its first opti
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from maskdit import files, runtime, train
-from maskdit import ranks as group
-from maskdit.config import Finetune, Pretrain, UserError
-from maskdit.ranks import STOPPED, Stopped, free_port
+from maskdit.artifacts import atomic, manifest, provenance
+from maskdit.config.base import UserError
+from maskdit.config.training import Finetune, Pretrain
+from maskdit.runtime import process_group as group
+from maskdit.runtime import progress
+from maskdit.runtime.process_group import STOPPED, Stopped, free_port
+from maskdit.training import train
 
 Work = Callable[[], None]
 
 train.LOG_STEPS = 2
 train.Recovery.due = lambda self: True
 train.gemm_rate = lambda *_: 1e12  # a second at each start, before the first step
-files.git = lambda *_: ""
+provenance.git = lambda *_: ""
 
 NOTES = np.frombuffer(mmap.mmap(-1, 4096), np.int64)  # shared with the children
 STEP, ASKED, PID = 0, 2, 4  # places in it, of two ranks each: begun, begun when a signal came, process
@@ -106,14 +109,14 @@ def spread(work: Work, world: int) -> Work:
 def digest(path: Path) -> str:
     """Of the tensors of a checkpoint, of anything else its bytes."""
     if path.suffix != ".safetensors":
-        return files.sha256(path)
+        return atomic.sha256(path)
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for _, tensor in sorted(load_file(path).items()))).hexdigest()
 
 
 def hashed(folder: Path, timed: bool = False) -> str:
     """Of a folder; `timed`: only its checkpoints, as other files hold seconds."""
     found = sorted(path for path in folder.rglob("*.safetensors" if timed else "*") if path.is_file())
-    return files.digest([(str(path.relative_to(folder)), digest(path)) for path in found])
+    return atomic.digest([(str(path.relative_to(folder)), digest(path)) for path in found])
 
 
 def training(spec: dict) -> tuple[Callable[[Path], None], int]:
@@ -123,7 +126,7 @@ def training(spec: dict) -> tuple[Callable[[Path], None], int]:
     inputs = {"latents": Path(spec["latents"])} | ({"pretrained": Path(spec["run"])} if "run" in spec else {})
 
     def work(out: Path) -> None:
-        with files.publishing(out, f"{phase}/toy", {}, {}) if runtime.first_rank() else nullcontext(out) as place:
+        with manifest.publishing(out, f"{phase}/toy", {}, {}) if progress.first_rank() else nullcontext(out) as place:
             getattr(train, phase)(entry, **inputs, out=place)
 
     return work, entry.milestones[-1]
@@ -138,7 +141,7 @@ def whole(record: Path) -> bool:
     try:
         known = json.loads(record.read_text())
         load_file(path)
-        return known["sha256"] == files.sha256(path) and known["bytes"] == path.stat().st_size
+        return known["sha256"] == atomic.sha256(path) and known["bytes"] == path.stat().st_size
     except (OSError, ValueError, SafetensorError):
         return False
 

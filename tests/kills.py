@@ -1,6 +1,6 @@
 """Work that is killed or signalled at random moments; prints what was seen as JSON.
 
-Run by tests/test_kills.py: python kills.py WHAT SPEC.json.
+Run by tests/training/test_kills.py: python kills.py WHAT SPEC.json.
 """
 
 import importlib
@@ -15,18 +15,23 @@ from collections import Counter
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from safetensors.torch import load_file
 
 from forks import ASKED, NOTES, PID, STEP, Work, alive, child, ended, hashed, once, resumed, spread, states, training, whole
-from maskdit import config, files, ranks, runtime, train
-from maskdit.batches import Batch
-from maskdit.ranks import STOPPED
+from maskdit.artifacts import atomic, manifest
+from maskdit.artifacts.step import STEPS
+from maskdit.config.params import Params
+from maskdit.runtime import environment, process_group
+from maskdit.runtime.process_group import STOPPED
+from maskdit.training import train
+from maskdit.training.batches import Batch
 
 
 def dying(work: Work, count: int) -> None:
     """Work that is killed when it has something to sync to the disk for the `count`-th time."""
-    left, real = [count], files._sync
+    left, real = [count], atomic.sync
 
     def sync(path: Path) -> None:
         left[0] -= 1
@@ -34,7 +39,7 @@ def dying(work: Work, count: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         real(path)
 
-    files._sync = sync
+    atomic.sync = manifest.sync = sync
     work()
 
 
@@ -89,13 +94,13 @@ class Asked(list):
 
 def noting(work: Work) -> None:
     """Work whose ranks note each step that they begin."""
-    real = ranks.Ranks.stop
+    real = process_group.Ranks.stop
 
-    def stop(group: ranks.Ranks, step: int) -> bool:
+    def stop(group: process_group.Ranks, step: int) -> bool:
         NOTES[STEP + group.rank] = step
         return real(group, step)
 
-    ranks.Ranks.stop, ranks._signals = stop, Asked()
+    process_group.Ranks.stop, process_group._signals = stop, Asked()
     work()
 
 
@@ -155,14 +160,14 @@ def change_world(spec: dict) -> dict:
         for world, until in turns:
 
             def stopping(out: Path = folder / name, until: int | None = until) -> None:
-                real = ranks.Ranks.stop
+                real = process_group.Ranks.stop
 
-                def stop(group: ranks.Ranks, step: int) -> bool:
+                def stop(group: process_group.Ranks, step: int) -> bool:
                     if step == until and group.rank == group.world - 1:
                         os.kill(os.getpid(), signal.SIGUSR1)
                     return real(group, step)
 
-                ranks.Ranks.stop = stop
+                process_group.Ranks.stop = stop
                 work(out)
 
             code = ended(child(spread(stopping, world) if world > 1 else stopping, folder / "said"), 300)
@@ -204,15 +209,15 @@ def hang(spec: dict) -> list[dict]:
 def kill_shards(spec: dict) -> dict:
     """Repeat a step that works in shards until so many kills; its folder must come out as without."""
     verb, folder, source = spec["verb"], Path(spec["folder"]), random.Random(spec.get("seed", 0))
-    entry = getattr(config, verb.capitalize()).model_validate(spec["entry"])
+    entry = get_args(Params.model_fields[verb].annotation)[1].model_validate(spec["entry"])
     inputs = {name: Path(path) for name, path in spec["inputs"].items()}
-    step = getattr(importlib.import_module(f"maskdit.{verb}"), verb)
+    step = getattr(importlib.import_module(f"maskdit.{STEPS[verb]}"), verb)
     seen, hashes, usual = Counter(), [], 0.0
 
     def work(out: Path) -> None:
-        with files.publishing(out, f"{verb}/toy", {}, {}) as place:
+        with manifest.publishing(out, f"{verb}/toy", {}, {}) as place:
             step(entry, **inputs, out=place)
-        runtime.tidy()
+        environment.tidy()
 
     while len(hashes) < 2 or seen["kills"] < spec["kills"]:
         scratch, out, log = folder / "scratch", folder / "made" / "out", folder / "said"

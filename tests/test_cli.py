@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from maskdit.artifacts.step import STEPS
 from maskdit.cli import main, signature
-from maskdit.run import STEPS
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,17 +14,21 @@ import pandas as pd
 import pytest
 import torch
 
-from maskdit import autoencoder, checkpoint, cli, runtime
-from maskdit.config import UserError
-from maskdit.convert import read_file
-from maskdit.download import download
-from maskdit.encode import store
-from maskdit.extractor import Network
-from maskdit.files import publishing, replacing, save_array, sha256, write_json
-from maskdit.runtime import demand_own, scratch
-from maskdit.shards import Shards, savez
-from maskdit.sources import VAE_WEIGHTS
-from maskdit.typeset import write
+from maskdit import cli
+from maskdit.artifacts.atomic import replacing, save_array, sha256, write_json
+from maskdit.artifacts.manifest import publishing
+from maskdit.artifacts.shards import Shards, savez
+from maskdit.config.base import UserError
+from maskdit.config.images import VAE_WEIGHTS
+from maskdit.evaluation.extractors import Network
+from maskdit.images.download import download
+from maskdit.latents import autoencoder
+from maskdit.latents.encode import store
+from maskdit.model import checkpoint
+from maskdit.reporting.table_formats import write
+from maskdit.runtime import progress
+from maskdit.runtime.environment import demand_own, scratch
+from maskdit.weights.importing import read_file
 
 BIG = np.random.default_rng(0).integers(0, 255, 2**20, np.uint8)  # one MiB
 ROOM = 2**18  # of the disk, or of a file, in bytes
@@ -128,7 +132,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def tried(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[], AbstractContextManager[Any]]) -> str:
     """Write twice, the second time with a fault; the line of the refusal, when all is as it was before."""
     monkeypatch.setenv("MASKDIT_SCRATCH", str(folder))
-    monkeypatch.setattr(runtime, "LOG_SECONDS", 1e9)
+    monkeypatch.setattr(progress, "LOG_SECONDS", 1e9)
     path = folder / named(name)
     before = b"before"
     if name == "folder":

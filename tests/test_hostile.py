@@ -26,30 +26,32 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from maskdit import checkpoint, cli
-from maskdit.arrays import read_array, read_arrays
-from maskdit.autoencoder import geometry
-from maskdit.config import LONGEST, UserError
-from maskdit.convert import read_file, read_folder
-from maskdit.doctor import examine, training
-from maskdit.download import allowed, name_of
-from maskdit.encode import checked
-from maskdit.export import weights_of
-from maskdit.extractor import NETWORKS, Network
-from maskdit.fetch import fetch
-from maskdit.files import inputs_of, publishing, read_json, save_array, sha256, write_json
-from maskdit.grid import Stacked
-from maskdit.imagenet import in_tables
-from maskdit.images import Images, npz_images
-from maskdit.latents import Latents
-from maskdit.params import load, validate
-from maskdit.published_latents import Webdataset
-from maskdit.reference import brought
-from maskdit.run import STEPS
-from maskdit.sample import find
-from maskdit.shards import savez
-from maskdit.sources import Folder
-from maskdit.store import Found, scan
+from maskdit import cli
+from maskdit.artifacts.arrays import read_array, read_arrays
+from maskdit.artifacts.atomic import read_json, save_array, sha256, write_json
+from maskdit.artifacts.manifest import inputs_of, publishing
+from maskdit.artifacts.shards import savez
+from maskdit.artifacts.step import STEPS
+from maskdit.config.base import LONGEST, UserError
+from maskdit.config.images import Folder
+from maskdit.config.load import load, validate
+from maskdit.evaluation.extractors import NETWORKS, Network
+from maskdit.evaluation.reference import brought
+from maskdit.images.dataset import Images, npz_images
+from maskdit.images.download import allowed, name_of
+from maskdit.images.fetch import fetch
+from maskdit.images.imagenet import in_tables
+from maskdit.images.index import Found, scan
+from maskdit.latents.autoencoder import geometry
+from maskdit.latents.dataset import Latents
+from maskdit.latents.encode import checked
+from maskdit.latents.published import Webdataset
+from maskdit.model import checkpoint
+from maskdit.reporting.pictures import Stacked
+from maskdit.sampling.sample import find
+from maskdit.tools.doctor import examine, training
+from maskdit.weights.export import weights_of
+from maskdit.weights.importing import read_file, read_folder
 from project import ROOT, TOY, project, run
 
 CONFIGS = 500
@@ -415,7 +417,7 @@ def test_no_cell_of_a_table_is_executed_or_believed(kind, tmp_path):
 
 
 def test_weights_beside_a_config_are_read_from_safetensors_only(tmp_path):
-    from maskdit import autoencoder
+    from maskdit.latents import autoencoder
 
     torch_files(Trap(tmp_path / "canary"))["zip"](tmp_path / "diffusion_pytorch_model.bin")
     write_json(tmp_path / "config.json", {"_class_name": "DiTTransformer2DModel"})
@@ -662,7 +664,7 @@ def test_a_zip_that_points_outside_of_itself_is_refused(offset, tmp_path):
 LISTING = """
 import re, sys, time
 from pathlib import Path
-from maskdit.store import scan
+from maskdit.images.index import scan
 def highest():  # not ru_maxrss, which begins with that of the process before exec
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 before, began = highest(), time.monotonic()
@@ -697,7 +699,7 @@ def test_100_000_members_are_listed_in_seconds_and_in_little_memory(kind, tmp_pa
 
 
 def test_a_packed_array_that_inflates_beyond_the_limit_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("maskdit.arrays.INFLATED", 2**20)
+    monkeypatch.setattr("maskdit.artifacts.arrays.INFLATED", 2**20)
     np.savez_compressed(tmp_path / "x.npz", features=np.zeros(2**18))
     assert "is packed and has more than 1 MiB" in refusal(read_arrays, tmp_path / "x.npz")
 

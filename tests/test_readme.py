@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from maskdit.params import load
+from maskdit.config.load import load
 from project import ROOT, edit, run
 
 PARAMS = load(ROOT / "params.yaml")

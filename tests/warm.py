@@ -21,7 +21,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from maskdit.run import STEPS
+from maskdit.artifacts.step import STEPS
 
 OTHERS = ("diffusers.models.autoencoders.autoencoder_kl", "matplotlib.backends.backend_svg", "matplotlib.pyplot", "pandas")
 OTHERS += ("sklearn.linear_model", "torch._dynamo", "torchvision")

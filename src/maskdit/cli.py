@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from maskdit.run import SHARDED, STEPS, code_of, step
+from maskdit.artifacts.step import SHARDED, STEPS, code_of, step
 
 ENVIRONMENT = """set in the environment:
   MASKDIT_SCRATCH=FOLDER       where states and shards are kept until they are published (default .scratch)
@@ -58,7 +58,7 @@ def against() -> Path | None:
 
 def signature(verb: str) -> tuple[list[str], str]:
     """Names of the paths that a step needs, and its docstring, from the source."""
-    source = (Path(__file__).parent / f"{STEPS[verb]}.py").read_text()
+    source = (Path(__file__).parent / f"{STEPS[verb].replace('.', '/')}.py").read_text()
     step = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == verb)
     paths = zip(step.args.kwonlyargs, step.args.kw_defaults, strict=True)
     return [argument.arg for argument, default in paths if default is None], ast.get_docstring(step) or ""
@@ -72,7 +72,7 @@ def parser(first: str = "") -> Parser:
         paths, text = signature(verb)
         line = text.splitlines()[0]
         entry = verbs.add_parser(verb, help=line, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-        entry.epilog = ENVIRONMENT + OF_TRAINING * (STEPS[verb] == "train") + OF_CLAIMS * (verb == "claims")
+        entry.epilog = ENVIRONMENT + OF_TRAINING * (STEPS[verb] == "training.train") + OF_CLAIMS * (verb == "claims")
         entry.add_argument("key", metavar="KEY", help=f"an entry of {verb}: in params.yaml")
         for path in paths:
             usual = USUAL.get(verb, {}).get(path)
@@ -144,7 +144,7 @@ def interchange(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 def show(bench: str) -> None:
     """Print a benchmark's table, the paths of its results, and last that of its report."""
-    from maskdit.config import UserError
+    from maskdit.config.base import UserError
 
     table = Path("results") / f"table_{bench}.md"
     if not table.exists():
@@ -161,39 +161,39 @@ def dispatch(arguments: dict[str, Any]) -> None:
     """Run a parsed command line."""
     verb = arguments.pop("verb")
     if verb == "handoff":
-        from maskdit.handoff import handoff
+        from maskdit.artifacts.handoff import handoff
 
         handoff(**arguments)
     elif verb == "import":
-        from maskdit.convert import bring
+        from maskdit.weights.importing import bring
 
         bring(**arguments)
     elif verb == "export":
         if arguments["format"] == "npz":
-            from maskdit.pack import pack
+            from maskdit.weights.adm_npz import pack
 
             pack(arguments["run"], arguments["out"])
             return
-        from maskdit.export import export
+        from maskdit.weights.export import export
 
         export(**arguments)
     elif verb == "show":
         show(**arguments)
     elif verb == "check":
-        from maskdit.params import load
+        from maskdit.config.load import load
 
         load()
     elif verb == "study":
-        from maskdit.study import study
+        from maskdit.tools.study import study
 
         study(**arguments)
     elif verb == "plan":
-        from maskdit.params import load
-        from maskdit.plan import plan
+        from maskdit.config.load import load
+        from maskdit.tools.plan import plan
 
         plan(load(), **arguments)
     elif verb == "doctor":
-        from maskdit.doctor import doctor
+        from maskdit.tools.doctor import doctor
 
         if not doctor(**arguments):
             sys.exit(1)
@@ -213,10 +213,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(parser(words[0] if words else "").parse_args(words))
     os.umask(os.umask(0o022) | 0o002)  # nothing that is written here may be written by everyone
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half written is removed on the way out
-    from maskdit.config import UserError
-    from maskdit.ranks import Stopped, wish
-    from maskdit.runtime import say
-    from maskdit.slurm import stopped
+    from maskdit.config.base import UserError
+    from maskdit.runtime.process_group import Stopped, wish
+    from maskdit.runtime.progress import say
+    from maskdit.runtime.slurm import stopped
 
     signal.signal(signal.SIGUSR1, wish)  # it may come before a training listens
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})

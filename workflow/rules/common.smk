@@ -3,8 +3,8 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from maskdit.cli import against
-from maskdit.config import UserError
-from maskdit.files import inputs_of, lineage
+from maskdit.config.base import UserError
+from maskdit.artifacts.manifest import inputs_of, lineage
 
 # The commands read params.yaml themselves: another configuration would change the graph and not the jobs.
 if config != tree:

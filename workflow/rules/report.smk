@@ -1,7 +1,6 @@
 rule table:
     input:
         metrics_of,
-        code=["src/maskdit/table.py", "src/maskdit/records.py", "src/maskdit/typeset.py", "src/maskdit/published.csv"],
     output:
         csv="results/table_{key}.csv",
         md="results/table_{key}.md",
@@ -18,7 +17,6 @@ rule table:
 rule recon:
     input:
         reconstructions_of,
-        code=["src/maskdit/table.py", "src/maskdit/records.py", "src/maskdit/typeset.py", "src/maskdit/published.csv"],
     output:
         csv="results/recon_{key}.csv",
         md="results/recon_{key}.md",
@@ -33,7 +31,6 @@ rule recon:
 rule curves:
     input:
         metrics_of,
-        code=["src/maskdit/curves.py", "src/maskdit/crossing.py", "src/maskdit/records.py", "src/maskdit/published.csv"],
     output:
         csv="results/curves_{key}.csv",
         png="results/curves_{key}.png",
@@ -50,7 +47,6 @@ rule curves:
 rule efficiency:
     input:
         metrics_of,
-        code=["src/maskdit/efficiency.py", "src/maskdit/records.py", "src/maskdit/typeset.py", "src/maskdit/published.csv"],
     output:
         csv="results/efficiency_{key}.csv",
         md="results/efficiency_{key}.md",
@@ -67,7 +63,6 @@ rule grid:
     input:
         images=lambda wildcards: f"artifacts/raw/{params.grid[wildcards.key].dataset}",
         samples=lambda wildcards: f"artifacts/samples/{params.grid[wildcards.key].sample}",
-        code="src/maskdit/grid.py",
     output:
         "results/grid_{key}.png",
     log:
@@ -81,7 +76,6 @@ rule grid:
 rule strip:
     input:
         metrics_of,  # after which the samples are there
-        code=["src/maskdit/grid.py", "src/maskdit/records.py"],
     output:
         "results/strip_{key}.png",
     log:
@@ -112,7 +106,6 @@ rule bench:
 rule claims:
     input:
         evidence_of,
-        code=["src/maskdit/claims.py", "src/maskdit/records.py", "src/maskdit/typeset.py"],
         against=against() or [],  # of the environment, where the command finds it, too
     output:
         csv="results/{key}.csv",
@@ -137,8 +130,6 @@ rule report:
         efficiency="results/efficiency_{key}.csv",
         ledger=lambda wildcards: f"results/{params.report[wildcards.key].ledger}.csv",
         pictures=pictures_of,
-        code=[f"src/maskdit/{name}.py" for name in ("report", "making", "page", "graph")],
-        template=[f"src/maskdit/report.{kind}" for kind in ("html", "css", "js")],
     output:
         "results/report_{key}.html",
     log:

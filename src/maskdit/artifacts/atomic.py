@@ -1,0 +1,129 @@
+"""Files that are written whole or not at all, and their hashes."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from maskdit.config.base import UserError
+
+
+def digest(tree: Any) -> str:
+    """sha256 of a JSON-able value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """sha256 of a file's contents, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Write a file or a folder's entries to the disk before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Full(UserError):  # noqa: N818, a UserError all the same
+    """A disk, a quota or a limit of size ends before what is to be written."""
+
+
+@contextmanager
+def writing(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Raise Full, with the path and the bytes that are needed and free, for a write within that finds no room.
+
+    NumPy tells of it without a number, safetensors in words, torch with another error. Another refusal to write there is a
+    UserError.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as last:
+        error = last.__context__ if isinstance(last, RuntimeError) and isinstance(last.__context__, OSError) else last
+        number, place = getattr(error, "errno", None), getattr(error, "filename", None)
+        if number is None and (told := re.search(r"(?:os error |code: )(\d+)|\d+ requested and \d+ written", str(error))):
+            number = int(told[1] or errno.ENOSPC)
+        if number in FULL:
+            size = f"{needed:,} bytes are to be written, " if needed else ""
+            room = f"{size}{shutil.disk_usage(path.parent).free:,} are free"
+            raise Full(f"{path}: {os.strerror(number)} ({room}); make room, then run it again") from None
+        if number and place and Path(place).parent == path.parent:
+            raise UserError(f"{path}: cannot be written ({os.strerror(number)}); mend that, then run it again") from None
+        raise
+
+
+@contextmanager
+def replacing(path: Path, needed: int | None = None) -> Iterator[Path]:
+    """A temporary file to write, in the same folder, that takes the name of `path` when the block ends without an error.
+
+    Raises UserError if it cannot be written; `needed` bytes are named then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path, needed):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@cache
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write a JSON file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(tree, indent=2) + "\n")
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a .npy file atomically."""
+    with replacing(path, array.nbytes) as temporary, temporary.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
+
+
+def read_json(path: Path, *fields: str) -> Any:
+    """Read a JSON file; raises UserError if it is missing or damaged, or no dictionary with these fields."""
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; run the step that makes it") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: not JSON, so damaged; delete it and rerun the step that makes it") from None
+    if fields and not (isinstance(found, dict) and found.keys() >= set(fields)):
+        raise UserError(f"{path}: not what was looked for, which has {', '.join(fields)}; rerun the step that makes it")
+    return found
+
+
+def named(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
+    """Those of a folder's JSON files NAME.json that are there, at any depth; what is half written has a dot before its name."""
+    known = {path.stem: path for path in sorted(folder.rglob("*.json")) if "/." not in f"/{path.relative_to(folder)}"}
+    return {name: known[name] for name in names if name in known}

@@ -1,0 +1,133 @@
+"""What every step has spent, failed ones too: a line for each in logs/ledger.jsonl, to which lines are only ever appended."""
+
+import ctypes
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from maskdit.artifacts.provenance import device
+
+LEDGER = Path("logs") / "ledger.jsonl"
+INSIDE = "MASKDIT_RECORDED"  # set for processes that a step starts: the step's own line counts them
+WATTS = 500  # that no processor package exceeds
+ZONES = Path("/sys/class/powercap")
+
+Meters = dict[str, tuple[float, float]]  # joules on a counter, and where it starts again
+
+
+def rows(path: Path = LEDGER) -> list[dict[str, Any]]:
+    """The lines of a ledger; none where there is none, and without those that were cut by a full disk."""
+    found = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        with suppress(ValueError, TypeError, KeyError):
+            row = json.loads(line)
+            found.append({**row, "node": f"{row['verb']}/{row['key']}", "seconds": float(row["seconds"])})
+    return found
+
+
+def append(row: dict[str, Any], path: Path = LEDGER) -> None:
+    """Add a line, in one write, so that processes do not mix theirs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        os.write(handle, (json.dumps(row) + "\n").encode())
+    finally:
+        os.close(handle)
+
+
+def attempt(verb: str, key: str) -> int:
+    """Which attempt this is: one more than have failed since the last that did not."""
+    exits = [row.get("exit") for row in rows() if (row["verb"], row["key"]) == (verb, key)]
+    return 1 + next((place for place, code in enumerate(reversed(exits)) if code == 0), len(exits))
+
+
+@contextmanager
+def recorded(verb: str, key: str, code_of: Callable[[BaseException], int]) -> Iterator[dict[str, Any]]:
+    """A line for what runs within, at its end or when an error or a signal ends it; what it adds to the dictionary is kept.
+
+    `code_of` says with which code an error ends the command. A ledger that cannot be written stops nothing.
+    """
+    facts: dict[str, Any] = {"devices": held()}
+    if INSIDE in os.environ:
+        yield facts
+        return
+    began, clock, before, code = datetime.now(UTC), time.monotonic(), meters(), 0
+    os.environ[INSIDE] = "1"
+    try:
+        yield facts
+    except BaseException as error:
+        code = code_of(error)
+        raise
+    finally:
+        del os.environ[INSIDE]
+        seconds = time.monotonic() - clock
+        row = {
+            "verb": verb,
+            "key": key,
+            "start": began.isoformat(timespec="seconds"),
+            "end": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
+            "device_seconds": round(seconds * facts["devices"], 3),
+            "device": device(),
+            "exit": code,
+            "host": platform.node(),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            **peaks(),
+            "joules": taken(before, meters(), seconds),
+            **facts,
+        }
+        if os.environ.get("RANK", "0") == "0":
+            try:
+                append({**row, "attempt": attempt(verb, key)})
+            except OSError as error:
+                print(f"maskdit: {LEDGER}: {error.strerror}; this step is not in the ledger", file=sys.stderr)
+
+
+def held() -> int:
+    """The devices that nobody else can use meanwhile: one a process of the group, or all of a Slurm job."""
+    on_node, nodes, group = (int(os.environ.get(name) or 1) for name in ("SLURM_GPUS_ON_NODE", "SLURM_NNODES", "WORLD_SIZE"))
+    return max(on_node * nodes, group)
+
+
+def peaks() -> dict[str, int | None]:
+    """Bytes that this process or one that it has started has held at once: resident, and on a GPU by this process."""
+    resident = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    torch = sys.modules.get("torch")
+    used = torch is not None and torch.cuda.is_initialized()
+    return {"peak_memory": resident * 1024, "peak_device_memory": torch.cuda.max_memory_allocated() if used and torch else None}
+
+
+def meters() -> Meters:
+    """The counters of energy that can be read: NVML's of the GPUs in use, RAPL's of processor packages."""
+    found: Meters = {}
+    for zone in sorted(ZONES.glob("intel-rapl:?")):
+        with suppress(OSError, ValueError):
+            joules, most = (int((zone / name).read_text()) / 1e6 for name in ("energy_uj", "max_energy_range_uj"))
+            found[zone.name] = joules, most
+    with suppress(OSError, AttributeError):
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        nvml.nvmlInit_v2()
+        count, millijoules, handle = ctypes.c_uint(), ctypes.c_ulonglong(), ctypes.c_void_p()
+        nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+        mine = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        for place in range(count.value):
+            nvml.nvmlDeviceGetHandleByIndex_v2(place, ctypes.byref(handle))
+            failed = nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
+            if not failed and (str(place) in mine or not mine[0].isdigit()):
+                found[f"gpu {place}"] = millijoules.value / 1e3, float("inf")
+    return found
+
+
+def taken(before: Meters, after: Meters, seconds: float) -> float | None:
+    """Joules between two readings; None without a counter, or if one may have gone round more than once."""
+    if not before or before.keys() != after.keys() or any(seconds * WATTS > most for _, most in before.values()):
+        return None
+    return round(sum((after[name][0] - joules) % most for name, (joules, most) in before.items()), 1)

@@ -1,0 +1,82 @@
+"""Work that is cut into independent files: made by any number of processes, kept through kills, taken together by one."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskdit.artifacts.atomic import digest, writing
+from maskdit.runtime import environment
+from maskdit.runtime.environment import scratch
+from maskdit.runtime.progress import progress
+
+Make = Callable[[int, Path], None]  # makes shard number i as a folder or file at a path, which appears only when it is whole
+
+
+def share(count: int) -> range:
+    """Numbers of the shards that this process makes: all, or each N-th beginning with its own."""
+    part, of = environment.PART or (1, 1)
+    return range(part - 1, count, of)
+
+
+class Shards:
+    """A scratch folder of shards, named by everything that determines them."""
+
+    def __init__(self, name: str, identity: Any, names: Sequence[str]) -> None:
+        self.home, self.name, self.names = scratch(f"{name}-{digest(identity)[:16]}"), name, list(names)
+
+    def fill(self, make: Make) -> bool:
+        """Make the missing ones of this process's share; whether it is this process that takes all together.
+
+        `make` is given a number and a path whose name ends as the shard's does; what it writes there is renamed when it is done.
+        """
+        mine = share(len(self.names))
+        for number in progress(mine, self.name, len(mine)):
+            kept = self.home / self.names[number]
+            if kept.exists():
+                continue
+            half = kept.with_name(f".{os.getpid()}.{kept.name}")
+            remove(half)  # left by a process of this number that was killed
+            try:
+                with writing(kept):
+                    make(number, half)
+                if not kept.exists():  # another process may have been quicker
+                    half.rename(kept)
+            finally:
+                remove(half)
+        return environment.PART is None
+
+    def take(self, out: Path) -> None:
+        """Give each shard its place in a folder, without a copy where the file system can, and need the scratch no more."""
+        for name in self.names:
+            place(self.home / name, out / name)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let the scratch folder be removed when what was made of it is published, so that a kill before loses nothing."""
+        environment.FINISHED.append(self.home)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def place(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def savez(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as an npz, whatever the path's name ends with."""
+    with path.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+        stream.flush()
+        os.fsync(stream.fileno())

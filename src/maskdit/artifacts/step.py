@@ -1,0 +1,142 @@
+"""One step, whichever it is: its inputs checked, its work spread, what it made published, what it spent recorded."""
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # no help text waits for it
+    from maskdit.config.params import Params
+
+STEPS = {  # verb -> module of this package
+    "fetch": "images.fetch",
+    "vae": "latents.vae",
+    "encode": "latents.encode",
+    "reference": "evaluation.reference",
+    "pretrain": "training.train",
+    "finetune": "training.train",
+    "released": "weights.importing",
+    "sample": "sampling.sample",
+    "features": "evaluation.features",
+    "evaluate": "evaluation.evaluate",
+    "grid": "reporting.pictures",
+    "strip": "reporting.pictures",
+    "table": "reporting.table",
+    "curves": "reporting.curves",
+    "efficiency": "reporting.efficiency",
+    "reconstruct": "evaluation.reconstruct",
+    "recon": "reporting.table",
+    "calibrate": "evaluation.calibrate",
+    "bench": "benchmark.bench",
+    "claims": "reporting.verdicts",
+    "report": "reporting.report.report",
+}
+SHARDED = {"encode", "sample", "features", "reference", "reconstruct", "calibrate"}  # any number of processes may share the work
+
+
+def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | None = None, **options: Path | None) -> None:
+    """Run one step: check its inputs against today's params.yaml, run it on its own entry, publish what it made.
+
+    What it has spent is written to the ledger, however it ends.
+    Raises UserError if an input is missing, damaged, stale, or not the one that params.yaml names.
+    """
+    from maskdit.artifacts.compute_log import recorded
+    from maskdit.config.load import load
+
+    params = load()
+    params.entry(verb, key)
+    with recorded(verb, key, code_of) as spent:
+        work(params, verb, key, paths, share, spent, options)
+
+
+def work(
+    params: "Params",
+    verb: str,
+    key: str,
+    paths: dict[str, Path],
+    share: tuple[int, int] | None,
+    spent: dict[str, Any],
+    options: dict[str, Path | None],
+) -> None:
+    """What `step` does; `spent` is told what only this function knows."""
+    from maskdit.config.base import UserError
+    from maskdit.runtime import device, environment, progress
+
+    entry = params.entry(verb, key)
+    threads = environment.threads()
+    for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
+        os.environ[f"{library}_NUM_THREADS"] = str(threads)
+    from maskdit.artifacts.manifest import inputs_of, lineage, published_digest, publishing
+
+    progress.KEY = key
+    training = STEPS[verb] == "training.train"
+    if "RANK" not in os.environ:
+        code = spread(verb, key, paths, share, spent)
+        if code or (training and code is not None):
+            sys.exit(code)
+    if verb in SHARDED and "RANK" in os.environ:
+        share = (int(os.environ["RANK"]) + 1, int(os.environ["WORLD_SIZE"]))
+    environment.PART = share
+    if share:
+        spent["part"] = f"{share[0]}/{share[1]}"
+    inputs = {name: path for name, path in paths.items() if name != "out"}
+    found = [item for path in inputs.values() for item in inputs_of(path, params.evals(verb, key))]
+    upstream = params.upstream(verb, key) | params.beside(verb, key)
+    for path, manifest in found:
+        if manifest.node not in upstream:
+            raise UserError(f"{path}: holds {manifest.node}, {verb}.{key} wants {' and '.join(sorted(upstream))}")
+    ancestors = lineage(found, params)
+    run = getattr(import_module(f"maskdit.{STEPS[verb]}"), verb)
+    if share or (training and not progress.first_rank()):
+        run(entry, **inputs, out=paths["out"])  # which another process publishes
+        return
+    numbers = entry.model_dump(mode="json")
+    with publishing(paths["out"], f"{verb}/{key}", numbers, ancestors) as place:
+        run(entry, **inputs, **options, out=place)
+        if device.PRECISION:
+            numbers["precision"] = device.PRECISION
+    spent["digest"] = published_digest(paths["out"], f"{verb}/{key}")
+    environment.tidy()
+
+
+def spread(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | None, spent: dict[str, Any]) -> int | None:
+    """Run a step in several processes where there are several devices or nodes; its exit code, None: it is for this process.
+
+    `spent` is told how many devices it holds.
+    """
+    from maskdit.runtime import process_group, slurm
+
+    training, number = STEPS[verb] == "training.train", slurm.job()
+    if number or not training:
+        slurm.supersede(verb, key)
+    if share or not (training or verb in SHARDED):
+        return None
+    words = [word for name in paths for word in (f"--{name}", str(paths[name]))]
+    command = [sys.executable, "-m", "maskdit.cli", verb, key, *words]
+    if training and number:
+        granted = slurm.granted(number)
+        spent["devices"] = max(spent["devices"], granted.devices)
+        return slurm.over_nodes(granted, command)
+    place, count = slurm.place() if training else slurm.Place(), process_group.local_ranks()
+    if count * place.nodes == 1:
+        return None
+    spent["devices"] = max(spent["devices"], count * place.nodes)
+    return process_group.launch(command, count, place.node, place.nodes, place.address, place.port)
+
+
+def code_of(error: BaseException) -> int:
+    """The exit code of a command that ends with this error."""
+    from maskdit.config.base import UserError
+    from maskdit.runtime.process_group import STOPPED, Stopped
+
+    match error:
+        case Stopped():
+            return STOPPED
+        case UserError() | OSError():
+            return 2
+        case KeyboardInterrupt():
+            return 130
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return 1

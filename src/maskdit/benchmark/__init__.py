@@ -1,0 +1,1 @@
+"""Cases to seconds: speed and memory, measured in pairs."""

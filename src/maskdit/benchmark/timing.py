@@ -1,0 +1,218 @@
+"""A case of the benchmark, made ready and timed: beside others, in turn, in one process.
+
+On a CPU the clock is that of CPU seconds at one thread, so that other processes disturb it little.
+"""
+
+import contextlib
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from maskdit.benchmark.plain import Plain, plain_denoise, plain_loss
+from maskdit.config.benchmark import Case
+from maskdit.config.training import Pretrain, kept_tokens
+from maskdit.model import transformer
+from maskdit.model.diffusion import Draw, denoise, guided
+from maskdit.model.samplers import heun, sigma_steps
+from maskdit.model.transformer import MaskDiT, for_inference
+from maskdit.runtime.device import autocast, gemm_rate, half, peak_memory
+from maskdit.runtime.process_group import Ranks
+from maskdit.runtime.progress import say
+from maskdit.training.batches import Batch
+from maskdit.training.learner import Learner
+
+CLASSES, STEPS, GUIDANCE = 1000, 4, 1.5
+
+
+def training(case: Case) -> Pretrain:
+    """A case as the entry of a training."""
+    fixed = {"dataset": "bench", "seed": 0, "mae_weight": 0.1, "milestones": (10**6,), "lr": 1e-4, "betas": (0.9, 0.999)}
+    fixed |= {"warmup": 0, "ema": 0.9999, "ema_warmup": 1, "label_dropout": 0.1}
+    shared = {name: getattr(case, name) for name in ("mask_ratio", "batch", "precision", "compile", "checkpointing")}
+    return Pretrain(encoder=case.encoder, decoder=case.decoder, **fixed, **shared)  # type: ignore[arg-type]
+
+
+def architecture(case: Case) -> dict[str, Any]:
+    """A case's network as the arguments of MaskDiT."""
+    decoder = case.decoder.model_dump(exclude={"revision"}) if case.decoder else None
+    return {"side": case.side, "channels": 4, "classes": CLASSES, "encoder": case.encoder.model_dump(exclude={"revision"})} | {
+        "decoder": decoder
+    }
+
+
+def network(case: Case) -> torch.nn.Module:
+    """The case's network with random weights: zeros would spare the products."""
+    torch.manual_seed(0)
+    net = (MaskDiT if case.network == "ours" else Plain)(**architecture(case))
+    for weight in net.parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.02)
+    return net
+
+
+def batch_of(case: Case) -> Batch:
+    """Random latents, labels and draws."""
+    B, shape = case.batch, (case.batch, 4, case.side, case.side)
+    draw = Draw(torch.randn(B), torch.randn(shape), torch.rand(B, (case.side // case.encoder.patch) ** 2), torch.rand(B))
+    return Batch(torch.randn(shape), torch.arange(B) % CLASSES, draw)
+
+
+@dataclass
+class Ready:
+    """A case that can be run again and again: `once` does its work on one batch, `states` are bytes that outlive a run."""
+
+    case: Case
+    once: Callable[[], Any]
+    flops: float  # of one image
+    states: int
+
+
+def ready(case: Case, where: torch.device) -> Ready:
+    """Build a case's network and what it runs."""
+    with torch.device("meta"):
+        counted = MaskDiT(**architecture(case))
+    tokens = counted.pos_embed.shape[1]
+    keep = kept_tokens(tokens, case.mask_ratio)
+    given, net = batch_of(case).to(where), network(case).to(where)
+    if case.sampling:
+        return sampling(case, net, given, where, counted.flops(tokens))
+    if case.network == "ours":
+        assert isinstance(net, MaskDiT)
+        learner = Learner(net, net.state_dict(), training(case), where, Ranks(0, 1))
+        if not case.update:
+            learner.average = torch.empty(0)  # room for the other network
+
+        def step() -> None:
+            learner.gradients(given, keep)
+            if case.update:
+                learner.update(0)
+
+        states = 0 if learner.copy.dtype == torch.float32 else learner.copy.nbytes
+        return Ready(case, step, 3 * counted.flops(keep), states)
+    assert isinstance(net, Plain)
+
+    def gradients() -> None:
+        net.zero_grad()
+        with autocast(where, case.precision):
+            value = plain_loss(net, given, keep, 0.1, 0.1)
+        torch.autograd.backward(value)
+
+    if not case.update:
+        return Ready(case, gradients, 3 * counted.flops(keep), 0)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=0.0)
+    average = [weight.detach().clone() for weight in net.parameters()]
+
+    def plain_step() -> None:
+        gradients()
+        optimizer.step()
+        for mean, weight in zip(average, net.parameters(), strict=True):
+            mean.mul_(0.9999).add_(weight.detach(), alpha=0.0001)
+
+    return Ready(case, plain_step, 3 * counted.flops(keep), 0)
+
+
+def sampling(case: Case, net: torch.nn.Module, given: Batch, where: torch.device, flops: int) -> Ready:
+    """A case that draws latents."""
+    net.eval().requires_grad_(False)
+    if isinstance(net, MaskDiT) and case.precision in ("bf16", "fp16"):
+        for_inference(net, half(case.precision))
+    passes: list[int] = []
+
+    def ask(network: Any, y: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        passes.append(len(y))
+        return (denoise if isinstance(network, MaskDiT) else plain_denoise)(network, y, sigma, labels)
+
+    def draw() -> None:
+        passes.clear()
+        with torch.inference_mode(), autocast(where, case.precision):
+            heun(guided(net, given.labels, GUIDANCE, ask=ask, interval=case.interval), given.clean, sigma_steps(STEPS))
+
+    draw()
+    return Ready(case, draw, flops * sum(passes) / case.batch, 0)
+
+
+@contextlib.contextmanager
+def attention(case: Case) -> Iterator[None]:
+    """The case's attention kernel."""
+    if case.attention == "sdpa":
+        with mock.patch.object(transformer, "attend", torch.nn.functional.scaled_dot_product_attention):
+            yield
+    else:
+        yield
+
+
+def clock(where: torch.device) -> float:
+    """Seconds: of the CPU on a CPU; on a GPU those of the wall, when it has done what it was asked."""
+    if where.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def timed(one: Ready, where: torch.device) -> float:
+    """Seconds per image of one run."""
+    began = clock(where)
+    with attention(one.case):
+        one.once()
+    return (clock(where) - began) / one.case.batch
+
+
+def tidy() -> None:
+    """Give freed memory back, so that the next peak is the next case's own."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def resident(field: str) -> int:
+    """VmRSS or VmHWM of this process in bytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return 1024 * int(line.split()[1])
+
+
+def peak_of(one: Ready, where: torch.device) -> int:
+    """Bytes that a run needs at once above parameters, gradients, moments and average."""
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        one.once()
+        return peak_memory(where) - before + one.states
+    with mock.patch.object(torch.nn.Module, "zero_grad"), attention(one.case):
+        one.once()  # now the gradients are there
+        tidy()
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        before = resident("VmRSS")
+        one.once()
+    return resident("VmHWM") - before + one.states
+
+
+def measure(cases: dict[str, Case], rounds: int, where: torch.device, with_memory: bool = False) -> dict[str, dict[str, Any]]:
+    """Each case's seconds per image round by round, its FLOPs and peak memory, and the peak of matrix products in each round."""
+    torch.compiler.reset()
+    tidy()
+    built = {name: ready(case, where) for name, case in cases.items()}
+    for one in built.values():
+        timed(one, where)  # compiles
+    memory = {name: peak_of(one, where) for name, one in built.items()} if with_memory else {}
+    seconds: dict[str, list[float]] = {name: [] for name in built}
+    peaks: dict[str, list[float]] = {precision: [] for precision in {case.precision for case in cases.values()}}
+    for _ in range(rounds):
+        for precision, rates in peaks.items():
+            rates.append(gemm_rate(where, precision))
+        for name, one in built.items():
+            seconds[name].append(timed(one, where))
+    found = {}
+    for name, one in built.items():
+        peak = peaks[one.case.precision]
+        mfu = statistics.median(one.flops / taken / rate for taken, rate in zip(seconds[name], peak, strict=True))
+        found[name] = {"seconds": seconds[name], "flops": one.flops, "mfu": mfu, "memory": memory.get(name)}
+        say(f"bench: {name}: {statistics.median(seconds[name]):.3f} s per image, MFU {mfu:.3f}")
+    return found

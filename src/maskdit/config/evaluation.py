@@ -1,0 +1,64 @@
+"""Sections of params.yaml: references, features, metrics, reconstructions, calibration."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from maskdit.config.base import Count, Key, Positive, Section, Seed
+
+
+class Reference(Section):
+    """Statistics of the real images in a feature space, and a class probe fitted on them."""
+
+    dataset: Key
+    extractor: Key  # an entry of fetch whose source is extractor
+    batch: Count
+    shards: Count = 1
+    neighbours_from: Count | None = None  # precision and recall see so many of the images, drawn by the number; null: all
+
+
+class Features(Section):
+    """Images to feature vectors."""
+
+    extractor: Key  # an entry of fetch whose source is extractor
+    batch: Count
+
+
+class Evaluate(Section):
+    """Metrics of one evaluation against the reference of its data set."""
+
+    bench: Key
+    dataset: Key
+    neighbours: Count  # k of precision and recall
+
+
+class Reconstruct(Section):
+    """Held-out images through an autoencoder and back: rFID, PSNR, SSIM."""
+
+    bench: Key
+    dataset: Key
+    vae: Key
+    extractor: Key
+    posterior: Literal["sample", "mean"]  # what is decoded
+    batch: Count
+    shards: Count
+    seed: Seed
+
+
+class Calibrate(Section):
+    """Images whose metrics others have published: what the evaluator must find."""
+
+    dataset: Key  # an entry of fetch whose source is npz: the images
+    reference: Key
+    extractor: Key
+    batch: Count
+    shards: Count
+    neighbours: Count
+    expected: dict[str, float]  # metric -> published value
+    tolerance: dict[str, Positive]  # metric -> largest absolute difference
+
+    @model_validator(mode="after")
+    def _same(self) -> Self:
+        if self.expected.keys() != self.tolerance.keys():
+            raise ValueError("expected and tolerance name the same metrics")
+        return self

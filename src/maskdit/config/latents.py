@@ -1,0 +1,47 @@
+"""Sections of params.yaml: the autoencoder, and the latents that it makes."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from maskdit.config.base import Count, Key, Positive, Section, Seed
+
+
+class DownloadedVae(Section):
+    """An autoencoder that others have published."""
+
+    source: Literal["download"]
+    dataset: Key  # an entry of fetch whose source is autoencoder
+    factor: Count  # pixels per latent position along one side
+    latent_channels: Count
+
+
+class Vae(Section):
+    """The autoencoder, trained here: diffusers' AutoencoderKL with len(channels) levels."""
+
+    source: Literal["train"]
+    dataset: Key
+    channels: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
+    layers_per_block: Count
+    latent_channels: Count
+    steps: Count
+    batch: Count
+    lr: Positive
+    kl_weight: Annotated[float, Field(ge=0)]
+    precision: Literal["auto", "fp32", "bf16"]
+    seed: Seed
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent position along one side."""
+        return 2 ** (len(self.channels) - 1)
+
+
+class Encode(Section):
+    """Images to posterior moments of the VAE, stored as float16."""
+
+    dataset: Key
+    vae: Key
+    batch: Count
+    mirror: bool  # also store the moments of the mirrored image: a latent must not be flipped
+    shards: Count = 1  # files, each made by one of any number of processes

@@ -1,0 +1,34 @@
+"""Images to features, shard by shard."""
+
+from pathlib import Path
+
+import numpy as np
+
+from maskdit.artifacts.arrays import read_array
+from maskdit.artifacts.atomic import read_json, save_array, sha256, write_json
+from maskdit.artifacts.shards import Shards, savez
+from maskdit.config.base import UserError
+from maskdit.config.evaluation import Features
+from maskdit.evaluation.extractors import Network
+
+
+def features(config: Features, *, samples: Path, extractor: Path, out: Path) -> None:
+    """What the network says of each shard of images, as one npz a shard, and the index of the samples with the extractor's.
+
+    Raises UserError if a shard does not hold images, or all together not as many as their index says.
+    """
+    index, net = read_json(samples / "index.json", "shards", "protocol"), Network(extractor)
+    shards = [read_array(samples / name, mapped=True) for name in index["shards"]]
+    for name, pixels in zip(index["shards"], shards, strict=True):
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != shards[0].shape[1:]:
+            raise UserError(f"{samples / name}: {pixels.dtype} {pixels.shape}, not images as in the others; sample again")
+    if (count := sum(map(len, shards))) != index["protocol"]["images"]:
+        raise UserError(f"{samples}: {count} images, its index says {index['protocol']['images']}; sample again")
+    names = [f"features-{number:04d}.npz" for number in range(len(shards))]
+    work = Shards("features", [config.model_dump(), net.sha256, sha256(samples / "manifest.json")], names)
+    if not work.fill(lambda number, path: savez(path, net.extract(shards[number], np.arange(len(shards[number])), config.batch))):
+        return
+    work.take(out)
+    save_array(out / "labels.npy", read_array(samples / "labels.npy"))
+    protocol = index["protocol"] | net.protocol() | {"resolution": shards[0].shape[1]}
+    write_json(out / "index.json", {**index, "shards": names, "protocol": protocol})

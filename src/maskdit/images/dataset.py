@@ -1,0 +1,94 @@
+"""Images as the steps see them: where `fetch` has put them, and their labels."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskdit.artifacts.arrays import DAMAGE, Array, array_header, read_array
+from maskdit.artifacts.atomic import read_json, save_array, write_json
+from maskdit.config.base import UserError
+from maskdit.images.archives import header_length
+from maskdit.images.index import Encoded, Found
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images: pixels (N, H, W, 3) uint8, labels (N,) int64, class names; heldout marks the validation split.
+
+    pixels is an array, or what reads each image where it lies when it is indexed, by a number, a slice or an array of numbers.
+    """
+
+    pixels: Any
+    labels: Array
+    heldout: Array
+    classes: tuple[str, ...]
+
+    def save(self, folder: Path) -> None:
+        """Write images.npy, labels.npy, heldout.npy and index.json into a folder."""
+        save_array(folder / "images.npy", self.pixels)
+        save_array(folder / "labels.npy", self.labels)
+        save_array(folder / "heldout.npy", self.heldout)
+        write_json(folder / "index.json", {"kind": "array", "classes": self.classes, "shape": self.pixels.shape})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Images":
+        """Read what `fetch` made; pixels stay on the disk until they are asked for. Raises UserError if it is not images."""
+        index = read_json(folder / "index.json", "kind")
+        shape = tuple(index.get("shape", ()))
+        match index["kind"]:
+            case "array":
+                pixels: Any = read_array(folder / "images.npy", mapped=True)
+            case "store":
+                pixels = Encoded(Found.load(folder), shape[1])
+            case "npz":
+                pixels = npz_images(folder / "batch.npz")
+                return cls(pixels, np.full(len(pixels), -1), np.zeros(len(pixels), bool), ())
+            case other:
+                raise UserError(f"{folder}: holds {other}, not images; name an entry of fetch with images")
+        if tuple(pixels.shape) != shape:
+            raise UserError(f"{folder}: holds images {pixels.shape}, its index says {shape}; fetch again")
+        labels, heldout = read_array(folder / "labels.npy"), read_array(folder / "heldout.npy")
+        return cls(pixels, labels, heldout, tuple(read_json(folder / "index.json", "classes")["classes"]))
+
+    def rows(self, heldout: bool) -> Array:
+        """Numbers of the images of one split, ascending."""
+        return np.flatnonzero(self.heldout == heldout)
+
+
+def _npz_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int, bool]:
+    """Shape and type of arr_0, where its numbers begin in the file, and whether they lie there as they are."""
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            member = archive.getinfo("arr_0.npy")
+            with archive.open(member) as stream:
+                shape, fortran, kind = array_header(stream)
+                long = stream.tell()
+            file.seek(member.header_offset)
+            start = member.header_offset + header_length(file.read(30)) + long
+            return shape, kind, start, member.compress_type == zipfile.ZIP_STORED and not fortran
+    except (OSError, *DAMAGE) as error:
+        raise UserError(f"{path}: no batch of images as ADM's evaluator stores it ({error}); get it again") from None
+
+
+def npz_shape(path: Path) -> tuple[int, ...]:
+    """Shape of the images of an npz, which are not read; raises UserError if they are not uint8 (N, H, W, 3)."""
+    shape, kind, _, _ = _npz_header(path)
+    if kind != np.uint8 or len(shape) != 4 or shape[-1] != 3:
+        raise UserError(f"{path}: arr_0 is {kind} {shape}, not uint8 (N, H, W, 3)")
+    return shape
+
+
+def npz_images(path: Path) -> Array:
+    """arr_0 of an npz, memory-mapped if it is stored as it is."""
+    shape = npz_shape(path)
+    _, kind, start, plain = _npz_header(path)
+    try:
+        if plain:
+            return np.memmap(path, kind, "r", start, shape)
+        with np.load(path, allow_pickle=False) as stored:
+            return stored["arr_0"]
+    except (OSError, *DAMAGE) as error:
+        raise UserError(f"{path}: arr_0 cannot be read ({error}); get it again") from None

@@ -1,0 +1,79 @@
+"""Samplers: from noise to latents by a denoiser that is asked at a schedule of noise levels. Formulas only."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from maskdit.model.diffusion import VP_BETA_MAX, VP_BETA_MIN, VP_STEPS, Denoiser, vp_sigmas
+
+SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7
+
+
+def sigma_steps(steps: int, low: float = SIGMA_MIN, high: float = SIGMA_MAX) -> Tensor:
+    """Noise levels (steps + 1,) in float64 from high to low and then 0, EDM eq. 5 with rho 7."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    first, last = high ** (1 / RHO), low ** (1 / RHO)
+    return torch.cat([(first + ramp * (last - first)) ** RHO, torch.zeros(1, dtype=torch.float64)])
+
+
+def heun(denoiser: Denoiser, noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
+    """Integrate dy/dsigma = (y - D(y; sigma)) / sigma over the levels by Heun's method, EDM algorithm 1, state in float64.
+
+    `noise_BCHW` is standard normal. The last step is Euler's, so the denoiser is asked 2 * steps - 1 times.
+    """
+    sigmas = sigmas.to(noise_BCHW.device)
+    y = noise_BCHW.double() * sigmas[0]
+
+    def slope(at: Tensor, sigma: Tensor) -> Tensor:
+        return (at - denoiser(at, sigma.expand(len(at))).double()) / sigma
+
+    for now, following in pairwise(sigmas):
+        first = slope(y, now)
+        euler = y + (following - now) * first
+        y = euler if following == 0 else y + (following - now) * (first + slope(euler, following)) / 2
+    return y
+
+
+def dpmpp_2m(denoiser: Denoiser, noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
+    """The same equation by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) with alpha 1 and lambda = -ln sigma, state in float64.
+
+    The denoiser is asked once a step. The first step is of first order, and so is the last, where y is D itself.
+    """
+    sigmas = sigmas.to(noise_BCHW.device)
+    y = noise_BCHW.double() * sigmas[0]
+    last: tuple[Tensor, Tensor] | None = None  # D and h = lambda_i - lambda_{i-1} of the step before
+    for now, following in pairwise(sigmas):
+        D = denoiser(y, now.expand(len(y))).double()
+        if following == 0:
+            return D
+        h = (now / following).log()
+        ahead = D if last is None else D + h / (2 * last[1]) * (D - last[0])
+        y, last = following / now * y + (1 - following / now) * ahead, (D, h)
+    return y
+
+
+def ddpm(predict: Denoiser, noise_BCHW: Tensor, steps: int, generators: list[torch.Generator]) -> Tensor:
+    """Ancestral sampling (Ho et al. 2020) on `steps` evenly spaced timesteps with a learned variance: DiT's published protocol.
+
+    `predict` gives eps and the variance's place between its bounds (Nichol and Dhariwal 2021), (B, 2 C, H, W), as `predict_vp`.
+    Each image has a generator of its own, on the CPU, so that its noise depends on neither batch nor device. State in float64.
+    """
+    from diffusers import DDPMScheduler  # seconds that training need not wait for
+
+    scheduler = DDPMScheduler(
+        num_train_timesteps=VP_STEPS,
+        beta_start=VP_BETA_MIN,
+        beta_end=VP_BETA_MAX,
+        beta_schedule="linear",
+        variance_type="learned_range",
+        clip_sample=False,
+        timestep_spacing="linspace",  # from 0 to 999, both included
+    )
+    scheduler.set_timesteps(steps)
+    sigmas, x = vp_sigmas().to(noise_BCHW.device), noise_BCHW.double()
+    for t in scheduler.timesteps:
+        sigma = sigmas[t]
+        said = predict(x * (sigma**2 + 1).sqrt(), sigma.expand(len(x))).double()
+        x = scheduler.step(said, t, x, generator=generators).prev_sample
+    return x

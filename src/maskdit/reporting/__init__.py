@@ -1,0 +1,1 @@
+"""Records to what people read: tables, curves, crossings, verdicts on claims, pictures, the report."""

@@ -1,0 +1,218 @@
+"""What a study found, how it was made and what it cost, as one page that needs no network."""
+
+from collections import Counter
+from html import escape
+from math import isnan, log, nan
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from maskdit.artifacts.compute_log import LEDGER, rows
+from maskdit.config.graph import study
+from maskdit.config.load import load
+from maskdit.config.params import Params
+from maskdit.config.reporting import Report
+from maskdit.reporting.dag import draw
+from maskdit.reporting.provenance_tables import ABSENT, costs, manifests, provenance, refuse_mixed, states
+from maskdit.reporting.report.page import folded, items, missing, page, picture, rows_of, scrolled, short, table, waterfall
+
+TABLES = {  # file -> what it is; shown where params.yaml has an entry of the verb, or the file is there
+    "table_{}": "Evaluations",
+    "efficiency_{}": "Speed and memory of the trainings",
+    "curves_{}_crossing": "When one model is as good as the other",
+    "recon_{}": "Reconstructions by the autoencoders",
+    "calibrate_{}": "Published samples through this evaluator",
+}
+AXES = {  # column -> its label, and how a sentence counts it
+    "steps": ("training steps", "training steps"),
+    "images": ("training images", "training images"),
+    "tflop": ("training compute (TFLOP)", "TFLOP of training"),
+    "seconds": ("training time (s)", "seconds of training"),
+    "device_hours": ("device-hours", "device-hours"),
+    "cost": ("cost", "units of cost"),
+}
+KEY = {"": "here", "not-here": "not here, known from what was made of it", "not-run": "not run, or made anew since"}
+
+Spot = tuple[float, float]  # what was spent, and the quality
+
+BOXES = "".join(f"<li><span class='box {kind}'></span>{words}</li>" for kind, words in KEY.items())
+
+
+def report(config: Report, *, results: Path, out: Path) -> None:
+    """Write results, claims, curves, speed, samples, graph, provenance and costs of a study as one HTML file.
+
+    It needs no network; what was not run says so. Raises UserError if artifacts were made at different commits, unless the
+    entry says mixed.
+    """
+    params = load()
+    bench = params.evaluate[params.grid[config.grids[0]].sample].bench
+    edges = study(params, f"report/{bench}")
+    found = manifests(params, edges, results)
+    if not config.mixed:
+        refuse_mixed(found, bench)
+    curves = rows_of(results / f"curves_{bench}.csv") or []
+    points = drawn(curves)
+    spent = rows(results.parent / LEDGER)
+    told = states(edges, found, results)
+    title = params.table[bench].title
+    parts = {
+        "Summary": summary(results / f"{config.ledger}.csv", points, told, rows_of(results / f"curves_{bench}_crossing.csv") or []),
+        "Claims": shown(results / f"{config.ledger}.csv", "Claims of the paper"),
+        "Tables": tables(params, bench, results),
+        "Curves": charts(points, curves, results, bench),
+        "Speed": speeds(params, results),
+        "Samples": "".join(sampled(params, name, results) for name in config.grids) + through_training(results, bench),
+        "Graph": f"<ul class=key>{BOXES}</ul>{scrolled('Graph', draw(edges, told, bench))}",
+        "Provenance": provenance(edges, found, told, spent, results),
+        "Costs": costs(edges, spent),
+    }
+    links = "".join(f'<a href="#{name.lower()}">{name}</a>' for name in parts)
+    sections = "".join(f'<section id="{name.lower()}"><h2>{name}</h2>{part}</section>' for name, part in parts.items())
+    body = f'<header><p>maskdit · {bench}</p><h1>{escape(title)}</h1></header><nav aria-label="Sections">{links}</nav>'
+    out.write_text(page(title, f'{body}<main id="content">{sections}</main>', points), encoding="utf-8")
+
+
+# The first thing that a reader sees
+
+
+def summary(ledger: Path, points: dict[str, Any], told: dict[str, str], crossings: list[dict[str, str]]) -> str:
+    """The verdicts in numbers, the time to one quality, who is ahead for the same budget, and what is missing."""
+    lines: list[str] = []
+    judged = rows_of(ledger)
+    if judged is None:
+        lines.append(f"The paper's claims were not judged: {ledger.name} is not there.")
+    else:
+        counts = Counter(row.get("verdict", "") or "no verdict" for row in judged)
+        lines.append(f"Of {len(judged)} claims: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}.")
+    quality, best = points["quality"], points["points"]
+    if best:
+        top = min(best, key=lambda point: float(point["y"]))
+        lines.append(f"The best {quality} is {short(top['y'])}, of {top['eval']} ({top['series']}).")
+    timed = [row for row in crossings if row.get("axis") == points["hours"][0]]
+    lines += dict.fromkeys(f"{row['reads']}." for row in [row for row in timed if row["status"] == "reached"][-1:] + timed[-1:])
+    lines += [line for axis, (_, unit) in AXES.items() if (line := ahead(best, axis, unit, quality))]
+    if quality and not quality.startswith("fid"):
+        lines.append(f"{quality} is not FID and cannot be compared with published numbers.")
+    absent = [node for node, what in told.items() if what == ABSENT]
+    lines.append(f"Not run: {', '.join(absent)}." if absent else "Everything that the study names was run.")
+    return items(lines)
+
+
+def ahead(points: list[dict[str, Any]], axis: str, unit: str, quality: str) -> str:
+    """Which series is best for what the one that has spent least has spent; '' with less than two."""
+    series: dict[str, dict[str, list[Spot]]] = {}
+    for point in points:
+        if point["ours"] and axis in point["x"]:
+            seeds = series.setdefault(point["series"], {})
+            seeds.setdefault(point["seed"], []).append((float(point["x"][axis]), float(point["y"])))
+    if len(series) < 2:
+        return ""
+    budget = min(max(spent for spots in seeds.values() for spent, _ in spots) for seeds in series.values())
+    values = {name: mean(at(spots, budget) for spots in seeds.values()) for name, seeds in series.items()}
+    order = sorted((name for name in values if not isnan(values[name])), key=lambda name: values[name])
+    told = [f"{name} {values[name]:.5g}" for name in order] + [f"{name} no milestone yet" for name in values if name not in order]
+    return f"After {short(f'{budget:.12g}')} {unit} {order[0]} has the best {quality}, read off the curves: {', '.join(told)}."
+
+
+def at(spots: list[Spot], budget: float) -> float:
+    """The quality of one curve after what a budget pays for; NaN before its first milestone.
+
+    Between two milestones it is linear in the logarithm of what was spent, as in crossings; after the last it stays.
+    """
+    spots = sorted(spots)
+    paid = [spot for spot in spots if spot[0] <= budget]
+    if not paid or len(paid) == len(spots):
+        return paid[-1][1] if paid else nan
+    (before, high), (after, low) = paid[-1], spots[len(paid)]
+    return high + (low - high) * log(budget / before) / log(after / before)
+
+
+# Tables, curves, speed and samples
+
+
+def shown(path: Path, caption: str) -> str:
+    """A CSV file as a table, or that it is not there."""
+    found = rows_of(path)
+    return missing(path) if found is None else table(found, caption, path.name)
+
+
+def tables(params: Params, bench: str, results: Path) -> str:
+    """Every table of the study."""
+    parts = []
+    for pattern, caption in TABLES.items():
+        path = results / f"{pattern.format(bench)}.csv"
+        verb = pattern.split("_")[0]
+        if path.exists() or (verb != "curves" and bench in getattr(params, verb, {})):
+            parts.append(shown(path, caption))
+    return "".join(parts)
+
+
+def drawn(curves: list[dict[str, str]]) -> dict[str, Any]:
+    """What the charts draw: points with what was spent and the distance, each number as its file has it."""
+    columns = list(curves[0]) if curves else []
+    quality = next((name for name in columns if name.startswith(("fd_", "fid"))), "")
+    hours = "device_hours" if "device_hours" in columns else "seconds"
+    return {
+        "quality": quality,
+        "axes": [[name, *words] for name, words in AXES.items() if any(row.get(name) for row in curves)],
+        "hours": [hours, 1.0 if hours == "device_hours" else 3600.0],
+        "points": [
+            {
+                "series": row.get("series") or row.get("model") or row["eval"],
+                "ours": bool(row.get("model")),
+                "eval": row["eval"],
+                "phase": row.get("phase", ""),
+                "seed": row.get("seed", ""),
+                "x": {name: row[name] for name in AXES if row.get(name)},
+                "y": row[quality],
+            }
+            for row in curves
+            if row.get(quality)
+        ],
+    }
+
+
+def charts(points: dict[str, Any], curves: list[dict[str, str]], results: Path, bench: str) -> str:
+    """The chart that the script draws, its budget, and the same as a picture and as numbers."""
+    if not points["points"]:
+        return missing(results / f"curves_{bench}.csv")
+    caption = f"{points['quality']} against what was spent"
+    drawing = picture(results / f"curves_{bench}.png", f"{caption}; the numbers are in the table below", caption)
+    numbers = table(curves, "Points of the curves", f"curves_{bench}.csv")
+    return f'<div id="chart"></div><div id="budget"></div><noscript>{drawing}</noscript>' + folded("The points in numbers", numbers)
+
+
+def speeds(params: Params, results: Path) -> str:
+    """The benchmarks that were run on some machine."""
+    parts = []
+    for key in params.bench:
+        path = results / f"bench_{key}.csv"
+        pairs = rows_of(path)
+        if pairs is None:
+            parts.append(missing(path))
+            continue
+        machine = pairs[0].get("machine", "") if pairs else ""
+        chain = rows_of(results / f"bench_{key}_waterfall.csv")
+        if chain:
+            caption = f"Times faster per image than plain DiT in float32; {machine}"
+            parts.append(waterfall(chain, caption) + f"<p>{escape(caption)}</p>")
+        brief = [{name: value for name, value in row.items() if name not in ("machine", "slow", "fast")} for row in pairs]
+        parts.append(table(brief, f"Pairs: {machine}", path.name))
+        for part in ("waterfall", "factorial"):
+            other = results / f"bench_{key}_{part}.csv"
+            parts.append(folded(f"The {part} in numbers", shown(other, f"The {part}")))
+    return "".join(parts)
+
+
+def sampled(params: Params, name: str, results: Path) -> str:
+    """Samples of a model beside real images."""
+    entry = params.grid[name]
+    alt = f"Left: held-out real images; right: samples of {entry.sample}; a row a class"
+    return picture(results / f"grid_{name}.png", alt, alt)
+
+
+def through_training(results: Path, bench: str) -> str:
+    """One noise and class at each milestone."""
+    caption = "Samples through training: each row begins with one noise and class, and each column is a milestone in training steps"
+    alt = f"{caption}; the rows of a noise stand together, one a model"
+    return picture(results / f"strip_{bench}.png", alt, caption)

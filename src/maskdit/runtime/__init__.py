@@ -1,0 +1,1 @@
+"""The machine: device, precision, threads, progress, processes, Slurm, random numbers. Imports config only."""

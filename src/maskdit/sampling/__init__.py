@@ -1,0 +1,1 @@
+"""A checkpoint and seeds to images."""

@@ -1,0 +1,171 @@
+"""A checkpoint and seeds to images."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskdit.artifacts.arrays import Array
+from maskdit.artifacts.atomic import read_json, save_array, sha256, write_json
+from maskdit.artifacts.shards import Shards
+from maskdit.config.base import UserError
+from maskdit.config.sampling import Sample
+from maskdit.latents import autoencoder
+from maskdit.latents.dataset import Space
+from maskdit.model import checkpoint
+from maskdit.model.diffusion import Network, denoise, denoise_vp, guided, predict_vp, vp_sigmas
+from maskdit.model.ema import combination
+from maskdit.model.samplers import SIGMA_MAX, SIGMA_MIN, ddpm, dpmpp_2m, heun, sigma_steps
+from maskdit.model.transformer import MaskDiT, for_inference
+from maskdit.runtime.device import autocast, device, half, settled
+from maskdit.runtime.progress import say
+from maskdit.runtime.random import generator
+
+SAMPLERS = {"heun": "EDM Heun", "dpmpp-2m": "DPM-Solver++(2M)", "ddpm": "DDPM"}
+
+
+def starts(config: Sample, space: Space, rows: Array) -> tuple[Array, Array]:
+    """Noise (n, C, H, W) and labels (n,) of the images numbered `rows`: each depends on the seed and its number alone.
+
+    Labels are uniform, as in the paper, or balanced: the number modulo the number of classes.
+    """
+    noise = np.empty((len(rows), space.channels, space.side, space.side), np.float32)
+    labels = rows % len(space.classes)
+    for place, row in enumerate(rows):
+        source = generator(config.seed, "image", index=int(row))
+        source.standard_normal(out=noise[place], dtype=np.float32)
+        if config.labels == "random":
+            labels[place] = source.integers(len(space.classes))
+    return noise, labels
+
+
+def find(run: Path, step: int | str) -> Path:
+    """The EMA weights of a milestone; raises UserError if the run has no such one."""
+    milestones: dict[int, str] = {mark["step"]: mark["file"] for mark in read_json(run / "index.json", "milestones")["milestones"]}
+    wanted = max(milestones) if step == "final" else step
+    if wanted not in milestones:
+        raise UserError(f"{run}: has no milestone {wanted}, only {sorted(milestones)}")
+    return run / milestones[wanted]
+
+
+def averaged(run: Path, step: int, width: float) -> dict[str, Tensor]:
+    """The average of relative width `width` at a milestone, in least squares from those that the run keeps until then."""
+    marks = [mark for mark in read_json(run / "index.json", "milestones")["milestones"] if mark["step"] <= step]
+    files = [run / name for mark in marks for name in mark["posthoc"]]
+    if len(files) < 2:
+        raise UserError(f"{run}: keeps no two averages of other widths; train it with posthoc_ema: [0.05, 0.1]")
+    kept = [(known["sigma_rel"], known["step"]) for known in map(checkpoint.facts, files)]
+    total: dict[str, Tensor] = {}
+    for factor, file in zip(combination(kept, width, step), files, strict=True):
+        for name, tensor in checkpoint.load(file)[0].items():
+            fixed = name.endswith("pos_embed")
+            total[name] = tensor if fixed else total.get(name, 0) + float(factor) * tensor
+    return total
+
+
+def sigma_range(vp: bool) -> tuple[float, float]:
+    """Lowest and highest noise level that a sampler goes through, for EDM's preconditioning or a VP network."""
+    return (vp_sigmas()[0].item(), vp_sigmas()[-1].item()) if vp else (SIGMA_MIN, SIGMA_MAX)
+
+
+def integrate(config: Sample, net: Network, rows: Array, noise_BCHW: Tensor, labels_B: Tensor, vp: bool) -> Tensor:
+    """Noise to the latents of the images numbered `rows`, by the entry's solver and guidance; `vp` is the network's kind."""
+    ask = predict_vp if config.solver == "ddpm" else denoise_vp if vp else denoise
+    channels = noise_BCHW.shape[1] if config.guidance_channels == "all" else min(3, noise_BCHW.shape[1])
+    denoiser = guided(net, labels_B, config.guidance, ask=ask, channels=channels, interval=config.guidance_interval)
+    levels = sigma_steps(config.solver_steps, *sigma_range(vp))
+    match config.solver:
+        case "heun":
+            return heun(denoiser, noise_BCHW, levels)
+        case "dpmpp-2m":
+            return dpmpp_2m(denoiser, noise_BCHW, levels)
+        case "ddpm":
+            seeds = [int(generator(config.seed, "ddpm", index=int(row)).integers(2**63)) for row in rows]
+            return ddpm(denoiser, noise_BCHW, config.solver_steps, [torch.Generator().manual_seed(seed) for seed in seeds])
+
+
+def count(config: Sample, vp: bool) -> tuple[int, int]:
+    """Denoiser evaluations and network passes that an image takes: counted, with a network that says nothing."""
+    asked: list[int] = []
+
+    def silent(x: Tensor, _c_noise: Tensor, _labels: Tensor, _kept: Tensor | None) -> Tensor:
+        asked.append(len(x))
+        return torch.zeros_like(torch.cat([x, x], dim=1) if vp else x)
+
+    integrate(config, silent, np.arange(1), torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.long), vp)
+    return len(asked), sum(asked)
+
+
+def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
+    """Draw images from EMA weights: shards of uint8 images (n, H, W, 3), labels.npy and index.json.
+
+    Shards are contiguous in the image's number; those already drawn survive an interruption. Batches are filled up to one size,
+    so that what an image becomes does not depend on how many are drawn with it.
+    """
+    # 1. The network, and the autoencoder that made its latents
+    where = device()
+    path = find(run, config.step)
+    tensors, facts = checkpoint.load(path)
+    if config.ema_width is not None:
+        tensors = averaged(run, facts["step"], config.ema_width)
+    vp = facts.get("preconditioning", "edm") == "vp"
+    if config.solver == "ddpm" and not vp:
+        raise UserError(f"{path}: ddpm needs a network that predicts noise and its variance; set solver to heun or dpmpp-2m")
+    space = Space.parse(facts["space"])
+    autoencoder.demand(vae, space.vae)
+    names = [f"images-{number:04d}.npy" for number in range(config.shards)]
+    work = Shards("sample", [config.model_dump(mode="json"), sha256(path), space.vae], names)
+    precision = settled(config.precision, where, work.home)
+    net = MaskDiT(**facts["architecture"])
+    net.load_state_dict(tensors)
+    net.to(where).eval().requires_grad_(False)
+    if (rounded := half(precision)) != torch.float32:
+        for_inference(net, rounded)
+    decoder = autoencoder.load(vae, where)
+    shift, scale = (torch.from_numpy(factor).to(where) for factor in space.factors())
+
+    def draw(rows: Array) -> Array:
+        whole = np.resize(rows, config.batch)
+        noise, labels = (torch.from_numpy(array).to(where) for array in starts(config, space, whole))
+        with autocast(where, precision):
+            latent = integrate(config, net, whole, noise, labels, vp)
+        images = decoder.decode(latent.float() / scale + shift).sample
+        return autoencoder.to_pixels(images, config.quantisation).cpu().numpy()[: len(rows)]
+
+    # 2. The shards
+    parts = np.array_split(np.arange(config.images), config.shards)
+
+    def shard(number: int, place: Path) -> None:
+        batches = np.array_split(parts[number], -(-len(parts[number]) // config.batch))
+        with torch.inference_mode():
+            save_array(place, np.concatenate([draw(rows) for rows in batches]))
+
+    if not work.fill(shard):
+        return
+    work.take(out)
+
+    # 3. What a reader needs to know
+    save_array(out / "labels.npy", starts(config, space, np.arange(config.images))[1])
+    told = ("precision", "arithmetic", "speed")
+    spent = ("model", "phase", "step", "images", "seconds", "device_seconds", "flops", "parameters", *told)
+    nfe, passes = count(config, vp)
+    protocol = {
+        "sampler": SAMPLERS[config.solver],
+        "nfe": nfe,
+        "network_passes": passes,
+        "sigma_range": sigma_range(vp),
+        "guidance": config.guidance,
+        "guidance_channels": config.guidance_channels,
+        "guidance_interval": config.guidance_interval,
+        "labels": config.labels,
+        "quantisation": config.quantisation,
+        "weights": "EMA" if config.ema_width is None else f"EMA of relative width {config.ema_width}",
+        "precision": precision,
+        "seed": config.seed,
+        "images": config.images,
+        "vae_sha256": space.vae,
+    }
+    checkpoint_facts = {**{name: facts.get(name) for name in spent}, "forward_flops": net.flops(net.pos_embed.shape[1])}
+    write_json(out / "index.json", {"shards": names, "checkpoint": checkpoint_facts, "protocol": protocol})
+    say(f"sample: {config.images} images from {path.name}, {nfe} NFE, {passes} passes an image, guidance {config.guidance}")

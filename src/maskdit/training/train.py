@@ -1,0 +1,254 @@
+"""The training loop, behind two verbs: `pretrain` from random weights and `finetune` from a pretrained run."""
+
+import hashlib
+import statistics
+import time
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from maskdit.artifacts.atomic import digest, read_json
+from maskdit.config.base import UserError
+from maskdit.config.training import Finetune, Pretrain, Training, kept_tokens
+from maskdit.latents.dataset import Latents
+from maskdit.model import checkpoint
+from maskdit.model.transformer import MaskDiT
+from maskdit.runtime.device import device, gemm_rate, peak_memory, settled
+from maskdit.runtime.process_group import Ranks, Stopped, listening, together, watched
+from maskdit.runtime.progress import progress, say, tensorboard
+from maskdit.training.batches import ahead, batch_at
+from maskdit.training.learner import Learner, State
+from maskdit.training.recovery import Recovery
+
+LOG_STEPS = 10  # a line of log.jsonl each so many steps
+PATIENCE = 5  # steps in a row without a finite gradient
+SPENT = ("images", "seconds", "device_seconds", "flops")
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a phase starts from: weights, their moving average, and what has been spent before."""
+
+    net: State
+    ema: State
+    images: int = 0
+    seconds: float = 0.0
+    device_seconds: float = 0.0
+    flops: float = 0.0
+
+
+def pretrain(config: Pretrain, *, latents: Path, out: Path) -> None:
+    """Train from random weights.
+
+    Publishes the EMA weights of each milestone, the final raw weights, log.jsonl and index.json.
+    """
+    data = Latents.load(latents)
+    architecture: dict[str, Any] = {
+        "side": data.space.side,
+        "channels": data.space.channels,
+        "classes": len(data.space.classes),
+        "encoder": config.encoder.model_dump(exclude={"revision"}),
+        "decoder": config.decoder.model_dump(exclude={"revision"}) if config.decoder else None,
+    }
+    torch.manual_seed(config.seed)
+    start = MaskDiT(**architecture).state_dict()
+    train("pretrain", config, architecture, data, Past(start, start), out)
+
+
+def finetune(config: Finetune, *, latents: Path, pretrained: Path, out: Path) -> None:
+    """Go on from a run's last weights and their moving average, with a new optimiser; publishes what `pretrain` does."""
+    data = Latents.load(latents)
+    index = read_json(pretrained / "index.json", "final")
+    net, facts = checkpoint.load(pretrained / index["final"])
+    ema, _ = checkpoint.load(pretrained / index["milestones"][-1]["file"])
+    if data.space.vae != facts["space"]["vae"] or list(data.space.scale) != facts["space"]["scale"]:
+        raise UserError(f"{latents}: not the latents that {pretrained} was trained on; rerun the pretraining")
+    spent = Past(net, ema, **{name: facts[name] for name in SPENT})
+    train("finetune", config, facts["architecture"], data, spent, out)
+
+
+def train(phase: str, config: Training, architecture: dict[str, Any], data: Latents, past: Past, out: Path) -> None:
+    """The loop, run by every rank. Its state survives in the scratch folder, keyed by the recipe without its length.
+
+    An interrupted phase goes on from there, and a longer one extends a shorter one; both end with the bits of one
+    uninterrupted run.
+    """
+    if config.batch > len(data.labels):
+        raise UserError(f"{phase}.batch: {config.batch} is larger than the data ({len(data.labels)} latents); lower it")
+    recipe = {"phase": phase, **config.recipe(), "architecture": architecture, "latents": data.sha256, "past": identity(past)}
+    with listening(), together() as ranks, Recovery(f"{phase}-{digest(recipe)[:16]}", config, ranks) as home:
+        precision = ranks.from_first(lambda: settled(config.precision, device(), home.folder))
+        loop(phase, config.model_copy(update={"precision": precision}), architecture, data, past, ranks, home)
+        if ranks.rank == 0:
+            home.publish(out)
+
+
+def loop(
+    phase: str,
+    config: Training,
+    architecture: dict[str, Any],
+    data: Latents,
+    past: Past,
+    ranks: Ranks,
+    home: Recovery,
+) -> None:
+    """Steps from the newest state to the last milestone."""
+    # 1. The network on its device, and what has been done before
+    where = device()
+    if config.batch % ranks.world:
+        raise UserError(f"{phase}.batch: {config.batch} cannot be shared by {ranks.world} ranks; use a divisor of it")
+    net = MaskDiT(**architecture)
+    net.load_state_dict(past.net)
+    learner = Learner(net, past.ema, config, where, ranks)
+    patches = net.pos_embed.shape[1]
+    terms = torch.zeros(2, device=where)  # of the loss, since the last line of the log
+    done: dict[str, Any] = {"step": 0, **dict.fromkeys(SPENT, 0), "rows": []}
+    done |= home.resume(learner, terms)
+    first, last, rows = done["step"], config.milestones[-1], done["rows"]
+    if first < last and ranks.rank == 0:
+        home.room(learner)
+    peak = gemm_rate(where, config.precision) if first < last else 1.0
+    mark, waited = time.perf_counter(), 0.0
+
+    def tick() -> None:
+        nonlocal mark
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+        mark, passed = time.perf_counter(), time.perf_counter() - mark
+        done["seconds"] += passed
+        done["device_seconds"] += passed * ranks.world
+
+    def facts() -> dict[str, Any]:
+        return {
+            "model": "DiT" if architecture["decoder"] is None else "MaskDiT",
+            "preconditioning": "edm",
+            "phase": phase,
+            "step": done["step"],
+            **{name: getattr(past, name) + done[name] for name in SPENT},
+            "parameters": sum(weight.numel() for weight in net.parameters()),
+            "precision": config.precision,
+            "arithmetic": arithmetic(where),
+            "speed": speed(rows, ranks.world, where.type),
+            "architecture": architecture,
+            "space": data.space.__dict__,
+            "config": config.model_dump(mode="json"),
+        }
+
+    def remember(milestone: bool, together: bool) -> None:
+        nonlocal mark
+        tick()
+        if together and ranks.world > 1:  # what the ranks have counted since the last line of the log is kept by the first
+            distributed.reduce(terms, 0)
+            terms.mul_(ranks.rank == 0)
+        if ranks.rank == 0:
+            home.save(learner, terms, done, facts() if milestone else None)
+        mark = time.perf_counter()
+
+    # 2. The steps
+    make = partial(batch_at, config=config, latents=data, patches=patches, rank=ranks.rank, world=ranks.world)
+    pace = Pace(where)
+    batches, log = ahead(make, first, last), tensorboard(phase)
+    steps = watched(range(first, last), ranks.world)
+    for step in progress(steps, phase, last, first, lambda: f"loss {rows[-1]['loss']:.4f}" if rows else ""):
+        if ranks.stop(step):
+            remember(milestone=False, together=True)
+            ranks.meet("kept")
+            raise Stopped(f"{phase}: stopped before step {step + 1}, its state is kept; run it again to go on")
+        pace.follow()
+        batch, wait = next(batches)
+        waited += wait
+        ratio = config.mask_at(step)
+        keep = kept_tokens(patches, ratio)
+        part = learner.gradients(batch.to(where), keep)
+        rate = learner.update(step)
+        terms += torch.where(learner.bad > 0, 0.0, part)
+        done["step"] = step + 1
+        done["images"] += config.batch
+        done["flops"] += 3 * net.flops(keep) * config.batch  # the backward pass costs twice the forward
+
+        # 3. A line of the log
+        if (step + 1) % LOG_STEPS == 0:
+            if ranks.world > 1:
+                distributed.all_reduce(terms)
+            tick()
+            before = rows[-1] if rows else {"step": 0, "seconds": 0.0, "flops": 0, "skipped": 0}
+            seconds, skipped = done["seconds"] - before["seconds"], int(learner.skipped)
+            if learner.streak >= PATIENCE:
+                raise UserError(f"{phase}: no finite gradient in {PATIENCE} steps up to {step + 1}; lower lr, or use fp32")
+            dsm, mae = (terms / max(1, step + 1 - before["step"] - (skipped - before["skipped"]))).tolist()
+            terms.zero_()
+            rows.append(
+                {
+                    "step": step + 1,
+                    "loss": dsm + mae,
+                    "dsm": dsm,
+                    "mae": mae,
+                    "grad_norm": float(learner.norm),
+                    "lr": rate,
+                    "mask_ratio": ratio,
+                    "skipped": skipped,
+                    **{name: done[name] for name in SPENT},
+                    "images_per_second": (step + 1 - before["step"]) * config.batch / seconds,
+                    "data_wait": waited / seconds,
+                    "mfu": (done["flops"] - before["flops"]) / seconds / ranks.world / peak,
+                    "peak_memory": peak_memory(where),
+                }
+            )
+            log(rows[-1])
+            waited = 0.0
+
+        # 4. Milestones and recovery
+        milestone = step + 1 in config.milestones
+        if milestone or ((step + 1) % LOG_STEPS == 0 and home.due()):
+            remember(milestone, together=milestone)
+    if first < last and rows:
+        say(f"{phase}: {last} steps, {rows[-1]['images_per_second']:.0f} images/s, MFU {rows[-1]['mfu']:.2f}")
+
+
+def speed(rows: list[dict[str, Any]], devices: int, kind: str) -> dict[str, Any] | None:
+    """What the log says of a phase's speed: medians over its lines, and the highest memory; None if it has no line yet."""
+    if not rows:
+        return None
+    middle = {name: statistics.median(row[name] for row in rows) for name in ("images_per_second", "mfu", "data_wait")}
+    return {"device": kind, "devices": devices, **middle, "peak_memory": max(row["peak_memory"] for row in rows)}
+
+
+class Pace:
+    """Lets the host run at most two steps ahead of a GPU, so that no rank runs far ahead of another."""
+
+    def __init__(self, where: torch.device) -> None:
+        self.marks: deque[torch.cuda.Event] | None = deque() if where.type == "cuda" else None
+
+    def follow(self) -> None:
+        """Called at the begin of each step."""
+        if self.marks is None:
+            return
+        self.marks.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
+        self.marks[-1].record()
+        if len(self.marks) > 2:
+            self.marks.popleft().synchronize()
+
+
+def arithmetic(where: torch.device) -> dict[str, Any]:
+    """What the numbers depend on besides code and config, as it is now, for a record."""
+    return {
+        "device": torch.cuda.get_device_name() if where.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "tf32": torch.get_float32_matmul_precision() != "highest",
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+    }
+
+
+def identity(past: Past) -> str:
+    """A hash of the weights that a phase starts from."""
+    total = hashlib.sha256()
+    for tensor in (*past.net.values(), *past.ema.values()):
+        total.update(tensor.numpy().data)
+    return total.hexdigest()

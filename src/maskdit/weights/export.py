@@ -1,0 +1,224 @@
+"""A checkpoint of a run, as others read it: MaskDiT's torch file, or a folder from which diffusers samples without this package."""
+
+import re
+import shutil
+from importlib.metadata import files, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskdit.artifacts.atomic import read_json, replacing, write_json
+from maskdit.artifacts.manifest import Manifest, config_of, inputs_of, publishing
+from maskdit.config import yaml_subset
+from maskdit.config.base import UserError
+from maskdit.config.images import VAE_WEIGHTS
+from maskdit.latents import autoencoder
+from maskdit.latents.dataset import Space
+from maskdit.model import checkpoint
+from maskdit.runtime.progress import say
+from maskdit.weights.names import Tensors, wrapped
+
+METRICS = Path("results/metrics")
+PROTOCOL = ("images", "labels", "sampler", "nfe", "guidance", "family", "extractor_sha256", "reference_sha256", "neighbours")
+PACKAGE = Path(__file__).parents[1]
+IMPORT = re.compile(r"^from maskdit\.([\w.]+) import", re.M)
+PREFIX = "maskdit_"  # of our modules in an exported folder: diffusers copies the files of all folders into one
+
+
+def weights_of(run: Path, step: int | None, kinds: list[str]) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    """The ema and net weights of a milestone, as `kinds` names them, and their facts.
+
+    Raises UserError if the run has no such milestone or did not keep its raw weights.
+    """
+    index = read_json(run / "index.json", "milestones", "final")
+    milestones = {mark["step"]: mark["file"] for mark in index["milestones"]}
+    step = max(milestones) if step is None else step
+    if step not in milestones:
+        raise UserError(f"{run}: has no milestone {step}, only {sorted(milestones)}")
+    files = {"ema": milestones[step], "net": f"net-{step:07d}.safetensors"}
+    if "net" in kinds and index["final"] != files["net"]:
+        raise UserError(f"{run}: has no raw weights of step {step}; export --weights ema")
+    found, facts = {}, dict[str, Any]()
+    for kind in kinds:
+        found[kind], facts = checkpoint.load(run / files[kind])
+    if facts.get("preconditioning", "edm") != "edm":
+        raise UserError(f"{run}: holds DiT's own weights, which neither format has; pass on the file that they came from")
+    return found, facts
+
+
+def plain(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts that MaskDiT's file keeps as its `args`: what a reader of it asks for."""
+    return {name: facts[name] for name in ("model", "phase", "step", "images", "parameters", "architecture", "space")}
+
+
+def export(run: Path, format: str, out: Path, step: int | None, weights: str, vae: Path | None, metrics: Path | None) -> None:  # noqa: A002, an option
+    """`maskdit export`: one milestone of a run to a new file (upstream) or folder (diffusers).
+
+    Records of these weights in `metrics`, or where the steps put them, go into a folder's card.
+    Raises UserError if `out` is there already, or the format cannot hold what is asked for.
+    """
+    if out.exists():
+        raise UserError(f"{out}: is already there; name a new place")
+    [(_, manifest)] = inputs_of(run)
+    found, facts = weights_of(run, step, ["ema", "net"] if weights == "both" else [weights])
+    if format == "upstream":
+        tree = {{"ema": "ema", "net": "model"}[kind]: wrapped(tensors) for kind, tensors in found.items()}
+        size = sum(tensor.nbytes for tensors in found.values() for tensor in tensors.values())
+        with replacing(out, size) as temporary, temporary.open("wb") as stream:  # as a path torch would not say why it failed
+            torch.save({**tree, "args": plain(facts)}, stream)
+    else:
+        if weights == "both" or vae is None or out.suffix:
+            wrong = (
+                "has a dot; name a folder"
+                if out.suffix
+                else "needs --vae FOLDER"
+                if vae is None
+                else "holds one: --weights ema or net"
+            )
+            raise UserError(f"{out}: a folder for diffusers {wrong}")
+        if metrics and not metrics.is_dir():
+            raise UserError(f"{metrics}: no such folder; name one with the records of evaluations")
+        results = measured(metrics or METRICS, manifest, facts) if weights == "ema" else []
+        with publishing(out, f"export/{out.name}", {"weights": weights}, manifest.lineage) as place:
+            write_folder(place, found[weights], facts, vae, results)
+    say(f"export: {facts['model']} at step {facts['step']}, {weights} weights, to {out}")
+
+
+def measured(folder: Path, run: Manifest, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the records in a folder say of a run's averaged weights at a step, as results of a model-index.
+
+    Raises UserError if a record was changed since it was written.
+    """
+    found = []
+    for path in sorted(path for path in folder.rglob("*.json") if "/." not in f"/{path.relative_to(folder)}"):
+        [(_, manifest)] = inputs_of(path)
+        record = read_json(path, "metrics", "checkpoint", "protocol")
+        drawn, judged = config_of(record, "sample"), config_of(record, "evaluate")
+        protocol, origin = record["protocol"], manifest.lineage.get(run.node)
+        if (
+            origin == run.lineage[run.node]
+            and f"{drawn.get('phase')}/{drawn.get('run')}" == run.node
+            and (record["checkpoint"]["step"], protocol["weights"]) == (facts["step"], "EMA")
+        ):
+            images = manifest.lineage.get(f"fetch/{judged['dataset']}")
+            source = images.config["source"] if images else judged["dataset"]
+            told = {"evaluation": path.stem, **{name: protocol[name] for name in PROTOCOL if name in protocol}}
+            found.append(
+                {
+                    "task": {"type": "image-generation", "name": "Class-conditional image generation"},
+                    "dataset": {"type": source, "name": f"{source}, {protocol['resolution']} pixels"},
+                    "metrics": [
+                        {"type": name, "value": value, "name": f"{name}, guidance {protocol['guidance']}", "args": told}
+                        for name, value in record["metrics"].items()
+                    ],
+                }
+            )
+    return found
+
+
+def write_folder(folder: Path, tensors: Tensors, facts: dict[str, Any], vae: Path, results: list[dict[str, Any]]) -> None:
+    """A folder for DiffusionPipeline.from_pretrained: both networks, the code that they need, and a card.
+
+    Raises UserError if `vae` is not the autoencoder that made the latents.
+    """
+    from maskdit.weights.diffusers_network import MaskDiTNetwork
+
+    space = Space.parse(facts["space"])
+    autoencoder.demand(vae, space.vae)
+    latents = {"latent_shift": list(space.shift), "latent_scale": list(space.scale), "class_names": list(space.classes)}
+    net = MaskDiTNetwork(**facts["architecture"], **latents)
+    net.net.load_state_dict(tensors)
+    net.save_pretrained(folder / "transformer")
+    for path in (folder / "transformer").iterdir():  # safetensors writes for the owner only
+        path.chmod((folder / "transformer" / "config.json").stat().st_mode)
+    (folder / "vae").mkdir()
+    for name in ("config.json", VAE_WEIGHTS):
+        shutil.copyfile(vae / name, folder / "vae" / name)
+    write_code(folder / "transformer", "weights.diffusers_network", f"{PREFIX}network")
+    write_code(folder, "weights.diffusers_pipeline", "pipeline")
+    index = {
+        "_class_name": ["pipeline", "MaskDiTPipeline"],
+        "_diffusers_version": version("diffusers"),
+        "transformer": [f"{PREFIX}network", "MaskDiTNetwork"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(folder / "model_index.json", index)
+    shutil.copyfile(licence(), folder / "LICENSE")
+    with replacing(folder / "README.md") as temporary:
+        temporary.write_text(card(facts, results))
+
+
+def licence() -> Path:
+    """The licence's text, from the package's metadata."""
+    return next(Path(str(path.locate())) for path in files("maskdit") or () if path.name == "LICENSE")
+
+
+def beside(module: str) -> str:
+    """The name of one of our modules in an exported folder."""
+    return PREFIX + module.replace(".", "_")
+
+
+def write_code(folder: Path, module: str, name: str) -> None:
+    """Copy a module as `name`.py, and those of ours that it needs beside it, with imports from the same folder."""
+    sources: dict[str, str] = {}
+    todo = [module]
+    while todo:
+        each = todo.pop()
+        if each not in sources:
+            text = PACKAGE.joinpath(*each.split(".")).with_suffix(".py").read_text()
+            todo += IMPORT.findall(text)
+            sources[each] = IMPORT.sub(lambda found: f"from .{beside(found[1])} import", text)
+    for each in sorted(sources.keys() - {module}):
+        (folder / f"{beside(each)}.py").write_text(sources[each])
+        if f".{beside(each)} import" not in sources[module]:
+            sources[module] += f"\nfrom .{beside(each)} import __name__ as _  # diffusers copies only the files named here\n"
+    (folder / f"{name}.py").write_text(sources[module])
+
+
+def card(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """The README.md of an exported folder: what it is, what it cost, how good it is, how to use it, under which licence."""
+    space, architecture = facts["space"], facts["architecture"]
+    halves = {half: architecture[half] for half in ("encoder", "decoder") if architecture[half]}
+    sizes = "; ".join(
+        f"{half} " + ", ".join(f"{name} {value}" for name, value in sorted(each.items())) for half, each in halves.items()
+    )
+    rows = {
+        "model": facts["model"],
+        "phase": facts["phase"],
+        "parameters": f"{facts['parameters']:,}",
+        "network": sizes,
+        "latents": f"{space['channels']} x {space['side']} x {space['side']}, autoencoder sha256 {space['vae']}",
+        "classes": len(space["classes"]),
+        "training steps": facts["step"],
+        "training images": facts["images"],
+        "training seconds": facts["seconds"],
+        "training FLOPs": facts["flops"],
+        "made from": " ".join(str(value) for value in facts.get("source", {}).values()) or "trained by maskdit",
+    }
+    table = "".join(f"| {name} | {'unknown' if value is None else value} |\n" for name, value in rows.items())
+    title = f"{facts['model']}, step {facts['step']}"
+    index = {"model-index": [{"name": title, "results": results}]} if results else {}
+    return CARD.format(front=yaml_subset.write({"library_name": "diffusers", **index}), title=title, table=table)
+
+
+CARD = """---
+{front}---
+# {title}
+
+| | |
+| --- | --- |
+{table}
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
+images = pipe([0, 1], guidance_scale=1.5, num_inference_steps=40).images
+```
+
+`trust_remote_code` lets diffusers run `pipeline.py` and `transformer/*.py` of this folder; read them first. The network is in
+float32, the sampler EDM's Heun in float64; a guidance of 1 is none.
+
+The code is under the Apache License 2.0 (`LICENSE`). The weights are under the terms of whoever trained them and of the images that
+they were trained on; weights that were imported, and the autoencoder in `vae/`, keep the licence of their source.
+"""

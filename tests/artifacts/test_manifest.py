@@ -1,0 +1,228 @@
+"""Artifacts: whole or not there, and never of unknown making."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from maskdit.artifacts.atomic import digest, read_json, replacing, save_array, sha256, write_json
+from maskdit.artifacts.manifest import Known, inputs_of, lineage, publishing
+from maskdit.config.base import Section, UserError, new
+
+
+class Entry(Section):
+    """An entry with some numbers, one of which came later."""
+
+    lr: float
+    batch: int = 1
+    precision: str | None = None
+    later: int = new(0)
+
+
+class Params:
+    """As much of params.yaml as lineage asks for."""
+
+    def __init__(self, **entries):
+        self.entries = entries
+
+    def entry(self, verb, key):
+        return Entry(**self.entries[f"{verb}_{key}"])
+
+
+def make(out, node="encode/a", config=None, ancestors=None, content="one"):
+    with publishing(out, node, config or {"lr": 1.0}, ancestors or {}) as place:
+        if out.suffix:
+            write_json(place, {"content": content})
+        else:
+            (place / "part").mkdir()
+            (place / "part" / "x.txt").write_text(content)
+    return inputs_of(out)[0][1]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(path) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_arrays_are_published_whole(tmp_path):
+    save_array(tmp_path / "a.npy", np.arange(5))
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.arange(5))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_a_published_folder_holds_the_size_and_hash_of_each_file(tmp_path):
+    manifest = make(tmp_path / "out")
+    file = tmp_path / "out" / "part" / "x.txt"
+    assert manifest.files == {"part/x.txt": Known(3, sha256(file))}
+    assert manifest.lineage["encode/a"].config == {"lr": 1.0}
+    assert {"commit", "machine"} <= set(manifest.made)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_step_that_fails_leaves_the_old_folder_untouched(tmp_path):
+    make(tmp_path / "out")
+    with pytest.raises(RuntimeError), publishing(tmp_path / "out", "encode/a", {}, {}) as place:
+        (place / "x.txt").write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "out" / "part" / "x.txt").read_text() == "one"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_publishing_again_replaces_the_whole_folder_and_sweeps_what_a_killed_step_left(tmp_path):
+    make(tmp_path / "out")
+    (tmp_path / "out" / "stale").write_text("")
+    (tmp_path / ".out.killed").mkdir()
+    make(tmp_path / "out", content="two")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "part"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_beside_a_file_is_published_whole_and_its_neighbours_stay(tmp_path):
+    for names in (("old", "same"), ("same", "new")):
+        with publishing(tmp_path / "t.csv", "table/a", {}, {}) as place:
+            place.write_text(str(names))
+            (place.parent / "scores" / "a").mkdir(parents=True)
+            for name in names:
+                (place.parent / "scores" / "a" / name).write_text(str(names))
+        (tmp_path / "scores" / "b").mkdir(exist_ok=True)
+        assert {path.name: path.read_text() for path in (tmp_path / "scores" / "a").iterdir()} == dict.fromkeys(names, str(names))
+    assert (tmp_path / "scores" / "b").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores", "t.csv"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [("on", "truncated"), ("one more", "truncated"), ("0ne", "damaged"), (None, "missing")]
+)
+def test_a_damaged_input_is_refused(tmp_path, damage, message):
+    make(tmp_path / "out")
+    file = tmp_path / "out" / "part" / "x.txt"
+    file.unlink() if damage is None else file.write_text(damage)
+    with pytest.raises(UserError, match=message) as refusal:
+        inputs_of(tmp_path / "out")
+    assert str(file) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_json_artifact_holds_its_manifest_and_is_refused_when_edited(tmp_path):
+    make(tmp_path / "m.json", "evaluate/a")
+    tree = json.loads((tmp_path / "m.json").read_text())
+    assert tree["content"] == "one"
+    assert tree["manifest"]["node"] == "evaluate/a"
+    (tmp_path / "m.json").write_text(json.dumps({**tree, "content": "better"}))
+    with pytest.raises(UserError, match="changed since it was written"):
+        inputs_of(tmp_path / "m.json")
+
+
+def test_an_input_made_with_another_number_is_refused_in_a_line_with_both(tmp_path):
+    manifest = make(tmp_path / "out", config={"lr": 1.0, "batch": 2})
+    found = [(tmp_path / "out", manifest)]
+    assert set(lineage(found, Params(encode_a={"lr": 1.0, "batch": 2}))) == {"encode/a"}
+    with pytest.raises(UserError, match=r"encode/a was made with lr 1\.0, params\.yaml says 2\.0") as refusal:
+        lineage(found, Params(encode_a={"lr": 2.0, "batch": 2}))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("today", [{}, {"later": 0}, {"batch": 1}, {"precision": "auto"}])
+def test_an_entry_of_before_is_read_with_today_s_defaults(today, tmp_path):
+    manifest = make(tmp_path / "one", config={"lr": 1.0, "precision": "bf16"})
+    assert lineage([(tmp_path / "one", manifest)], Params(encode_a={"lr": 1.0, "precision": "bf16", **today}))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "today", "said"),
+    [
+        ({}, {"later": 3}, "later null, params.yaml says 3"),
+        ({"precision": "bf16"}, {"precision": "fp32"}, 'precision "bf16", params.yaml says "fp32"'),
+        ({"precision": "bf16"}, {"precision": "auto", "batch": 2}, "batch 1, params.yaml says 2"),
+        ({"gone": 1}, {}, "gone 1, params.yaml says null"),
+        ({"lr": "much"}, {}, 'lr "much", params.yaml says 1.0'),
+    ],
+)
+def test_what_an_entry_of_before_has_otherwise_is_named(recorded, today, said, tmp_path):
+    manifest = make(tmp_path / "one", config={"lr": 1.0, **recorded})
+    with pytest.raises(UserError, match=re.escape(said)):
+        lineage([(tmp_path / "one", manifest)], Params(encode_a={"lr": 1.0, **today}))
+
+
+def test_a_field_that_came_later_is_neither_recorded_nor_hashed_while_it_is_neutral():
+    assert digest(Entry(lr=1.0).model_dump()) == digest({"revision": 1, "lr": 1.0, "batch": 1, "precision": None})
+    assert Entry(lr=1.0, later=2).model_dump()["later"] == 2
+
+
+def test_inputs_from_two_makings_of_one_ancestor_are_refused(tmp_path):
+    first, second = (make(tmp_path / name, "vae/v", content=name) for name in ("first", "second"))
+    one = make(tmp_path / "one", "encode/a", ancestors=first.lineage)
+    two = make(tmp_path / "two", "encode/b", ancestors=second.lineage)
+    params = Params(vae_v={"lr": 1.0}, encode_a={"lr": 1.0}, encode_b={"lr": 1.0})
+    with pytest.raises(UserError, match="made from another vae/v"):
+        lineage([(tmp_path / "one", one), (tmp_path / "two", two)], params)
+
+
+def test_an_ancestor_far_up_is_checked_too(tmp_path):
+    first = make(tmp_path / "first", "vae/v")
+    manifest = make(tmp_path / "one", "encode/a", ancestors=first.lineage)
+    with pytest.raises(UserError, match="vae/v was made with"):
+        lineage([(tmp_path / "one", manifest)], Params(vae_v={"lr": 9.0}, encode_a={"lr": 1.0}))
+
+
+def test_who_reads_while_it_is_replaced_reads_the_old_file_whole(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with path.open() as reader:
+        write_json(path, {"new": 1})
+        assert json.load(reader) == {"old": 1}
+    (tmp_path / "plain").write_text("")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode, "others may read it as they may any file"
+
+
+def test_a_digest_does_not_depend_on_the_order_of_keys():
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+
+
+def test_of_a_folder_of_json_files_those_that_are_named_and_there_are_read(tmp_path):
+    for name in ("a", "b"):
+        make(tmp_path / f"{name}.json", f"evaluate/{name}")
+    assert [manifest.node for _, manifest in inputs_of(tmp_path, ("b", "c"))] == ["evaluate/b"]
+
+
+@pytest.mark.parametrize(("content", "line"), [(None, "run the step that makes it"), ("{", "not JSON, so damaged")])
+def test_an_input_without_a_manifest_is_refused(tmp_path, content, line):
+    make(tmp_path / "out")
+    manifest = tmp_path / "out" / "manifest.json"
+    manifest.unlink() if content is None else manifest.write_text(content)
+    with pytest.raises(UserError, match=line):
+        inputs_of(tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"manifest": {}}'])
+def test_a_json_file_that_no_step_wrote_is_refused(tmp_path, content):
+    (tmp_path / "m.json").write_text(content)
+    with pytest.raises(UserError, match=r"m\.json"):
+        inputs_of(tmp_path / "m.json")
+
+
+def test_what_lies_beside_a_file_is_published_with_it_and_not_at_all_if_the_step_fails(tmp_path):
+    def step(content, error=False):
+        with publishing(tmp_path / "t.csv", "table/a", {}, {}) as place:
+            place.write_text(content)
+            place.with_suffix(".md").write_text(content)
+            if error:
+                raise RuntimeError
+
+    step("one")
+    with pytest.raises(RuntimeError):
+        step("two", error=True)
+    assert {file.name: file.read_text().split("\n")[0] for file in tmp_path.iterdir()} == {"t.csv": "one", "t.md": "one"}
+
+
+def test_a_folder_never_takes_the_place_of_a_file(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="not a folder; move it away"):
+        make(tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"

@@ -1,0 +1,283 @@
+"""params.yaml: what is wrong is refused in one line that names the key."""
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from maskdit.config.base import UserError
+from maskdit.config.load import load, validate
+from maskdit.config.params import Params
+from maskdit.config.training import kept_tokens
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tree():
+    return YAML(typ="safe", pure=True).load((ROOT / "tests" / "toy" / "params.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", ["params.yaml", "tests/toy/params.yaml"])
+def test_the_project_s_own_parameters_are_valid(path):
+    params = load(ROOT / path)
+    assert isinstance(params, Params)
+    with pytest.raises(ValueError, match="frozen"):
+        params.vae["demo"].steps = 3
+
+
+MISTAKES = [
+    ("pretrain.demo-dit.mask_ratoi", 0.5, "pretrain.demo-dit.mask_ratoi: unknown key; did you mean 'mask_ratio'?"),
+    ("pretrain.demo-maskdit.encoder.widht", 8, "pretrain.demo-maskdit.encoder.widht: unknown key; did you mean 'width'?"),
+    ("pretain", {}, "pretain: unknown key; did you mean 'pretrain'?"),
+    ("vae.demo.steps", "many", "vae.demo.steps: Input should be a valid integer (got 'many')"),
+    ("vae.demo.steps", 2.5, "vae.demo.steps"),
+    ("vae.demo.lr", "1e-4", "write a point and a sign, as in 1.0e-4"),
+    ("vae.demo.lr", float("nan"), "vae.demo.lr"),
+    ("vae.demo.lr", float("inf"), "vae.demo.lr"),
+    ("pretrain.demo-dit.milestones", [4, 2], "pretrain.demo-dit.milestones: steps must ascend"),
+    ("pretrain.demo-dit.milestones", [2, 2], "pretrain.demo-dit.milestones: steps must ascend"),
+    ("pretrain.demo-dit.encoder.patch", 3, "pretrain.demo-dit.encoder.patch: 3 does not divide the latent's side of 8"),
+    ("pretrain.demo-dit.encoder.heads", 3, "heads 3 must divide width 16"),
+    ("pretrain.demo-dit.encoder.width", 18, "width 18 must be a multiple of 4"),
+    ("vae.demo.channels", [8, 8, 8, 8, 8, 8], "vae.demo.channels: 32 pixels per latent do not divide resolution 16"),
+    (
+        "pretrain.demo-maskdit.batch",
+        77,
+        "pretrain.demo-maskdit.batch: 77 is larger than the data (76 training images",
+    ),
+    ("vae.demo.batch", 77, "vae.demo.batch: 77 is larger than the data"),
+    ("pretrain.demo-maskdit.mask_ratio", 0.97, "pretrain.demo-maskdit.mask_ratio: 0.97 keeps none of 16 tokens"),
+    ("pretrain.demo-maskdit.mask_ratio", 1.0, "pretrain.demo-maskdit.mask_ratio"),
+    ("pretrain.demo-dit.mask_ratio", 0.5, "pretrain.demo-dit.mask_ratio: 0.5 needs a decoder"),
+    ("encode.demo.vae", "dem", "encode.demo.vae: vae has no entry 'dem'; did you mean 'demo'?"),
+    ("sample.demo-dit-plain.step", 3, "sample.demo-dit-plain.step: 3 is no milestone of pretrain.demo-dit (2, 4)"),
+    ("sample.demo-dit-plain.phase", "finetune", "sample.demo-dit-plain.phase: finetune has no entry 'demo-dit'"),
+    ("sample.demo-dit-plain.shards", 17, "sample.demo-dit-plain.shards: 17 shards of 16 images"),
+    ("evaluate.demo-dit-plain.neighbours", 16, "evaluate.demo-dit-plain.neighbours: 16 needs more than 16 images"),
+    (
+        "sample.demo-dit-plain.guidance_interval",
+        [1.6, 0.2],
+        "sample.demo-dit-plain.guidance_interval: an interval goes from a low sigma to a higher one, not [1.6, 0.2]",
+    ),
+    ("sample.demo-dit-plain.guidance_interval", [0.2], "sample.demo-dit-plain.guidance_interval"),
+    ("sample.demo-dit-plain.solver", "euler", "sample.demo-dit-plain.solver: Input should be 'heun', 'dpmpp-2m' or 'ddpm'"),
+    ("sample.demo-dit-plain.solver", "ddpm", "sample.demo-dit-plain.solver: ddpm needs a released network"),
+    ("curves.demo.evals", ["demo-dit-plain", "demo-maskdit-guided"], "curves.demo.evals: the points of a curve have one guidance"),
+    (
+        "table.demo.evals",
+        ["demo-dit-plane"],
+        "table.demo.evals: evaluate has no entry 'demo-dit-plane'; did you mean",
+    ),
+    ("strip.demo.images", [0, 16], "strip.demo.images: 16 is none of 16 images, counted from 0"),
+    ("strip.demo.evals", ["demo-dit-plain", "demo-maskdit-guided"], "strip.demo.evals: the same noise has one guidance"),
+    ("strip", {}, "report.demo: strip has no entry 'demo'; a report has the key of table, curves, efficiency, strip"),
+    ("report.demo.ledger", "claim", "report.demo.ledger: claims has no entry 'claim'; did you mean"),
+    ("curves", {}, "claims.claims.study: curves has no entry 'demo'"),
+    ("pretrain.demo-maskdit.defer", 9, "pretrain.demo-maskdit.defer: 9 leaves none of"),
+    (
+        "pretrain.demo-dit.route",
+        {"first": 0, "last": 9, "ratio": 0.5},
+        "pretrain.demo-dit.route.last: 9 is no block of",
+    ),
+    (
+        "pretrain.demo-dit.route",
+        {"first": 0, "last": 0, "ratio": 0.999},
+        "pretrain.demo-dit.route.ratio: 0.999 leaves none of",
+    ),
+    ("fetch.other", None, "fetch.other"),
+    (
+        "sample.demo-dit-plain.step",
+        "finall",
+        "sample.demo-dit-plain.step: Input should be a valid integer or Input should be 'final' (got",
+    ),
+    ("table", {}, "table: has no entry"),
+    ("fetch.Demo", None, "fetch.Demo"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "line"), MISTAKES, ids=[f"{key}={value}" for key, value, _ in MISTAKES])
+def test_a_mistake_is_refused_in_one_line(tree, key, value, line):
+    *path, last = key.split(".")
+    place = tree
+    for part in path:
+        place[part] = place = dict(place[part])  # entries share what YAML merged
+    place[last] = dict(tree["fetch"]["demo"]) if value is None else value
+    with pytest.raises(UserError) as refusal:
+        validate(tree)
+    assert str(refusal.value).startswith("params.yaml: ")
+    assert line in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("field", "value"), [("solver", "dpmpp-2m"), ("solver_steps", 9), ("guidance_interval", [0.2, 1.6])])
+def test_the_points_of_a_curve_are_sampled_alike(tree, field, value):
+    first = tree["sample"]["demo-dit-plain"]
+    tree["sample"]["demo-maskdit-guided"] = {**tree["sample"]["demo-maskdit-guided"], "guidance": first["guidance"]}
+    tree["curves"]["demo"]["evals"] = ["demo-dit-plain", "demo-maskdit-guided"]
+    tree["sample"]["demo-dit-plain"] = {**first, "solver_steps": tree["sample"]["demo-maskdit-guided"]["solver_steps"]}
+    validate(tree)
+    tree["sample"]["demo-dit-plain"] = {**first, field: value}
+    with pytest.raises(UserError, match=f"curves.demo.evals: the points of a curve have one {field}, these have"):
+        validate(tree)
+
+
+@pytest.mark.parametrize(("field", "value"), [("seed", 1), ("labels", "balanced"), ("guidance", 1.5)])
+def test_all_images_of_a_strip_begin_with_the_same_noise_and_class(tree, field, value):
+    first = {**tree["sample"]["demo-dit-plain"], "step": 4}
+    for verb in ("sample", "features", "evaluate"):
+        tree[verb]["demo-dit-later"] = first if verb == "sample" else tree[verb]["demo-dit-plain"]
+    tree["strip"]["demo"]["evals"] = ["demo-dit-plain", "demo-dit-later"]
+    validate(tree)
+    tree["sample"]["demo-dit-later"] = {**first, field: value}
+    with pytest.raises(UserError, match=f"strip.demo.evals: the same noise has one {field}, these have"):
+        validate(tree)
+
+
+def test_a_report_shows_the_ledger_of_its_own_study(twins):
+    twins["curves"]["demo-two"] = {**twins["curves"]["demo"], "evals": ["demo-maskdit-guided"]}
+    twins["claims"]["claims"] = {**twins["claims"]["claims"], "study": "demo-two"}
+    with pytest.raises(UserError, match=r"^params\.yaml: report\.demo\.ledger: claims\.claims is of study demo-two$"):
+        validate(twins)
+
+
+def test_ddpm_needs_two_timesteps_of_its_thousand(tree):
+    for steps in (1, 1001):
+        tree["sample"]["demo-dit-plain"] = {**tree["sample"]["demo-dit-plain"], "solver": "ddpm", "solver_steps": steps}
+        with pytest.raises(UserError, match="solver_steps: ddpm takes 2 to 1000 steps"):
+            validate(tree)
+
+
+def test_a_missing_number_is_named(tree):
+    del tree["encode"]["demo"]["batch"]
+    with pytest.raises(UserError, match=r"encode\.demo\.batch: missing"):
+        validate(tree)
+
+
+def test_a_sample_without_its_evaluation_is_refused(tree):
+    del tree["features"]["demo-dit-plain"]
+    with pytest.raises(UserError, match=r"sample\.demo-dit-plain: has no twin in features"):
+        validate(tree)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "a: [1\n", "a: 1\na: 2\n"])
+def test_a_file_that_is_no_dictionary_of_steps_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError) as refusal:
+        load(tmp_path / "params.yaml")
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_kept_tokens_are_the_paper_s():
+    assert [kept_tokens(256, ratio) for ratio in (0.0, 0.5, 0.75, 0.999)] == [256, 128, 64, 0]
+    assert kept_tokens(10, 0.34) == 6, "cut, not rounded"
+
+
+def test_a_longer_phase_has_the_same_recipe_and_any_other_number_another(tree):
+    runs = [validate(tree).pretrain["demo-dit"]]
+    for name, value in (("milestones", [2, 4, 6]), ("lr", 0.5)):
+        tree["pretrain"]["demo-dit"] = {**tree["pretrain"]["demo-dit"], name: value}
+        runs.append(validate(tree).pretrain["demo-dit"])
+    assert runs[0].recipe() == runs[1].recipe() != runs[2].recipe()
+
+
+@pytest.fixture
+def twins(tree):
+    """A second data set, autoencoder and benchmark beside the first."""
+    for verb in ("fetch", "vae", "encode", "reference", "table"):
+        tree[verb]["demo-two"] = dict(tree[verb]["demo"])
+    tree["table"]["demo-two"]["evals"] = ["demo-maskdit-guided"]
+    tree["evaluate"]["demo-maskdit-guided"] = {**tree["evaluate"]["demo-maskdit-guided"], "bench": "demo-two"}
+    for verb in ("table", "curves", "efficiency", "strip"):
+        tree[verb]["demo"]["evals"] = ["demo-dit-plain"]
+    tree["report"]["demo"]["grids"] = ["demo-dit", "demo-dit"]
+    validate(tree)
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("verb", "key", "field", "line"),
+    [
+        ("finetune", "demo-maskdit", "dataset", "finetune.demo-maskdit.dataset: pretrain.demo-maskdit has demo"),
+        ("sample", "demo-dit-plain", "vae", "sample.demo-dit-plain.vae: the run demo-dit has demo"),
+        ("evaluate", "demo-dit-plain", "dataset", "evaluate.demo-dit-plain.dataset: the run demo-dit has demo"),
+        ("evaluate", "demo-dit-plain", "bench", "table.demo.evals: 'demo-dit-plain' belongs to bench demo-two"),
+    ],
+)
+def test_two_data_sets_never_mix(twins, verb, key, field, line):
+    twins[verb][key] = {**twins[verb][key], field: "demo-two"}
+    with pytest.raises(UserError) as refusal:
+        validate(twins)
+    assert str(refusal.value) == f"params.yaml: {line}"
+
+
+@pytest.fixture
+def theirs(tree):
+    """A sample of released weights, in place of the finetuned run's."""
+    entry = {"url": "https://example.org/x.pt", "sha256": None, "format": "upstream", "vae": "demo", "dataset": "demo", "step": 7}
+    tree["released"]["demo-theirs"] = entry
+    changes = {"run": "demo-theirs", "phase": "released"}
+    tree["sample"]["demo-maskdit-guided"] = {**tree["sample"]["demo-maskdit-guided"], **changes}
+    return tree
+
+
+def test_released_weights_are_sampled_without_a_training(theirs):
+    params = validate(theirs)
+    assert params.upstream("sample", "demo-maskdit-guided") == {"released/demo-theirs", "vae/demo"}
+    assert params.upstream("released", "demo-theirs") == {"vae/demo"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("released.demo-theirs.url", "http://example.org/x.pt", "released.demo-theirs.url"),
+        ("released.demo-theirs.sha256", "abc", "released.demo-theirs.sha256"),
+        ("released.demo-theirs.vae", "demi", "released.demo-theirs.vae: vae has no entry 'demi'; did you mean 'demo'?"),
+        ("released.demo-theirs.dataset", "demi", "released.demo-theirs.dataset: reference has no entry 'demi'"),
+        ("sample.demo-maskdit-guided.run", "demo-their", "run: released has no entry 'demo-their'; did you mean 'demo-theirs'?"),
+        ("sample.demo-maskdit-guided.phase", "pretrain", "run: pretrain has no entry 'demo-theirs'"),
+        ("sample.demo-maskdit-guided.step", 8, "step: 8 is no milestone of released.demo-theirs (7,)"),
+        ("evaluate.demo-maskdit-guided.dataset", "demo-two", "dataset: the run demo-theirs has demo"),
+        ("sample.demo-maskdit-guided.vae", "demo-two", "vae: the run demo-theirs has demo"),
+    ],
+)
+def test_a_mistake_about_released_weights_is_refused(theirs, key, value, line):
+    for verb in ("vae", "reference"):
+        theirs[verb]["demo-two"] = theirs[verb]["demo"]
+    verb, entry, field = key.split(".")
+    theirs[verb][entry] = {**theirs[verb][entry], field: value}
+    with pytest.raises(UserError) as refusal:
+        validate(theirs)
+    assert line in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_entry_without_sha256_says_so(theirs):
+    del theirs["released"]["demo-theirs"]["sha256"]
+    with pytest.raises(UserError, match=r"released\.demo-theirs\.sha256: missing"):
+        validate(theirs)
+
+
+@pytest.mark.parametrize(("verb", "key"), [("finetune", "another-maskdit"), ("fetch", "demonstration")])
+def test_a_key_begins_with_its_benchmark(tree, verb, key):
+    tree[verb][key] = next(iter(tree[verb].values()))
+    with pytest.raises(UserError, match=rf"{verb}\.{key}"):
+        validate(tree)
+
+
+@pytest.mark.parametrize(
+    ("place", "old", "new"),
+    [(["pretrain", "demo-dit"], "mask_ratio", "mask_ratoi"), ([], "vae", "vea")],
+)
+def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_out(tree, place, old, new):
+    entry = tree
+    for part in place:
+        entry[part] = entry = dict(entry[part])
+    entry[new] = entry.pop(old, 1)
+    with pytest.raises(UserError, match=rf"{'.'.join([*place, new])}: unknown key; did you mean '{old}'"):
+        validate(tree)
+
+
+def test_an_entry_that_is_asked_for_and_missing_names_the_nearest(tree):
+    with pytest.raises(UserError, match="sample has no entry 'demo-dit-plane'; did you mean 'demo-dit-plain'"):
+        validate(tree).entry("sample", "demo-dit-plane")

@@ -1,0 +1,119 @@
+"""When MaskDiT reaches DiT's quality: against a closed form, with an interval over seeds, and what cannot be said."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_report import record, rows_of
+
+from maskdit.config.reporting import Curves
+from maskdit.reporting.crossing import crossings, interval, reach
+from maskdit.reporting.curves import curves
+
+SPENT = np.array([1.0, 10.0, 100.0])
+
+
+def frame(seeds, shift=0.5, noise=0.0):
+    """Two models whose quality is 30 - 10 log10 of what was spent, MaskDiT's as if it had spent 1/shift times as much."""
+    rows, chance = [], np.random.default_rng(1)
+    for model, factor in (("DiT", 1.0), ("MaskDiT", 1 / shift)):
+        for seed in range(seeds):
+            for point, hours in enumerate(SPENT):
+                quality = 30 - 10 * math.log10(hours * factor) + noise * chance.normal()
+                rows.append({"series": model, "model": model, "seed": seed, "point": point, "hours": hours, "fid": quality})
+    return pd.DataFrame(rows)
+
+
+def test_a_curve_that_is_straight_in_the_logarithm_is_crossed_where_it_says():
+    rows = list(crossings(frame(1), ["hours"], "fid"))
+    assert [row["status"] for row in rows] == ["before the first milestone", "reached", "reached"]
+    assert [row["ratio"] for row in rows[1:]] == pytest.approx([0.5, 0.5])
+    assert [row["reached"] for row in rows[1:]] == pytest.approx([5, 50])
+    assert rows[1]["interval"] == "one seed, no interval"
+    assert (rows[1]["low"], rows[1]["high"]) == (None, None)
+    assert rows[0]["ratio"] == 1, "no more is known than that the first milestone is better already"
+    assert rows[2]["reads"] == "MaskDiT has fid 10 at 50 hours, in 0.5 times what DiT needs"
+
+
+def test_what_is_never_reached_is_not_extrapolated():
+    rows = list(crossings(frame(1, shift=2.0), ["hours"], "fid"))
+    assert [row["status"] for row in rows] == ["reached", "reached", "not reached"]
+    assert (rows[2]["ratio"], rows[2]["reached"]) == (None, None)
+
+
+def test_the_first_crossing_counts_and_a_milestone_itself_is_exact():
+    quality = np.array([9.0, 5.0, 7.0, 3.0])
+    assert reach(np.array([1.0, 2, 3, 4]), quality, 5.0) == 2
+    assert reach(np.array([1.0, 2, 3, 4]), quality, 9.0) == 1
+    assert reach(np.array([1.0, 2, 3, 4]), quality, 2.0) == math.inf
+
+
+def test_the_interval_over_seeds_holds_the_truth_and_narrows_with_less_noise():
+    widths = []
+    for noise in (0.6, 0.06):
+        row = list(crossings(frame(5, noise=noise), ["hours"], "fid"))[1]
+        assert row["low"] < 0.5 < row["high"]
+        assert row["low"] <= row["ratio"] <= row["high"]
+        assert row["seeds"] == "5 and 5"
+        widths.append(row["high"] - row["low"])
+    assert widths[1] < widths[0] / 5
+
+
+def test_an_interval_says_whether_trainings_were_repeated_or_samplings_only():
+    rows = frame(3, noise=0.1)
+    for seeds, kind in ((rows["seed"].astype(str) + "/0", "training"), ("0/" + rows["seed"].astype(str), "sampling only")):
+        row = next(crossings(rows.assign(seed=seeds), ["hours"], "fid"))
+        assert row["interval"] == f"95 % of 1000 bootstrap samples over seeds of {kind}"
+
+
+def test_an_interval_may_be_open_and_needs_two_seeds_of_both():
+    spent = np.tile([1.0, 10.0], (3, 1))
+    ours = (spent, np.array([[9.0, 4.0], [9.0, 4.0], [9.0, 8.0]]))
+    theirs = (spent, np.array([[9.0, 5.0]] * 3))
+    low, high = interval(ours, theirs, 1)
+    assert low < 1 < high == math.inf
+    assert interval((ours[0][:1], ours[1][:1]), theirs, 1) is None
+
+
+def test_curves_write_crossings_bands_cost_and_marked_published_points(tmp_path):
+    for seed in range(2):
+        for step, fid in ((2, 30.0), (4, 20.0)):
+            record(
+                tmp_path,
+                f"dit-{seed}-{step}",
+                step=step,
+                metrics={"fid": fid + seed},
+                run={"decoder": None},
+                seed=seed,
+                guidance=1.0,
+            )
+            name = f"mask-{seed}-{step}"
+            record(tmp_path, name, "MaskDiT", step=step, metrics={"fid": fid - 5 + seed}, run={}, seed=seed, guidance=1.0)
+    evals = tuple(f"{model}-{seed}-{step}" for model in ("dit", "mask") for seed in range(2) for step in (2, 4))
+    config = Curves(title="T", published=("in256", "in256-milestones"), price_per_device_hour=3.0, evals=evals)
+    curves(config, metrics=tmp_path, out=tmp_path / "c.csv")
+    rows = rows_of(tmp_path / "c.csv")
+    ours = [row for row in rows if row["phase"] == "pretrain"]
+    assert {(row["series"], row["seed"]) for row in ours} == {
+        (model, f"{seed}/0") for model in ("DiT", "MaskDiT") for seed in (0, 1)
+    }
+    assert all(float(row["cost"]) == 3 * float(row["device_hours"]) for row in ours)
+    theirs = {(row["eval"], row["steps"]) for row in rows if row["phase"] in ("published", "reported")}
+    assert {("DiT-XL/2", "400000.0"), ("DiT-XL/2", "7000000.0"), ("MaskDiT", "2037500.0")} <= theirs
+    assert not any(name.endswith("-G") for name, _ in theirs), "of another guidance"
+    crossed = rows_of(tmp_path / "c_crossing.csv")
+    assert {row["axis"] for row in crossed} == {"steps", "images", "tflop", "device_hours", "cost"}
+    assert all(float(row["low"]) <= float(row["ratio"]) <= float(row["high"]) for row in crossed if row["status"] == "reached")
+    text = (tmp_path / "c.svg").read_text()
+    assert "PolyCollection" in text or "FillBetween" in text
+
+
+def test_two_recipes_of_one_model_are_two_curves(tmp_path):
+    for name, ratio in (("half", 0.5), ("more", 0.75)):
+        for step in (2, 4):
+            record(tmp_path, f"{name}-{step}", "MaskDiT", step=step, run={"mask_ratio": ratio})
+    evals = tuple(f"{name}-{step}" for name in ("half", "more") for step in (2, 4))
+    curves(Curves(title="T", evals=evals), metrics=tmp_path, out=tmp_path / "c.csv")
+    assert {row["series"] for row in rows_of(tmp_path / "c.csv")} == {"MaskDiT half-2", "MaskDiT more-2"}
+    assert rows_of(tmp_path / "c_crossing.csv") == [], "there is no DiT"

@@ -1,0 +1,408 @@
+"""The report: what it shows is what the files say, in a real browser, from nothing but the one file."""
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from browser import CHROMIUM, browser
+from maskdit.artifacts.atomic import write_json
+from maskdit.artifacts.compute_log import LEDGER, append
+from maskdit.artifacts.manifest import Origin, publishing
+from maskdit.config.base import UserError
+from maskdit.config.graph import study
+from maskdit.config.load import load
+from maskdit.reporting.crossing import reach
+from maskdit.reporting.dag import draw, heights, spread
+from maskdit.reporting.report.page import rows_of, short, table, waterfall
+from maskdit.reporting.report.report import ahead, at, drawn, report
+from project import ROOT, TOY, edit
+
+HOSTILE = "</title><script>document.title = 'mine'</script><img src=x onerror=alert(1)> <!--data--> & \\\"quotes\\\""
+SHOWN = "</title><script>document.title = 'mine'</script><img src=x onerror=alert(1)> <!--data--> & \"quotes\""
+CURVES = """eval,model,phase,step,images,seconds,tflop,guidance,fd_mobilenet
+demo-dit-2,DiT,pretrain,2,1000,36.0,1.5,2.0,300.123456789
+demo-dit-4,DiT,pretrain,4,2000,72.5,3.0,2.0,150.5
+demo-maskdit-2,MaskDiT,pretrain,2,1000,20.25,0.8,2.0,280.75
+demo-maskdit-4,MaskDiT,finetune,4,2000,40.0,1.6,2.0,200.0625
+"""
+TABLE = """eval,model,phase,fd_mobilenet,probe_accuracy
+demo-dit-plain,DiT,pretrain,150.5,0.48047
+demo-maskdit-guided,not run,,,
+</script><b>hostile</b>,DiT,pretrain,20.123456789,0.5
+"""
+CLAIMS = "claim,says,verdict\nfaster,a step is cheaper,REPRODUCED\nbetter,as good,NOT RUN\nsmaller,it is,REPRODUCED\n"
+CROSSING = (
+    "axis,status,reads\nsteps,reached,of steps\nseconds,reached,of early\nseconds,reached,<of late>\nseconds,not reached,of never\n"
+)
+WATERFALL = "step,from,to,ratio\nmasking,a,b,1.6457976\nprecision,b,c,0.9\nall together,a,c,1.48\n"
+BENCH = "pair,slow,fast,ratio,verdict,machine\none,a,b,1.5,met,a machine\n"
+
+
+def made(home, commit="c" * 40, name="demo-dit-plain"):
+    """A record of an evaluation, with its manifest and that of the images behind it."""
+    params = load(TOY)
+    fetch = params.fetch["demo"].model_dump(mode="json")
+    with publishing(home / "artifacts" / "raw" / "demo", "fetch/demo", fetch, {}) as place:
+        (place / "x").write_text("images")
+    manifest = home / "artifacts" / "raw" / "demo" / "manifest.json"
+    tree = json.loads(manifest.read_text())
+    tree["made"]["commit"] = commit
+    write_json(manifest, tree)
+    ancestors = {"fetch/demo": Origin(fetch, tree["lineage"]["fetch/demo"]["digest"])}
+    entry = params.evaluate[name].model_dump(mode="json")
+    with publishing(home / "results" / "metrics" / "demo" / f"{name}.json", f"evaluate/{name}", entry, ancestors) as place:
+        write_json(place, {"metrics": {}})
+    return tree["lineage"]["fetch/demo"]["digest"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A study with everything in it, and a title that would be markup."""
+    home = tmp_path_factory.mktemp("study")
+    (home / "params.yaml").write_bytes(TOY.read_bytes())
+    first = "    title: {}\n    evals:\n      - demo-dit-plain"
+    edit(home / "params.yaml", first.format("Toy"), first.format(f'"{HOSTILE}"'))
+    edit(home / "params.yaml", "bench: {}", "bench: " + bench())
+    (home / "results").mkdir()
+    files = {"curves_demo": CURVES, "table_demo": TABLE, "claims": CLAIMS, "bench_cpu": BENCH, "bench_cpu_waterfall": WATERFALL}
+    files["curves_demo_crossing"] = CROSSING
+    for name, text in files.items():
+        (home / "results" / f"{name}.csv").write_text(text)
+    for name in ("curves_demo", "grid_demo-dit"):  # and no grid_demo-maskdit
+        Image.new("RGB", (40, 20), "red").save(home / "results" / f"{name}.png")
+    digest = made(home)
+    for node, code, end in (("fetch/demo", 143, None), ("fetch/demo", 0, digest), ("fetch/other", 0, None)):
+        verb, key = node.split("/")
+        spent = {"seconds": 1.5, "device_seconds": 3.0, "peak_memory": 5e6, "slurm_job": "777", "attempt": 1}
+        append({"verb": verb, "key": key, **spent, "exit": code, "digest": end}, home / LEDGER)
+    return home
+
+
+def bench():
+    """The study's benchmark on one line: only its key is looked at."""
+    from ruamel.yaml import YAML
+
+    yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
+    yaml.default_flow_style, yaml.width = True, 10**6
+    yaml.dump(YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())["bench"], stream)
+    return stream.getvalue().strip()
+
+
+@pytest.fixture(scope="module")
+def html(home):
+    """Its report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        config = load().report["demo"]
+        report(config, results=home / "results", out=home / "results" / "report_demo.html")
+    return home / "results" / "report_demo.html"
+
+
+def test_a_report_waits_for_no_torch_and_is_written_by_its_command(home, tmp_path):
+    home = shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    program = "import sys; from maskdit.cli import main; code = main(['report', 'demo', '--out', 'results/other.html'])\n"
+    program += "assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules); sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=home, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (home / "results" / "other.html").stat().st_size > 10_000
+
+
+def test_nothing_that_a_file_says_becomes_markup_and_no_address_is_in_the_page(html):
+    tags: list[tuple[str, dict[str, str | None]]] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
+    text = html.read_text()
+    parser.feed(text)
+    names = [tag for tag, _ in tags]
+    assert (names.count("script"), names.count("b")) == (2, 0)
+    assert unescape(re.search(r"<h1>(.*?)</h1>", text, re.S)[1]) == SHOWN
+    addresses = [attributes[name] for _, attributes in tags for name in ("src", "href") if name in attributes]
+    assert len(addresses) > 10
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    assert not any(name.startswith("on") or name == "style" for _, attributes in tags for name in attributes)
+    assert not re.search(r"\beval\(|\bFunction\(|@import|url\((?!data:)", text)
+    assert "default-src 'none'" in text
+
+
+def test_what_was_not_run_and_what_failed_is_told(html):
+    text = html.read_text()
+    assert "not run: grid_demo-maskdit.png is not there" in text
+    assert "Of 3 claims: 2 REPRODUCED, 1 NOT RUN." in text
+    assert "evaluate/demo-maskdit-guided" in re.search(r"Not run: (.*?)\.</li>", text)[1]
+    assert "fetch/demo, attempt 1, , Slurm job 777: SIGTERM (exit code 143) after 1.5 s" in text
+    assert '<tr class=absent><th scope="row">demo-maskdit-guided</th><td>not run</td>' in text
+
+
+def test_the_summary_compares_what_the_same_budget_pays_for(html):
+    text = html.read_text()
+    assert re.findall(r"<li>(of \w+|&lt;of late&gt;)\.</li>", text) == ["&lt;of late&gt;", "of never"], "the last that is reached"
+    between = 300.123456789 - 149.623456789 * math.log(40 / 36) / math.log(72.5 / 36)
+    best = "MaskDiT has the best fd_mobilenet, read off the curves"
+    assert f"After 40 seconds of training {best}: MaskDiT 200.06, DiT {between:.5g}." in text
+    assert "After 2000 training images DiT has the best fd_mobilenet, read off the curves: DiT 150.5, MaskDiT 200.06." in text
+
+
+def test_curves_of_several_seeds_prices_and_published_points_are_drawn_by_their_columns():
+    text = "eval,series,model,phase,seed,steps,seconds,device_hours,cost,fid\n"
+    text += "a,DiT,DiT,pretrain,0/0,7,3600,8.0,16.0,9.5\na2,DiT,DiT,pretrain,1/0,7,3600,8.0,16.0,9.0\n"
+    text += "b,MaskDiT,MaskDiT,pretrain,0/0,7,1800,4.0,8.0,9.25\nADM,ADM (published),,published,,,,,,3.94\nnone,DiT,DiT,,,,,,,\n"
+    found = drawn(list(csv.DictReader(io.StringIO(text))))
+    assert found["quality"] == "fid"
+    assert found["hours"] == ["device_hours", 1.0]
+    assert [name for name, *_ in found["axes"]] == ["steps", "seconds", "device_hours", "cost"]
+    points = found["points"]
+    assert [(each["series"], each["seed"], each["ours"]) for each in points][1:] == [
+        ("DiT", "1/0", True),
+        ("MaskDiT", "0/0", True),
+        ("ADM (published)", "", False),
+    ]
+    told = "After 8 euros MaskDiT has the best fid, read off the curves: MaskDiT 9.25, DiT no milestone yet."
+    assert ahead(points, "cost", "euros", "fid") == told
+    assert "fid, read off the curves: DiT 9.25, MaskDiT 9.25." in ahead(points, "steps", "steps", "fid"), "the mean of its seeds"
+
+
+@pytest.mark.parametrize("wanted", [300.0, 260.0, 200.0, 199.0, 150.0])
+def test_a_budget_is_read_off_a_curve_as_its_crossings_are(wanted):
+    spent, quality = np.array([10.0, 40.0, 100.0]), np.array([300.0, 200.0, 150.0])
+    spots = list(zip(spent, quality, strict=True))
+    assert at(spots, reach(spent, quality, wanted)) == pytest.approx(wanted)
+    assert (math.isnan(at(spots, 9.9)), at(spots, 1e3)) == (True, 150.0)
+
+
+def test_provenance_joins_the_manifest_with_the_ledger(html):
+    row = re.search(r'<tr><th scope="row">fetch/demo</th>(.*?)</tr>', html.read_text(), re.S)[1]
+    assert f'title="{"c" * 40}"' in row
+    assert "python 3" in row
+    for value in ("1.5", "3.0", "5.0", "777"):
+        assert f'<data value="{value}">' in row
+    sums = re.search(r'<tr><th scope="row">this study</th>(.*?)</tr>', html.read_text())[1]
+    assert re.findall(r'value="([\d.]+)"', sums) == ["2", "1", "3.0", "6.0", "5.0"]
+
+
+def test_artifacts_of_two_commits_are_refused_in_a_line_that_names_both(home, tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_bytes(TOY.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path, "a" * 40)
+    config = load().report["demo"]
+    assert config.mixed
+    report(config, results=tmp_path / "results", out=tmp_path / "r.html")
+    with pytest.raises(UserError) as error:
+        report(config.model_copy(update={"mixed": False}), results=tmp_path / "results", out=tmp_path / "s.html")
+    assert "artifacts/raw/demo was made at commit aaaaaaaaaaaa, " in str(error.value)
+    assert "demo-dit-plain.json at " in str(error.value)
+    assert "set report.demo.mixed: true" in str(error.value)
+    assert not (tmp_path / "s.html").exists()
+
+
+def test_a_study_of_which_nothing_was_run_has_a_report_that_says_so(tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_bytes(TOY.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    report(load().report["demo"], results=tmp_path / "results", out=tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    for name in ("table_demo.csv", "curves_demo.csv", "claims.csv", "grid_demo-dit.png"):
+        assert f"not run: {name} is not there" in text
+    assert "No ledger is here" in text
+
+
+@pytest.mark.parametrize(
+    ("exact", "seen"),
+    [("606.3707976039036", "606.37"), ("1876880", "1876880"), ("0.0012345678", "0.0012346"), ("1.0", "1.0"), ("1e-05", "1e-05")],
+)
+def test_a_number_is_shortened_and_its_exact_value_kept(exact, seen):
+    assert short(exact) == seen
+    assert f'<data value="{exact}">{seen}</data>' in table([{"name": "x", "value": exact}], "T")
+
+
+@pytest.mark.parametrize("bench", ["demo", "in256", "in512"])
+def test_the_graph_has_each_ancestor_once_and_no_two_boxes_in_one_place(bench):
+    edges = study(load(ROOT / "params.yaml"), f"report/{bench}")
+    svg = draw(edges, dict.fromkeys(edges, "made"), bench)
+    assert svg.count("<rect") == len(edges)
+    places = re.findall(r'<rect x="(\d+)" y="([\d.]+)"', svg)
+    assert len(set(places)) == len(edges)
+    assert min(heights(edges).values()) == 0
+    params = load(ROOT / "params.yaml")
+    assert {f"evaluate/{name}" for name, entry in params.evaluate.items() if entry.bench == bench} <= set(edges)
+
+
+def test_places_are_kept_where_they_are_apart_and_moved_alike_where_not():
+    assert spread([0.0, 2.0, 5.0]) == [0.0, 2.0, 5.0]
+    assert spread([1.0, 1.0]) == [0.5, 1.5]
+    assert spread([0.0, 0.0, 0.5, 9.0]) == pytest.approx([-5 / 6, 1 / 6, 7 / 6, 9.0])
+
+
+def test_a_waterfall_is_drawn_where_a_step_made_it_slower(html):
+    svg = waterfall(list(csv.DictReader(io.StringIO(WATERFALL))), "Speed")
+    bars = [(float(x), float(width)) for x, width in re.findall(r'<rect class="\w+" x="([\d.]+)%" y="\d+" width="([\d.]+)%"', svg)]
+    assert bars[0][0] == bars[2][0] == 0
+    assert bars[1][0] == pytest.approx(bars[2][1], abs=0.2), "the slower step goes back to where all together ends"
+    assert bars[0][1] == pytest.approx(sum(bars[1]), abs=0.02)
+
+
+def test_the_script_is_short_and_plain():
+    script = (ROOT / "src" / "maskdit" / "reporting" / "report" / "report.js").read_text()
+    assert len(script.splitlines()) < 300
+    assert not re.search(r"\beval\(|innerHTML|document\.write|import\b|fetch\(|https?://(?!www\.w3\.org/2000/svg)", script)
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def tab(html, tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    with browser(tmp_path_factory.mktemp("profile")) as page:
+        page.html = html
+        yield page
+
+
+@pytest.fixture
+def page(tab):
+    tab.open(tab.html, 1200, 900)
+    yield tab
+    assert tab.complaints() == []
+    assert tab.requests() == [tab.html.as_uri()], "nothing but the file is asked for"
+
+
+def cells(page, file):
+    """A table as the browser has it."""
+    read = "[...row.cells].map((cell) => cell.querySelector('data')?.value ?? cell.textContent)"
+    return page.ask(f"[...document.querySelector('[data-file=\"{file}\"]').rows].map((row) => {read})")
+
+
+@pytest.mark.parametrize("name", ["table_demo", "curves_demo", "claims", "bench_cpu_waterfall"])
+def test_the_figures_on_the_page_are_those_of_the_files(name, page, home):
+    rows = list(csv.reader(io.StringIO((home / "results" / f"{name}.csv").read_text())))
+    assert cells(page, f"{name}.csv") == rows
+
+
+def test_the_chart_draws_each_point_of_the_file_and_follows_its_axes(page, home):
+    seen = "[...document.querySelectorAll('.mark[data-eval]')].map((mark) => [mark.dataset.eval, mark.dataset.value])"
+    points = sorted([row["eval"], row["fd_mobilenet"]] for row in rows_of(home / "results" / "curves_demo.csv"))
+    assert sorted(page.ask(seen)) == points
+    before = page.ask("document.getElementById('plot').getAttribute('aria-label')")
+    assert before.startswith("fd_mobilenet against training images")
+    for control, value in (("axis", "seconds"), ("across", "log"), ("up", "log")):
+        change(page, control, value, "change")
+        assert sorted(page.ask(seen)) == points
+    assert "against training time (s)" in page.ask("document.getElementById('plot').getAttribute('aria-label')")
+    where = page.ask("[...document.querySelectorAll('.mark[data-eval]')].map((m) => m.getAttribute('transform').match(/[\\d.]+/g))")
+    assert all(0 < float(number) < 1200 for pair in where for number in pair)
+
+
+def change(page, control, value, event):
+    """Set a control as a person does."""
+    page.ask(f"((it) => {{it.value = '{value}'; it.dispatchEvent(new Event('{event}'));}})(document.getElementById('{control}'))")
+
+
+def slide(page, place):
+    """The winner's evaluation, and the words, with the slider at a place."""
+    change(page, "slider", place, "input")
+    return page.ask("[document.getElementById('winner').dataset.eval, document.getElementById('winner').textContent]")
+
+
+def test_the_slider_moves_the_winner(page):
+    assert slide(page, 200) == ["demo-dit-4", "DiT wins: fd_mobilenet 150.5 (demo-dit-4, after 1.21 device-minutes)"]
+    hours = 16.2 * (72.5 / 16.2) ** (180 / 200)
+    between = 300.123456789 - 149.623456789 * math.log(hours / 36) / math.log(72.5 / 36)
+    told = f"DiT wins: fd_mobilenet {between:.5g} (between demo-dit-2 and demo-dit-4)"
+    assert slide(page, 180) == ["demo-dit-2", told], "it is ahead before its milestone is reached"
+    assert slide(page, 130)[0] == "demo-maskdit-4"
+    assert slide(page, 60)[0] == "demo-maskdit-2"
+    assert slide(page, 0) == ["", "No milestone is known within it"]
+    assert page.ask("document.getElementById('slider').getAttribute('aria-valuetext')").startswith("16.2 device-seconds")
+
+
+def test_of_several_seeds_the_budget_takes_the_mean(page):
+    page.ask(
+        "data.points.push({...data.points.find((point) => point.eval === 'demo-dit-4'), eval: 'other', seed: '1/0', y: '200.5'})"
+    )
+    told = "DiT wins: fd_mobilenet 175.5 (demo-dit-4, after 1.21 device-minutes; mean of 2 seeds)"
+    assert slide(page, 200) == ["demo-dit-4", told]
+    assert slide(page, 190)[0] == "demo-maskdit-4", "a seed without a milestone has no place in a mean"
+
+
+def test_everything_is_reached_by_keys_in_the_order_of_the_page(page):
+    order = []
+    for _ in range(200):
+        page.press("Tab")
+        seen = page.ask(
+            "(() => {const a = document.activeElement; const box = a.getBoundingClientRect(); const style = getComputedStyle(a);"
+            "return a === document.body ? null : [a.id ? '#' + a.id : a.textContent.slice(0, 20) || a.ariaLabel, box.top + scrollY,"
+            "parseFloat(style.outlineWidth), a.closest('nav, .skip') !== null]})()"
+        )
+        if seen is None or (order and seen == order[0]):
+            break
+        order.append(seen)
+    names = [name for name, *_ in order]
+    assert names[0] == "Skip to the results"
+    controls = ["#axis", "#across", "#up", "#plot", "#slider"]
+    assert [name for name in names if name in controls] == controls
+    assert all(width >= 2 for _, _, width, _ in order), "the focus is seen wherever it is"
+    sections = page.ask("[...document.querySelectorAll('section')].map((section) => section.getBoundingClientRect().top + scrollY)")
+    reached = [max((place for place, top in enumerate(sections) if top <= y), default=0) for _, y, _, bar in order if not bar]
+    assert reached == sorted(reached)
+    assert len(set(reached)) >= 7
+
+
+def test_arrow_keys_read_the_points_of_the_chart(page):
+    page.ask("document.getElementById('plot').focus()")
+    page.press("ArrowRight")
+    first = page.ask("document.getElementById('told').textContent")
+    page.press("ArrowLeft")
+    last = page.ask("document.getElementById('told').textContent")
+    assert re.fullmatch(r"(DiT|MaskDiT), demo-\w+-2, pretrain: fd_mobilenet (300.12|280.75) at 1000 training images", first)
+    assert last.endswith("at 2000 training images")
+
+
+def test_tables_are_sorted_by_any_column_and_empty_cells_stay_last(page):
+    press = "document.querySelectorAll('[data-file=\"table_demo.csv\"] thead button')[3].click()"
+    column = "[...document.querySelectorAll('[data-file=\"table_demo.csv\"] tbody tr')].map((r) => r.cells[3].textContent)"
+    orders = []
+    for _ in range(2):
+        page.ask(press)
+        orders.append(page.ask(column))
+    assert orders == [["20.123", "150.5", ""], ["150.5", "20.123", ""]]
+    assert page.ask("document.querySelector('[data-file=\"table_demo.csv\"] [aria-sort]').ariaSort") == "descending"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+def test_no_page_scrolls_sideways_and_its_text_has_contrast(width, dark, page, tmp_path):
+    page.open(page.html, width, 800, dark)
+    assert page.ask("document.documentElement.scrollWidth") <= width
+    outside = "[...document.querySelectorAll('main *')].filter((each) => !each.closest('.wide'))"
+    assert page.ask(f"{outside}.filter((each) => each.getBoundingClientRect().right > innerWidth + 1).length") == 0
+    colours = page.ask(
+        "['color', 'backgroundColor'].map((name) => getComputedStyle(document.body)[name].match(/\\d+/g).map(Number))"
+    )
+    ink, ground = (
+        sum(weight * (part / 255) ** 2.2 for weight, part in zip((0.2126, 0.7152, 0.0722), each, strict=False)) for each in colours
+    )
+    assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) > 7
+    assert (ground < 0.1) == dark
+    page.picture(tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.size == (width, 800)
+
+
+def test_on_paper_nothing_is_cut_off(page):
+    page.call("Emulation.setEmulatedMedia", media="print")
+    page.call("Emulation.setDeviceMetricsOverride", width=1030, height=700, deviceScaleFactor=1, mobile=False)  # A4 across
+    try:
+        assert page.ask("document.documentElement.scrollWidth") <= 1030
+        assert page.ask("getComputedStyle(document.querySelector('nav')).display") == "none"
+    finally:
+        page.call("Emulation.setEmulatedMedia", media="")

@@ -1,0 +1,173 @@
+"""precision: auto: what it becomes, where that is kept, and that what it was begun in it ends in."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from maskdit.artifacts.manifest import inputs_of, lineage
+from maskdit.cli import main
+from maskdit.config.base import UserError
+from maskdit.config.load import load
+from maskdit.model import checkpoint
+from maskdit.reporting.records import demand_alike
+from maskdit.runtime import device
+from maskdit.runtime.device import native, settled
+
+RELEASE = Path(__file__).parents[1] / "release" / "0.1.0"
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+PLAIN: dict[str, Any] = {"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((7, 0), "fp16"), ((6, 1), "fp32")]
+)
+def test_a_gpu_computes_in_what_its_tensor_cores_have(
+    capability: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: capability)
+    assert native(GPU) == precision
+
+
+@pytest.mark.parametrize(
+    ("known", "precision"),
+    [(PLAIN, "fp32"), ({}, "fp32"), (PLAIN | {"avx512_bf16": True}, "bf16"), (PLAIN | {"amx_bf16": True}, "bf16")],
+)
+def test_a_cpu_computes_in_bf16_only_with_the_instructions_for_it(
+    known: dict[str, Any], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert native(CPU) == precision
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that says in what this machine is to compute without emulation."""
+    monkeypatch.setattr(device, "PRECISION", None)
+
+    def be(precision: str) -> None:
+        monkeypatch.setattr(device, "native", lambda where: precision)
+
+    return be
+
+
+def test_what_is_written_out_is_obeyed_with_one_loud_line_where_it_is_emulated(
+    fast: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fast("fp32")
+    assert settled("bf16", CPU) == "bf16"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "precision bf16 is emulated on this device, and several times slower than fp32" in said
+    for mine, precision in (("bf16", "bf16"), ("fp32", "fp32"), ("bf16", "fp32")):
+        fast(mine)
+        assert settled(precision, CPU) == precision
+    assert capsys.readouterr().err == ""
+
+
+def test_who_comes_later_takes_what_the_first_has_settled(fast: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fast("fp32")
+    assert settled("auto", CPU, tmp_path) == "fp32"
+    fast("bf16")
+    assert settled("auto", CPU, tmp_path) == "fp32"
+    assert capsys.readouterr().err == "", "fp32 is slow nowhere"
+    assert [path.name for path in tmp_path.iterdir()] == ["precision"]
+
+
+def test_a_step_that_does_not_scale_its_loss_takes_no_fp16(fast: Any, tmp_path: Path) -> None:
+    fast("fp16")
+    assert settled("auto", GPU, scaled=False) == "fp32"
+    assert settled("auto", GPU) == "fp16"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small study whose trainings and samples have precision: auto."""
+    shutil.copytree(RELEASE / "made", tmp_path / "artifacts")
+    shutil.copytree(RELEASE / "data", tmp_path / "data")
+    shutil.rmtree(tmp_path / "artifacts" / "runs")
+    milestones(tmp_path, "[10]")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def milestones(home: Path, steps: str) -> None:
+    """Write params.yaml with a pretraining of so many steps."""
+    text = (RELEASE / "params.yaml").read_text().replace("precision: fp32", "precision: auto")
+    (home / "params.yaml").write_text(text.replace("milestones: [10, 20]", f"milestones: {steps}").replace("step: 20", "step: 10"))
+
+
+RUN = "artifacts/runs/mini-maskdit/pretrain"
+
+
+def pretrain() -> str:
+    """Train, and tell the precision of the last milestone."""
+    assert not main(["pretrain", "mini-maskdit", "--latents", "artifacts/latents/mini", "--out", RUN])
+    return checkpoint.facts(sorted(Path(RUN).glob("ema-*"))[-1])["precision"]
+
+
+@pytest.mark.parametrize(("begun", "then", "slow"), [("fp32", "bf16", False), ("bf16", "fp32", True)])
+def test_a_recipe_goes_on_in_the_precision_in_which_it_was_begun(
+    begun: str, then: str, slow: bool, fast: Any, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fast(begun)
+    assert pretrain() == begun
+    milestones(home, "[10, 20]")
+    fast(then)
+    capsys.readouterr()
+    assert pretrain() == begun
+    said = capsys.readouterr().err
+    assert "going on from step 10" in said
+    assert ("in which this was begun, is emulated on this device" in said) == slow
+
+
+def test_the_manifest_tells_what_auto_became_and_auto_takes_it_as_current(fast: Any, home: Path) -> None:
+    fast("bf16")
+    pretrain()
+    assert json.loads(Path(RUN, "manifest.json").read_text())["lineage"]["pretrain/mini-maskdit"]["config"]["precision"] == "bf16"
+    fast("fp32")
+    assert lineage(inputs_of(Path(RUN)), load())
+    where = home / "params.yaml"
+    where.write_text(re.sub(r"(pretrain:.*?)precision: auto", r"\1precision: fp32", where.read_text(), count=1, flags=re.S))
+    with pytest.raises(UserError, match=r'made with precision "bf16", params\.yaml says "fp32"'):
+        lineage(inputs_of(Path(RUN)), load())
+
+
+def test_samples_are_drawn_in_one_precision_which_their_protocol_tells(fast: Any, home: Path) -> None:
+    fast("fp32")
+    pretrain()
+    out = "artifacts/samples/mini-maskdit"
+    words = ["sample", "mini-maskdit", "--run", RUN, "--vae", "artifacts/vae/mini", "--out", out]
+    assert not main([*words, "--part", "1/2"])
+    fast("bf16")
+    assert not main(words)
+    index = json.loads(Path(out, "index.json").read_text())
+    assert index["protocol"]["precision"] == "fp32"
+    assert index["checkpoint"]["arithmetic"]["threads"] == 1
+
+
+def record(**facts: Any) -> dict[str, Any]:
+    """A record of which only the training is told."""
+    precision, threads, device = (facts.get(name) for name in ("precision", "threads", "device"))
+    return {"checkpoint": {"precision": precision, "arithmetic": device and {"device": device, "threads": threads}}}
+
+
+ALIKE = {"precision": "fp32", "threads": 2, "device": "cpu"}
+
+
+@pytest.mark.parametrize("other", [{"precision": "bf16"}, {"threads": 1}, {"device": "NVIDIA H100"}])
+def test_trainings_that_computed_otherwise_are_not_compared_in_silence(other: dict[str, Any]) -> None:
+    [(what, value)] = other.items()
+    with pytest.raises(UserError, match=f"^dit was trained with {what} {ALIKE[what]}, maskdit with {value}: train them alike"):
+        demand_alike({"dit": record(**ALIKE), "maskdit": record(**ALIKE | other)})
+
+
+def test_what_is_not_known_of_a_training_refuses_nothing() -> None:
+    gpu = {"precision": "bf16", "device": "NVIDIA H100"}
+    demand_alike(
+        {"theirs": record(), "one": record(**gpu, threads=8), "two": record(**gpu, threads=1), "old": record(precision="bf16")}
+    )

@@ -1,0 +1,223 @@
+"""A study of one's own images, from a folder to a table."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from maskdit.config import yaml_subset
+from maskdit.config.base import UserError
+from maskdit.config.load import load
+from maskdit.tools.study import inserted, study
+from project import ROOT, SNAKEMAKE, TOY, edit, nodes, project, run, says
+
+COLOURS = {"blue": (40, 60, 220), "green": (30, 190, 60), "red": (210, 40, 50)}
+
+
+def picture(name: str, seed: int) -> Image.Image:
+    """A noisy disc of a class's colour."""
+    rng = np.random.default_rng(seed)
+    high, wide = rng.integers(20, 40, 2)
+    y, x = np.mgrid[:high, :wide]
+    disc = (y - high / 2) ** 2 + (x - wide / 2) ** 2 < rng.integers(20, 90)
+    pixels = np.where(disc[..., None], COLOURS[name], 235) + rng.normal(0, 8, (high, wide, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 images of three classes: PNG and JPEG, one in CMYK, one that is a PNG by another name, one cut short."""
+    root = tmp_path_factory.mktemp("photos")
+    for place, name in enumerate(COLOURS):
+        (root / name / "more").mkdir(parents=True)
+        for number in range(80):
+            kind = random.Random(number).choice(["png", "jpg"])
+            folder = root / name / "more" if number % 10 == 0 else root / name
+            picture(name, 100 * place + number).save(folder / f"{number:03d}.{kind}")
+    picture("red", 900).convert("CMYK").save(root / "red" / "cmyk.jpg")
+    picture("red", 901).save(root / "red" / "really-a-png.jpg", format="png")
+    whole = root / "blue" / "cut.jpg"
+    picture("blue", 902).resize((200, 200)).save(whole)
+    whole.write_bytes(whole.read_bytes()[:1500])
+    return root
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the toy's params.yaml."""
+    (tmp_path / "params.yaml").write_text(TOY.read_text())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_study_is_added_and_every_line_that_was_there_stays(home: Path, photos: Path) -> None:
+    before = TOY.read_text().splitlines()
+    study("mine", photos, 16, 0.2)
+    after = (home / "params.yaml").read_text().splitlines()
+    left = iter(after)
+    assert all(line in left for line in before), "in their order"
+    params = load()
+    assert params.fetch["mine"].model_dump()["images"] == 243
+    ours, theirs = (params.pretrain[f"{name}-maskdit"].model_dump(exclude={"dataset"}) for name in ("mine", "demo"))
+    assert ours == theirs
+    assert params.upstream("sample", "mine-maskdit-guided") == {"finetune/mine-maskdit", "vae/mine"}
+
+
+SHOWN = [(TOY, {"quality"}), (ROOT / "params.yaml", {"time-256", "unmasking"})]
+
+
+@pytest.mark.parametrize(("file", "claims"), SHOWN, ids=["toy", "shipped"])
+def test_one_study_after_another_is_added_with_the_claims_that_it_can_show(
+    file: Path, claims: set[str], home: Path, photos: Path
+) -> None:
+    (home / "params.yaml").write_text(file.read_text())
+    for name in ("flowers", "birds"):
+        study(name, photos, 32, 0.1)
+    params = load()
+    for name in ("flowers", "birds"):
+        ledger = params.claims[params.report[name].ledger]
+        assert ledger.study == name
+        assert set(ledger.claims) == claims
+        for claim in ledger.claims.values():
+            named = str((claim.evidence, claim.scaled))
+            assert name in named
+            assert "demo" not in named
+
+
+@pytest.mark.pipeline
+def test_both_engines_plan_studies_that_were_added_to_the_file_that_is_shipped(photos: Path, tmp_path: Path) -> None:
+    where = project(tmp_path, ROOT / "params.yaml")
+    for name in ("flowers", "birds"):
+        says(where, "maskdit", "study", name, str(photos))
+        says(where, "maskdit", "check")
+        by_snakemake = nodes(says(where, *SNAKEMAKE, "--dry-run", f"results/report_{name}.html"))
+        by_dvc = nodes(says(where, "dvc", "repro", "--dry", "--force", f"report@{name}"))
+        assert by_snakemake == by_dvc
+        assert by_dvc > {f"fetch@{name}", f"pretrain@{name}-maskdit", f"table@{name}", f"claims@{name}-claims"}
+        assert all(node.split("@")[1].startswith(name) for node in by_dvc)
+
+
+def test_a_file_without_the_demo_is_refused_by_the_entry_that_is_missing(home: Path, photos: Path) -> None:
+    tree = yaml_subset.read(TOY.read_text())
+    (home / "params.yaml").write_text(yaml_subset.write({**tree, "report": {}}))
+    with pytest.raises(UserError, match=r"report\.demo: missing; .* restore"):
+        study("mine", photos, 16, 0.2)
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-two", "My Study", "../x", "$(id)"])
+def test_a_name_that_is_taken_or_no_key_is_refused(home: Path, photos: Path, name: str) -> None:
+    with pytest.raises(UserError, match="name"):
+        study(name, photos, 16, 0.2)
+    assert (home / "params.yaml").read_text() == TOY.read_text()
+
+
+def test_too_few_images_for_the_demo_s_batch_are_refused_and_nothing_is_written(home: Path, tmp_path: Path) -> None:
+    picture("red", 0).save((tmp_path / "few" / "red").mkdir(parents=True) or tmp_path / "few" / "red" / "one.png")
+    with pytest.raises(UserError, match=r"few: no study .* larger than the data"):
+        study("mine", tmp_path / "few", 16, 0.0)
+    assert (home / "params.yaml").read_text() == TOY.read_text()
+
+
+def test_small_numbers_are_written_as_both_yaml_versions_read_them() -> None:
+    text = inserted("pretrain:\n  a:\n    lr: 1.0\n\nbench: {}\n", "pretrain", {"b": {"lr": 1e-5}})
+    assert yaml_subset.read(text)["pretrain"]["b"]["lr"] == 1e-5
+    assert "1.0e-05" in text
+
+
+@pytest.mark.parametrize(
+    "head", ["pretrain:", "pretrain:  # of mine", "pretrain: {}", "pretrain: {}  # none yet", "pretrain: {\n}"]
+)
+def test_entries_are_added_below_whatever_the_step_s_line_says(head: str) -> None:
+    old = "" if "{" in head else "  a:\n    lr: 1.0\n"
+    text = inserted(f"{head}\n{old}\n# what follows\nbench: {{}}\n", "pretrain", {"b": {"lr": 2.0}})
+    assert list(yaml_subset.read(text)["pretrain"]) == (["b"] if "{" in head else ["a", "b"])
+    assert "\n# what follows\nbench: {}\n" in text
+
+
+INSIDE = """pretrain:
+  a:
+    lr: 1.0
+#    compile: false
+    seed: 0
+  b: {<<: &x {lr: 2.0},
+      seed: 1}
+  # the last words
+
+table:
+    wide: {title: four spaces}
+"""
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "table"])
+def test_entries_come_after_the_last_one_with_its_indent_whatever_comments_stand_between(verb: str) -> None:
+    text = inserted(INSIDE, verb, {"new": {"lr": 3.0}})
+    before = yaml_subset.read(INSIDE)
+    assert yaml_subset.read(text) == {**before, verb: {**before[verb], "new": {"lr": 3.0}}}
+    left = iter(text.splitlines())
+    assert all(line in left for line in INSIDE.splitlines()), "every line that was there, in its order"
+
+
+def test_a_file_with_windows_lines_and_a_link_stay_what_they_are(home: Path, photos: Path) -> None:
+    (home / "params.yaml").rename(home / "kept.yaml")
+    (home / "kept.yaml").write_bytes(TOY.read_text().replace("\n", "\r\n").encode())
+    (home / "params.yaml").symlink_to("kept.yaml")
+    study("mine", photos, 16, 0.2)
+    data = (home / "params.yaml").read_bytes()
+    assert (home / "params.yaml").is_symlink()
+    assert data.count(b"\n") == data.count(b"\r\n") > TOY.read_text().count("\n")
+    assert "mine" in load().fetch
+
+
+@pytest.mark.parametrize("root", [".", "", ".."])
+def test_the_project_s_own_folder_is_no_folder_of_images(root: str, home: Path) -> None:
+    with pytest.raises(UserError, match="holds this project itself"):
+        study("mine", Path(root), 16, 0.2)
+
+
+def test_a_file_in_which_entries_cannot_be_added_is_refused_and_left_as_it_is(home: Path, photos: Path) -> None:
+    says = "        says: MaskDiT's distance\n"
+    head, tail = TOY.read_text().split(says)
+    body, report = tail.split("\nreport:")
+    text = f"{head}{body}        says: |-\n          of two lines\n          # no comment\n\nreport:{report}"
+    assert "# no comment" in yaml_subset.read(text)["claims"]["claims"]["claims"]["quality"]["says"]
+    (home / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match="no entries can be added without a change of others"):
+        study("mine", photos, 16, 0.2)
+    assert (home / "params.yaml").read_text() == text
+
+
+def test_entries_in_braces_are_refused_and_not_spoilt() -> None:
+    with pytest.raises(UserError, match=r"pretrain: write 'pretrain:' on a line of its own"):
+        inserted("pretrain: {a: {lr: 1.0}}\n", "pretrain", {"b": {"lr": 2.0}})
+
+
+@pytest.mark.pipeline
+def test_a_folder_of_images_becomes_a_table(photos: Path, tmp_path: Path) -> None:
+    where = project(tmp_path / "mine")
+    (where / "data").mkdir()
+    (where / "data" / "photos").symlink_to(photos)
+    said = says(where, "maskdit", "study", "mine", "data/photos", "--resolution", "16", "--heldout", "0.2")
+    assert "snakemake results/table_mine.csv" in said
+    code, said = run(where, "maskdit", "fetch", "mine", "--out", "artifacts/raw/mine")
+    assert code == 2
+    assert "cut.jpg" in said
+    assert "Traceback" not in said
+    edit(
+        where / "params.yaml",
+        "    bad: fail\n    resolution: 16\n    images: 243",
+        "    bad: skip\n    resolution: 16\n    images: 242",
+    )
+    said = says(where, "snakemake", "--cores", "2", "results/table_mine.csv", "results/grid_mine-maskdit.png")
+    table = pd.read_csv(where / "results" / "table_mine.csv", index_col="eval")
+    assert set(table.index) == {"mine-dit-plain", "mine-maskdit-guided", "real, held out"}
+    assert table["fd_mobilenet"].iloc[:2].between(0, 1e4).all()
+    assert table["probe_accuracy"]["real, held out"] > 0.6, "the colours tell the classes"
+    assert nodes(says(where, "snakemake", "-n", "--printshellcmds", "results/table_mine.csv")) == set()
+    report = (where / "artifacts" / "raw" / "mine" / "report.json").read_text()
+    assert "cut.jpg" in report
+    assert "really-a-png.jpg" in report
+    for path in ("artifacts/raw/mine", "artifacts/latents/mine", "artifacts/runs/mine-maskdit/pretrain"):
+        assert "problem: 1 of" not in says(where, "maskdit", "doctor", path)

@@ -1,0 +1,300 @@
+"""A training that is stopped, killed, damaged or short of disk goes on from what it has, or says why it does not."""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from maskdit.config.base import UserError
+from maskdit.model import checkpoint
+from maskdit.runtime import process_group
+from maskdit.runtime.device import device
+from maskdit.runtime.process_group import STOPPED, Stopped, launch
+from maskdit.training import recovery, train
+from small import latents, masked, pretrained, weights  # noqa: F401, a fixture
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """A line of the log each three steps, and a state with each."""
+    monkeypatch.setattr(train, "LOG_STEPS", 3)
+    monkeypatch.setattr(train.Recovery, "due", lambda self: True)
+
+
+def interrupted(latents, monkeypatch, config, step, by=KeyboardInterrupt):
+    """A training that ends at a step; the folder of its states."""
+    real = train.batch_at
+
+    def dying(number, **rest):
+        if number == step:
+            raise by
+        return real(number, **rest)
+
+    with monkeypatch.context() as patch, pytest.raises(by):
+        patch.setattr(train, "batch_at", dying)
+        train.pretrain(config, latents=latents, out=latents.parent)
+    return next((latents.parent / "scratch").iterdir())
+
+
+def states(folder):
+    return sorted(int(path.stem.split("-")[1]) for path in folder.glob("state-*.json"))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "cut": cut,
+    "one bit": flip,
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+    "random": lambda path: path.write_bytes(os.urandom(path.stat().st_size)),
+    "record": lambda path: path.with_suffix(".json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_state_is_set_aside_and_the_one_before_serves(latents, monkeypatch, often, capsys, damage):
+    config = masked(12)
+    folder = interrupted(latents, monkeypatch, config, 10)
+    assert states(folder) == [6, 9], "the two newest are kept"
+    DAMAGES[damage](folder / "state-000000009.safetensors")
+    again = pretrained(latents, "again", config)
+    said = capsys.readouterr().err
+    assert "damaged; set aside as state-000000009.damaged" in said
+    assert "going on from step 6" in said
+    monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "other"))
+    assert weights(again) == weights(pretrained(latents, "whole", config))
+
+
+def test_a_training_whose_states_are_all_damaged_stops_and_never_starts_anew(latents, monkeypatch, often):
+    config = masked(12)
+    folder = interrupted(latents, monkeypatch, config, 10)
+    for path in folder.glob("state-*.safetensors"):
+        flip(path)
+    for _ in range(2):
+        with pytest.raises(UserError, match="none of its states is whole; remove the folder to start again from step 0"):
+            pretrained(latents, f"again-{_}", config)
+
+
+def test_a_state_without_its_record_does_not_count(latents, monkeypatch, often, capsys):
+    config = masked(12)
+    folder = interrupted(latents, monkeypatch, config, 10)
+    (folder / "state-000000009.json").unlink()
+    pretrained(latents, "again", config)
+    assert "going on from step 6" in capsys.readouterr().err
+
+
+def test_a_damaged_milestone_is_not_published(latents, monkeypatch, often):
+    config = masked(3, 12)
+    folder = interrupted(latents, monkeypatch, config, 10)
+    flip(folder / recovery.ema_file(3))
+    with pytest.raises(UserError, match=r"ema-0000003\.safetensors: damaged; remove the folder to train this recipe again"):
+        pretrained(latents, "again", config)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_first_costs_the_older_state_then_one_clear_line(latents, monkeypatch, often, number):
+    config, real, full = masked(12), checkpoint.save, [9, 12]
+
+    def refuse(path, tensors, facts):
+        if path.name.startswith("state") and facts["step"] in full:
+            if facts["step"] == 9:
+                full.remove(9)
+            raise OSError(number, "full")
+        real(path, tensors, facts)
+
+    monkeypatch.setattr(checkpoint, "save", refuse)
+    with pytest.raises(UserError, match=r"the disk is full .*; make room, then run it again: it goes on from its last state"):
+        pretrained(latents, "run", config)
+    folder = next((latents.parent / "scratch").iterdir())
+    assert states(folder) == [9], "step 9 was written after step 3 was dropped"
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    full.clear()
+    again = pretrained(latents, "again", config)
+    monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "other"))
+    assert weights(again) == weights(pretrained(latents, "whole", config))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_keeps_the_state_at_the_next_step_and_nothing_is_lost(latents, monkeypatch, number):
+    config, real = masked(5, 30), train.batch_at
+
+    def warned(step, **rest):
+        if step == 17:
+            os.kill(os.getpid(), number)
+        return real(step, **rest)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="its state is kept; run it again to go on"):
+        patch.setattr(train, "batch_at", warned)
+        train.pretrain(config, latents=latents, out=latents.parent)
+    assert signal.getsignal(number) == before
+    folder = next((latents.parent / "scratch").iterdir())
+    assert states(folder)[-1] in (16, 17, 18), "a batch is made one step ahead"
+    again = pretrained(latents, "again", config)
+    monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "other"))
+    assert weights(again) == weights(pretrained(latents, "whole", config))
+
+
+PROGRAM = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from maskdit.training import train
+from maskdit.config.training import Pretrain
+from maskdit.runtime.process_group import STOPPED, Stopped
+real = train.batch_at
+def warned(step, **rest):
+    if step == 9 and os.environ["RANK"] == sys.argv[4]:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return real(step, **rest)
+train.batch_at = warned
+try:
+    train.pretrain(Pretrain.model_validate_json(Path(sys.argv[3]).read_text()), latents=Path(sys.argv[2]), out=Path(sys.argv[5]))
+except Stopped:
+    sys.exit(STOPPED)
+"""
+
+
+def test_a_signal_to_one_rank_stops_all_at_one_step(latents, monkeypatch):
+    config = latents.parent / "config.json"
+    config.write_text(masked(20, precision="fp32").model_dump_json())
+
+    def run(name, rank):
+        out = latents.parent / name
+        out.mkdir(exist_ok=True)
+        words = [str(Path(__file__).parents[1]), str(latents), str(config), rank, str(out)]
+        return launch([sys.executable, "-c", PROGRAM, *words], 2), out
+
+    assert run("stopped", "1")[0] == STOPPED
+    [reached] = states(next((latents.parent / "scratch").iterdir()))
+    assert 9 <= reached <= 14
+    code, again = run("again", "none")
+    assert code == 0
+    monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "other"))
+    assert weights(again) == weights(run("whole", "none")[1])
+
+
+def test_a_command_that_is_stopped_has_an_exit_code_of_its_own(tmp_path):
+    program = "import sys; from maskdit import cli; from maskdit.runtime.process_group import Stopped\n"
+    program += "def stop(arguments): raise Stopped('pretrain: stopped')\ncli.dispatch = stop; sys.exit(cli.main(['show']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == STOPPED
+    assert done.stderr == "pretrain: stopped\n"
+
+
+@pytest.mark.parametrize("job", [None, "4711"])
+def test_a_second_training_of_a_recipe_is_told_whose_the_first_is(latents, monkeypatch, job):
+    if job:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    config = latents.parent / "config.json"
+    config.write_text(masked(9, precision="fp32").model_dump_json())
+    words = [str(Path(__file__).parents[1]), str(latents), str(config), "none", str(latents.parent)]
+    first = subprocess.Popen([sys.executable, "-c", "import time, os; os.environ['RANK'] = '0'\n" + SLOW + PROGRAM, *words])
+    try:
+        while not list(latents.parent.glob("scratch/*/lock")) or not next(latents.parent.glob("scratch/*/lock")).read_text():
+            time.sleep(0.05)
+        whose = f"process {first.pid} on {os.uname().nodename}" + f", Slurm job {job}" * bool(job)
+        for _ in range(2):
+            with pytest.raises(UserError, match=rf"another process trains this recipe \({whose}\); wait for it or stop it$"):
+                pretrained(latents, f"second-{_}", masked(9, precision="fp32"))
+    finally:
+        first.kill()
+        first.wait()
+    pretrained(latents, "third", masked(9, precision="fp32"))
+
+
+SLOW = """
+from maskdit.training import recovery
+recovery.Recovery.resume = lambda *_: time.sleep(60)
+"""
+
+
+def test_the_environment_sets_the_least_pause_between_states(latents, monkeypatch):
+    assert recovery.Recovery("toy", masked(2), process_group.Ranks(0, 1)).pause == 60
+    monkeypatch.setenv("MASKDIT_STATE_SECONDS", "600")
+    assert recovery.Recovery("toy", masked(2), process_group.Ranks(0, 1)).pause == 600
+    for wrong in ("soon", "-1", "nan", "inf"):
+        monkeypatch.setenv("MASKDIT_STATE_SECONDS", wrong)
+        with pytest.raises(UserError, match=f"^MASKDIT_STATE_SECONDS: '{wrong}' is no number of seconds; set one, or unset it$"):
+            pretrained(latents, f"run{wrong}", masked(2))
+
+
+@pytest.mark.parametrize("wrong", ["", "two", "0", "-1", "2.0", "9999999", "²"])
+def test_a_number_of_threads_or_processes_that_is_none_is_refused_by_name(wrong, monkeypatch):
+    for name, asked in (("MASKDIT_THREADS", device), ("MASKDIT_RANKS", process_group.local_ranks)):
+        monkeypatch.setenv(name, wrong)
+        with pytest.raises(UserError, match=f"^{name}: '{wrong}' is no number from 1 to 1024; set one, or unset it$"):
+            asked()
+
+
+def test_a_disk_without_room_for_the_states_is_told_before_the_first_step(latents, monkeypatch, often):
+    config, real, steps = masked(12), recovery.shutil.disk_usage, []
+    folder = interrupted(latents, monkeypatch, config, 8)
+    size = max(path.stat().st_size for path in folder.glob("state-*.safetensors"))
+    with monkeypatch.context() as patch, pytest.raises(UserError) as refusal:
+        patch.setattr(recovery.shutil, "disk_usage", lambda path: real(path)._replace(free=7))
+        patch.setattr(train, "batch_at", lambda step, **_: steps.append(step))
+        pretrained(latents, "again", config)
+    found = re.fullmatch(
+        rf"{folder}: .* need (\d+) bytes, 7 bytes are free; make room, or set MASKDIT_SCRATCH .*", str(refusal.value)
+    )
+    assert found, refusal.value
+    assert int(found[1]) == pytest.approx(size, rel=0.3), "one state more than the two that are there"
+    assert states(folder) == [3, 6]
+    assert not steps
+    monkeypatch.setattr(recovery.shutil, "disk_usage", lambda path: real(path)._replace(free=int(found[1])))
+    pretrained(latents, "anyway", config)
+
+
+def test_what_a_kill_left_half_written_is_removed(latents, monkeypatch, often):
+    folder = interrupted(latents, monkeypatch, masked(12), 8)
+    for name in (".state-000000009.safetensors.x1", ".net-0000012.safetensors.y2", ".tmpAb3", ".nfs0001"):  # .tmp: safetensors' own
+        (folder / name).write_text("half")
+    pretrained(latents, "again", masked(12))
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [".nfs0001"]
+
+
+def test_one_process_alone_is_watched_only_if_asked_and_ranks_always(monkeypatch):
+    armed = []
+    monkeypatch.setattr(process_group.faulthandler, "dump_traceback_later", lambda limit, **_: armed.append(limit))
+    for world, setting, wanted in ((1, None, []), (2, None, [1800.0]), (1, "7", [7.0]), (2, "7", [7.0]), (2, "0", [])):
+        armed.clear()
+        if setting is not None:
+            monkeypatch.setenv("MASKDIT_WATCHDOG_SECONDS", setting)
+        assert list(process_group.watched(range(1), world)) == [0]
+        assert armed == wanted
+        monkeypatch.delenv("MASKDIT_WATCHDOG_SECONDS", raising=False)
+
+
+def test_a_process_that_does_not_end_after_another_s_failure_is_killed(monkeypatch):
+    monkeypatch.setattr(process_group, "GRACE", 0.2)
+    program = "import os, signal, sys, time; signal.signal(15, signal.SIG_IGN)\n"
+    program += "time.sleep(60) if os.environ['RANK'] == '1' else (time.sleep(0.5), sys.exit(3))"
+    began = time.monotonic()
+    assert launch([sys.executable, "-c", program], 2) == 3
+    assert time.monotonic() - began < 20
+
+
+def test_a_warning_reaches_a_process_that_has_just_begun():
+    program = "import signal, sys, time; time.sleep(0.4); came = []; signal.signal(signal.SIGUSR1, lambda *_: came.append(1))\n"
+    program += "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1}); sys.exit(85 if came else 3)"
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    assert launch([sys.executable, "-c", program], 2) == STOPPED
+    timer.join()
