@@ -54,7 +54,7 @@ MISTAKES = [
     ("sample.demo-dit-plain.step", 3, "sample.demo-dit-plain.step: 3 is no milestone of pretrain.demo-dit (2, 4)"),
     ("sample.demo-dit-plain.phase", "finetune", "sample.demo-dit-plain.phase: finetune has no entry 'demo-dit'"),
     ("sample.demo-dit-plain.shards", 17, "sample.demo-dit-plain.shards: 17 shards of 16 images"),
-    ("evaluate.demo-dit-plain.neighbours", 16, "evaluate.demo-dit-plain.neighbours: 16 needs more than 16 images"),
+    ("evaluate.demo.neighbours", 16, "evaluate.demo.neighbours: 16 needs more than the 16 images of sample.demo-dit-plain"),
     (
         "sample.demo-dit-plain.guidance_interval",
         [1.6, 0.2],
@@ -63,14 +63,14 @@ MISTAKES = [
     ("sample.demo-dit-plain.guidance_interval", [0.2], "sample.demo-dit-plain.guidance_interval"),
     ("sample.demo-dit-plain.solver", "euler", "sample.demo-dit-plain.solver: Input should be 'heun', 'dpmpp-2m' or 'ddpm'"),
     ("sample.demo-dit-plain.solver", "ddpm", "sample.demo-dit-plain.solver: ddpm needs a released network"),
-    ("curves.demo.evals", ["demo-dit-plain", "demo-maskdit-guided"], "curves.demo.evals: the points of a curve have one guidance"),
-    (
-        "table.demo.evals",
-        ["demo-dit-plane"],
-        "table.demo.evals: evaluate has no entry 'demo-dit-plane'; did you mean",
-    ),
+    ("curves.demo.select", [{}], "curves.demo.select: the points of a curve have one guidance"),
+    ("curves.demo.select", [{"stepp": 2}], "curves.demo.select.0.stepp: unknown key"),
+    ("curves.demo.select", [{"step": 3}], "curves.demo.select: no sample of the study demo fits"),
+    ("sample.demo-dit-plain.study", "demmo", "sample.demo-dit-plain.study: table has no entry 'demmo'; did you mean 'demo'?"),
+    ("sample.demo-dit-plain.reference", "dem", "sample.demo-dit-plain.reference: features has no entry 'dem'; did you mean"),
+    ("features.demo.bacth", 4, "features.demo.bacth: unknown key; did you mean 'batch'?"),
     ("strip.demo.images", [0, 16], "strip.demo.images: 16 is none of 16 images, counted from 0"),
-    ("strip.demo.evals", ["demo-dit-plain", "demo-maskdit-guided"], "strip.demo.evals: the same noise has one guidance"),
+    ("strip.demo.select", [{}], "strip.demo.select: the same noise has one guidance"),
     ("strip", {}, "report.demo: strip has no entry 'demo'; a report has the key of table, curves, efficiency, strip"),
     ("report.demo.ledger", "claim", "report.demo.ledger: claims has no entry 'claim'; did you mean"),
     ("curves", {}, "claims.claims.study: curves has no entry 'demo'"),
@@ -91,7 +91,7 @@ MISTAKES = [
         "finall",
         "sample.demo-dit-plain.step: Input should be a valid integer or Input should be 'final' (got",
     ),
-    ("table", {}, "table: has no entry"),
+    ("table", {}, "table has no entry 'demo'; known: none"),
     ("fetch.Demo", None, "fetch.Demo"),
 ]
 
@@ -114,28 +114,27 @@ def test_a_mistake_is_refused_in_one_line(tree, key, value, line):
 def test_the_points_of_a_curve_are_sampled_alike(tree, field, value):
     first = tree["sample"]["demo-dit-plain"]
     tree["sample"]["demo-maskdit-guided"] = {**tree["sample"]["demo-maskdit-guided"], "guidance": first["guidance"]}
-    tree["curves"]["demo"]["evals"] = ["demo-dit-plain", "demo-maskdit-guided"]
+    del tree["curves"]["demo"]["select"]
     tree["sample"]["demo-dit-plain"] = {**first, "solver_steps": tree["sample"]["demo-maskdit-guided"]["solver_steps"]}
     validate(tree)
     tree["sample"]["demo-dit-plain"] = {**first, field: value}
-    with pytest.raises(UserError, match=f"curves.demo.evals: the points of a curve have one {field}, these have"):
+    with pytest.raises(UserError, match=f"curves.demo.select: the points of a curve have one {field}, these have"):
         validate(tree)
 
 
 @pytest.mark.parametrize(("field", "value"), [("seed", 1), ("labels", "balanced"), ("guidance", 1.5)])
 def test_all_images_of_a_strip_begin_with_the_same_noise_and_class(tree, field, value):
     first = {**tree["sample"]["demo-dit-plain"], "step": 4}
-    for verb in ("sample", "features", "evaluate"):
-        tree[verb]["demo-dit-later"] = first if verb == "sample" else tree[verb]["demo-dit-plain"]
-    tree["strip"]["demo"]["evals"] = ["demo-dit-plain", "demo-dit-later"]
+    tree["sample"]["demo-dit-later"] = first
+    tree["strip"]["demo"]["select"] = [{"phase": "pretrain"}]
     validate(tree)
     tree["sample"]["demo-dit-later"] = {**first, field: value}
-    with pytest.raises(UserError, match=f"strip.demo.evals: the same noise has one {field}, these have"):
+    with pytest.raises(UserError, match=f"strip.demo.select: the same noise has one {field}, these have"):
         validate(tree)
 
 
 def test_a_report_shows_the_ledger_of_its_own_study(twins):
-    twins["curves"]["demo-two"] = {**twins["curves"]["demo"], "evals": ["demo-maskdit-guided"]}
+    twins["curves"]["demo-two"] = {"title": "Two"}
     twins["claims"]["claims"] = {**twins["claims"]["claims"], "study": "demo-two"}
     with pytest.raises(UserError, match=r"^params\.yaml: report\.demo\.ledger: claims\.claims is of study demo-two$"):
         validate(twins)
@@ -154,9 +153,10 @@ def test_a_missing_number_is_named(tree):
         validate(tree)
 
 
-def test_a_sample_without_its_evaluation_is_refused(tree):
-    del tree["features"]["demo-dit-plain"]
-    with pytest.raises(UserError, match=r"sample\.demo-dit-plain: has no twin in features"):
+@pytest.mark.parametrize("verb", ["features", "evaluate"])
+def test_a_sample_without_numbers_for_its_evaluation_is_refused(tree, verb):
+    tree[verb] = {}
+    with pytest.raises(UserError, match=rf"sample\.demo-dit-plain\.reference: {verb} has no entry 'demo'"):
         validate(tree)
 
 
@@ -186,10 +186,15 @@ def twins(tree):
     """A second data set, autoencoder and benchmark beside the first."""
     for verb in ("fetch", "vae", "encode", "reference", "table"):
         tree[verb]["demo-two"] = dict(tree[verb]["demo"])
-    tree["table"]["demo-two"]["evals"] = ["demo-maskdit-guided"]
-    tree["evaluate"]["demo-maskdit-guided"] = {**tree["evaluate"]["demo-maskdit-guided"], "bench": "demo-two"}
-    for verb in ("table", "curves", "efficiency", "strip"):
-        tree[verb]["demo"]["evals"] = ["demo-dit-plain"]
+    tree["sample"]["demo-two-guided"] = {**tree["sample"].pop("demo-maskdit-guided"), "study": "demo-two"}
+    for verb in ("features", "evaluate"):
+        tree[verb]["demo-two"] = tree[verb]["demo"]
+    tree["fetch"]["demo-two-features"] = tree["fetch"]["demo-features"]
+    tree["reference"]["demo-two"]["extractor"] = "demo-two-features"
+    for verb in ("grid", "claims"):
+        tree[verb] = {"demo-dit": tree[verb]["demo-dit"]} if verb == "grid" else tree[verb]
+    tree["claims"]["claims"]["claims"]["quality"]["evidence"]["evals"] = ["demo-two-guided"]
+    tree["curves"]["demo"] = {"title": "One"}
     tree["report"]["demo"]["grids"] = ["demo-dit", "demo-dit"]
     validate(tree)
     return tree
@@ -200,8 +205,8 @@ def twins(tree):
     [
         ("finetune", "demo-maskdit", "dataset", "finetune.demo-maskdit.dataset: pretrain.demo-maskdit has demo"),
         ("sample", "demo-dit-plain", "vae", "sample.demo-dit-plain.vae: the run demo-dit has demo"),
-        ("evaluate", "demo-dit-plain", "dataset", "evaluate.demo-dit-plain.dataset: the run demo-dit has demo"),
-        ("evaluate", "demo-dit-plain", "bench", "table.demo.evals: 'demo-dit-plain' belongs to bench demo-two"),
+        ("sample", "demo-dit-plain", "reference", "sample.demo-dit-plain.reference: the run demo-dit has demo"),
+        ("sample", "demo-dit-plain", "study", "sample.demo-dit-plain: a key begins with its study, demo-two"),
     ],
 )
 def test_two_data_sets_never_mix(twins, verb, key, field, line):
@@ -237,13 +242,15 @@ def test_released_weights_are_sampled_without_a_training(theirs):
         ("sample.demo-maskdit-guided.run", "demo-their", "run: released has no entry 'demo-their'; did you mean 'demo-theirs'?"),
         ("sample.demo-maskdit-guided.phase", "pretrain", "run: pretrain has no entry 'demo-theirs'"),
         ("sample.demo-maskdit-guided.step", 8, "step: 8 is no milestone of released.demo-theirs (7,)"),
-        ("evaluate.demo-maskdit-guided.dataset", "demo-two", "dataset: the run demo-theirs has demo"),
+        ("sample.demo-maskdit-guided.reference", "demo-two", "reference: the run demo-theirs has demo"),
         ("sample.demo-maskdit-guided.vae", "demo-two", "vae: the run demo-theirs has demo"),
     ],
 )
 def test_a_mistake_about_released_weights_is_refused(theirs, key, value, line):
-    for verb in ("vae", "reference"):
+    for verb in ("vae", "features", "evaluate"):
         theirs[verb]["demo-two"] = theirs[verb]["demo"]
+    theirs["fetch"]["demo-two-features"] = theirs["fetch"]["demo-features"]
+    theirs["reference"]["demo-two"] = {**theirs["reference"]["demo"], "extractor": "demo-two-features"}
     verb, entry, field = key.split(".")
     theirs[verb][entry] = {**theirs[verb][entry], field: value}
     with pytest.raises(UserError) as refusal:

@@ -18,6 +18,7 @@ from snakemake.settings.types import DAGSettings, OutputSettings, Quietness, Res
 
 from maskdit.artifacts.step import STEPS
 from maskdit.cli import parser, signature
+from maskdit.config.expand import SELECTING, expanded
 from maskdit.config.load import load
 from maskdit.config.params import Params
 from project import ROOT, TOY, edit, project
@@ -46,12 +47,16 @@ def dvc_graph(where: Path) -> Graph:
     with Repo(where, config={"core": {"site_cache_dir": str(where / ".dvc" / "tmp" / "site")}}) as repo:
         stages = list(repo.index.stages)
         tree = load_yaml(str(where / "params.yaml"))  # once: DVC's own reading of a stage's parameters parses the file anew
+        long = expanded(tree)
         outputs = {stage.name: {out.def_path for out in stage.outs} for stage in stages}
         every = set().union(*outputs.values())
 
         def node(stage: Any) -> Node:
-            keys = [key.split(".") for params in stage.params for key in params.params]
-            values = [tree[verb][key] for verb, key in keys]
+            verb, key = stage.name.split("@")
+            source = tree["sample"][key]["reference"] if verb in ("features", "evaluate") else key
+            named = [name for params in stage.params for name in params.params]
+            known = named == [f"{verb}.{source}", *["sample"] * (verb in SELECTING)]
+            values = [long[verb][key]] if known else named
             paths = [dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency)]
             inputs = [{out for out in every if out.startswith(f"{path}/")} or {path} for path in paths]
             check, command = stage.cmd
@@ -199,10 +204,10 @@ DRIFTS = {  # file, what is there, what is there instead, what the comparison sa
     "a stage that only Snakemake has": ("dvc.yaml", "foreach: ${grid}", "foreach: {}", "grid@.*only Snakemake"),
     "a dropped input": ("dvc.yaml", "        - artifacts/runs/${item.run}/pretrain\n      outs", "      outs", "finetune@.*inputs"),
     "a dropped input of what is shown": (REPORT, '        curves="results/curves_{key}.csv",\n', "", "report@.*inputs"),
-    "a ledger of another study": ("dvc.yaml", "- results/curves_${item.study}_crossing.csv\n", "", "claims@claims: inputs"),
+    "a ledger of another study": ("dvc.yaml", "        - results/curves_${item.study}_crossing.csv\n", "", "claims@claims: inputs"),
     "a changed word": (DATA, "encode {wildcards.key} --images", "encode {wildcards.key} --pixels", "encode@.*command"),
     "a missing parameter": (TRAIN, 'entry_of("pretrain"),', "", "pretrain@.*params"),
-    "another entry": ("dvc.yaml", "- features.${key}", "- sample.${key}", "features@.*params"),
+    "another entry": ("dvc.yaml", "- features.${item.reference}", "- sample.${key}", "features@.*params"),
     "a lost evaluation": (COMMON, "entry.bench == wildcards.key]", "'guided' in key]", "curves@.*inputs"),
 }
 

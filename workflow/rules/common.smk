@@ -27,14 +27,9 @@ def entry_of(verb):
             params.entry(verb, wildcards.key)
         except UserError as error:
             raise WorkflowError(str(error))
-        return config[verb][wildcards.key]
+        return entries[verb][wildcards.key]
 
     return entry
-
-
-def bench_of(key):
-    """The benchmark of a key: the one whose name it begins with."""
-    return max((bench for bench in params.table if f"{key}-".startswith(f"{bench}-")), key=len)
 
 
 def metrics_of(wildcards):

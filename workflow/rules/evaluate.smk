@@ -1,6 +1,6 @@
 rule sample:
     input:
-        run=lambda wildcards: "artifacts/runs/{run}/{phase}".format(**config["sample"][wildcards.key]),
+        run=lambda wildcards: "artifacts/runs/{run}/{phase}".format(**entries["sample"][wildcards.key]),
         vae=lambda wildcards: f"artifacts/vae/{params.sample[wildcards.key].vae}",
         parts=parts_of("sample"),
     output:

@@ -35,7 +35,7 @@ rule reference_part:
 
 rule sample_part:
     input:
-        run=lambda wildcards: "artifacts/runs/{run}/{phase}".format(**config["sample"][wildcards.key]),
+        run=lambda wildcards: "artifacts/runs/{run}/{phase}".format(**entries["sample"][wildcards.key]),
         vae=lambda wildcards: f"artifacts/vae/{params.sample[wildcards.key].vae}",
     output:
         temp(touch(".scratch/parts/sample/{key}/{scatteritem}")),

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from maskdit.config.base import Section, UserError
 from maskdit.config.errors import first, nearest
-from maskdit.config.evaluation import Evaluate, Reconstruct
+from maskdit.config.expand import expanded
 from maskdit.config.images import Autoencoder, Extractor, Npz, Pictures
 from maskdit.config.latents import DownloadedVae, Vae
 from maskdit.config.params import OF_REPORT, VERBS, Params
@@ -39,10 +39,8 @@ REFERENCES = (
     ("sample", "run", "pretrain"),  # or released
     ("sample", "vae", "vae"),
     ("evaluate", "dataset", "reference"),
-    ("evaluate", "bench", "table"),
     ("grid", "dataset", "fetch"),
     ("grid", "sample", "sample"),
-    *((verb, "evals", "evaluate") for verb in OF_REPORT),
     ("claims", "study", "table"),
     ("claims", "study", "curves"),
     ("report", "grids", "grid"),
@@ -62,8 +60,10 @@ def validate(tree: object, path: Path = Path("params.yaml")) -> Params:
     """Typed parameters of an already parsed file; raises UserError as `load` does."""
     if not isinstance(tree, Mapping):
         raise UserError(f"{path}: expected a dictionary of steps")
+    if strange := [name for name in tree if name not in VERBS]:
+        raise UserError(f"{path}: {strange[0]}: unknown key{nearest(str(strange[0]), VERBS)}")
     try:
-        params = Params.model_validate(dict(tree))
+        params = Params.model_validate(expanded(tree, path))
     except ValidationError as error:
         raise UserError(f"{path}: {first(error, Params)}") from None
     for problem in problems(params):
@@ -107,10 +107,6 @@ def names_unknown(params: Params) -> Iterator[str]:
             known = {each for verb in verbs for each in getattr(params, verb)}
             if name not in known:
                 yield f"claims.{key}.claims.{claim}: {' and '.join(verbs)} has no entry '{name}'{nearest(name, known)}"
-    for other in ("features", "evaluate"):
-        for key in set(params.sample) ^ set(getattr(params, other)):
-            have, lack = ("sample", other) if key in params.sample else (other, "sample")
-            yield f"{have}.{key}: has no twin in {lack}; sample, features and evaluate have the same keys"
 
 
 def sources_unfit(params: Params) -> Iterator[str]:
@@ -193,21 +189,24 @@ def phases_unfit(params: Params) -> Iterator[str]:
         evaluate = params.evaluate[key]
         ours, theirs = params.features[key].extractor, params.reference[evaluate.dataset].extractor
         if ours != theirs:
-            yield f"features.{key}.extractor: {ours}, but reference.{evaluate.dataset} has {theirs}"
+            yield f"reference.{evaluate.dataset}.extractor: {theirs}, but the features of its samples are by {ours}"
         if evaluate.dataset != dataset:
-            yield f"evaluate.{key}.dataset: the run {sample.run} has {dataset}"
+            yield f"sample.{key}.reference: the run {sample.run} has {dataset}"
         if evaluate.neighbours >= sample.images:
-            yield f"evaluate.{key}.neighbours: {evaluate.neighbours} needs more than {sample.images} images"
+            least = f"{evaluate.neighbours} needs more than the {sample.images} images of sample.{key}"
+            yield f"evaluate.{evaluate.dataset}.neighbours: {least}"
         if sample.shards > sample.images:
             yield f"sample.{key}.shards: {sample.shards} shards of {sample.images} images"
-    for verb in (*OF_REPORT, "recon"):
-        made: Mapping[str, Evaluate | Reconstruct] = params.reconstruct if verb == "recon" else params.evaluate
+    for verb in OF_REPORT:
         for key, entry in getattr(params, verb).items():
-            for name in entry.evals:
-                if made[name].bench != key:
-                    yield f"{verb}.{key}.evals: '{name}' belongs to bench {made[name].bench}"
+            if not entry.evals:
+                yield f"{verb}.{key}.select: no sample of the study {key} fits; correct it, or add the sample"
+    for key, recon in params.recon.items():
+        for name in recon.evals:
+            if params.reconstruct[name].bench != key:
+                yield f"recon.{key}.evals: '{name}' belongs to bench {params.reconstruct[name].bench}"
     for key, strip in params.strip.items():
-        if max(strip.images) >= (count := min(params.sample[name].images for name in strip.evals)):
+        if strip.evals and max(strip.images) >= (count := min(params.sample[name].images for name in strip.evals)):
             yield f"strip.{key}.images: {max(strip.images)} is none of {count} images, counted from 0"
     for key, report in params.report.items():
         for verb in OF_REPORT:
@@ -233,8 +232,8 @@ def protocols_unfit(params: Params) -> Iterator[str]:
         if sample.ema_width and len(getattr(phase_of(params, sample), "posthoc_ema", ())) < 2:
             yield f"sample.{key}.ema_width: {sample.phase}.{sample.run} keeps no two averages; give it posthoc_ema: [0.05, 0.1]"
     noise = (*SAMPLING, "seed", "labels", "vae")
-    compared = [(f"strip.{key}.evals: the same noise has one", it.evals, noise) for key, it in params.strip.items()]
-    compared += [(f"curves.{key}.evals: the points of a curve have one", it.evals, SAMPLING) for key, it in params.curves.items()]
+    compared = [(f"strip.{key}.select: the same noise has one", it.evals, noise) for key, it in params.strip.items()]
+    compared += [(f"curves.{key}.select: the points of a curve have one", it.evals, SAMPLING) for key, it in params.curves.items()]
     for key, ledger in params.claims.items():
         compared += [(f"claims.{key}.claims.{name}: what is compared has one", it, SAMPLING) for name, it in ledger.compared()]
     for what, evals, fields in compared:

@@ -28,7 +28,7 @@ class Strip(Section):
     """A picture of the same noise and classes through training: evaluations of one protocol at milestones of several runs."""
 
     images: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]  # by their numbers
-    evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
+    evals: Annotated[tuple[Key, ...], Field(strict=False)]  # that its `select` fits, in the order of params.yaml
 
 
 class Table(Section):
@@ -36,7 +36,7 @@ class Table(Section):
 
     title: Line
     published: Key | None = None  # the benchmark in published.csv whose rows are added: what others report
-    evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
+    evals: Annotated[tuple[Key, ...], Field(strict=False)]  # that its `select` fits, in the order of params.yaml
     reproduces: dict[Key, str] = Field(default={})  # evaluation -> the method in published.csv whose row it should reproduce
     numbers: Annotated[tuple[Place, ...], Field(strict=False)] = ()  # shown as columns: what the rows of an ablation differ in
 
@@ -53,7 +53,7 @@ class Curves(Section):
     title: Line
     published: Annotated[tuple[Key, ...], Field(strict=False)] = ()  # benchmarks in published.csv whose points are overlaid
     price_per_device_hour: Positive | None = None  # in any currency; null: no curve of cost
-    evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
+    evals: Annotated[tuple[Key, ...], Field(strict=False)]  # that its `select` fits, in the order of params.yaml
 
 
 class Efficiency(Section):
@@ -61,7 +61,7 @@ class Efficiency(Section):
 
     title: Line
     published: Key | None = None
-    evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
+    evals: Annotated[tuple[Key, ...], Field(strict=False)]  # that its `select` fits, in the order of params.yaml
 
 
 class Report(Section):
