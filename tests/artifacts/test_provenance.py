@@ -54,7 +54,7 @@ def test_changed_code_makes_a_commit_dirty_and_a_changed_number_does_not(monkeyp
     with (tmp_path / "params.yaml").open("a") as stream:
         stream.write("# another number\n")
     assert made_by()["commit"] == clean
-    with (tmp_path / "src" / "maskdit" / "table.py").open("a") as stream:
+    with (tmp_path / "src" / "maskdit" / "reporting" / "table.py").open("a") as stream:
         stream.write("# another line\n")
     assert made_by()["commit"] == f"{clean}+changes"
     commit(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 
 from maskdit.config.base import UserError
 from maskdit.model import checkpoint
-from maskdit.runtime import environment
+from maskdit.runtime.environment import threads as granted
 from project import project, says
 
 RELEASE = Path(__file__).parents[1] / "release" / "0.1.0"
@@ -33,14 +33,14 @@ def test_a_step_has_the_threads_it_is_told_else_half_of_the_cores(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
-    assert environment.threads() == threads
+    assert granted() == threads
 
 
 def test_a_number_of_threads_that_is_none_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASKDIT_THREADS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
     with pytest.raises(UserError, match="OMP_NUM_THREADS: '4,2' is no number from 1 to 1024"):
-        environment.threads()
+        granted()
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from test_fetch import (
     net_tars,
     tar_of,
 )
-from test_store import table_of
+from test_index import table_of
 
 from maskdit.artifacts.atomic import sha256
 from maskdit.config.base import UserError

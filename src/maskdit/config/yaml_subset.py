@@ -11,6 +11,7 @@ import yaml
 
 from maskdit.config.base import UserError
 
+WIDTH = 128  # letters of a line that is written
 DEEPEST = 50  # dictionaries and lists within each other; libyaml's own limit is the stack of the process
 BOTH = (  # tags of plain scalars, and how both dialects write them
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -103,3 +104,32 @@ def demand_plain(text: str) -> None:
 def write(tree: Any) -> str:
     """A tree as YAML in blocks, its keys in their order."""
     return yaml.dump(tree, Dumper=Writer, default_flow_style=False, sort_keys=False, allow_unicode=True, width=4096)
+
+
+def flow(value: Any) -> str:
+    """A value in one line, as it may stand in braces."""
+    options = {"Dumper": Writer, "default_flow_style": True, "sort_keys": False, "allow_unicode": True, "width": 2**20}
+    return yaml.dump([value], **options).strip()[1:-1]
+
+
+def compact(entries: dict[str, Any], anchor: str = "") -> list[str]:
+    """Entries as lines of YAML, in braces where that fits; those that only change fields of the first one merge it by an anchor."""
+    (first, base), *others = entries.items()
+    merging = [key for key, entry in others if anchor and base.keys() <= entry.keys()]
+    lines = []
+    for key, entry in entries.items():
+        changed = {name: value for name, value in entry.items() if key not in merging or value != base.get(name, ...)}
+        parts = [f"<<: *{anchor}"] * (key in merging) + [f"{name}: {flow(value)}" for name, value in changed.items()]
+        head = f"{key}: &{anchor}" if key == first and merging else f"{key}:"
+        if max(map(len, parts)) > WIDTH:
+            block = [
+                compact({name: value}) if isinstance(value, dict) else [f"{name}: {flow(value)}"] for name, value in entry.items()
+            ]
+            lines += [head, *(f"  {line}" for field in block for line in field)]
+            continue
+        lines.append(f"{head} {{{parts[0]}")
+        for part in parts[1:]:
+            together = f"{lines[-1]}, {part}"
+            lines[-1:] = [together] if len(together) < WIDTH else [f"{lines[-1]},", f"  {part}"]
+        lines[-1] += "}"
+    return lines

@@ -38,7 +38,7 @@ def ledger(tree: dict[str, Any], name: str) -> dict[str, Any]:
     return {"title": "What the paper claims, and what was measured here", "study": name, "claims": mine}
 
 
-def inserted(text: str, verb: str, new: dict[str, Any]) -> str:
+def inserted(text: str, verb: str, new: dict[str, Any], anchor: str = "") -> str:
     """The text of params.yaml with more entries after a step's last one; every other line stays as it is.
 
     Raises UserError if the step's entries are neither one below the other nor none.
@@ -56,7 +56,7 @@ def inserted(text: str, verb: str, new: dict[str, Any]) -> str:
         end -= 1
     if not lines[end - 1].endswith("\n"):
         lines[end - 1] += "\n"
-    block = [f"{' ' * indent}{line}\n" for line in yaml_subset.write(new).splitlines()]
+    block = [f"{' ' * indent}{line}\n" for line in yaml_subset.compact(new, anchor)]
     return "".join([*lines[:end], *block, *lines[end:]])
 
 
@@ -101,7 +101,7 @@ def study(name: str, root: Path, resolution: int, heldout: float) -> None:
         reason = str(error).removeprefix("params.yaml: ")
         raise UserError(f"{root}: no study with the demo's sizes, {images} images, --resolution {resolution}: {reason}") from None
     for verb, known in new.items():
-        text = inserted(text, verb, known)
+        text = inserted(text, verb, known, f"{name}-{verb}")
     try:
         kept = yaml_subset.read(text) == whole
     except yaml.YAMLError:
