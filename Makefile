@@ -92,7 +92,13 @@ lock:
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 		--extra dev --group lock --output-file requirements.lock pyproject.toml
 
-# What the README shows, from results/: the curves, claims and tables of STUDY, and the speed.
+# What editors know of params.yaml, and the picture of the code.
+.PHONY: schema
+schema:
+	python -m maskdit.config.schema > workflow/schemas/params.schema.json
+	python docs/rooms.py
+
+# What README and docs/ show, from results/: the curves, claims and tables of STUDY, and the speed.
 STUDY ?= fashion
 .PHONY: docs
 docs:

@@ -1,4 +1,4 @@
-"""What the README shows of results/: `make docs` copies it into docs/ and rewrites the README's marked blocks."""
+"""What README and docs/ show of results/: `make docs` copies it into docs/ and rewrites their marked blocks."""
 
 import re
 import sys
@@ -13,6 +13,7 @@ from maskdit.config.params import Params
 from maskdit.reporting.table_formats import markdown
 
 RESULTS, DOCS, README = Path("results"), Path("docs"), Path("README.md")
+CLAIMS, PERFORMANCE = DOCS / "claims.md", DOCS / "performance.md"
 BENCH = ("bench_cpu.md", "bench_cpu.png")
 SHOWN = (
     "curves_{}.png",
@@ -43,19 +44,23 @@ def evidence(params: Params, study: str) -> list[str]:
 
 
 def opening(params: Params, study: str) -> str:
-    """The curves of a study, what they say of the time, and each claim with its verdict."""
-    claims = pd.read_csv(found(f"{params.entry('report', study).ledger}.csv"), dtype=str)[[*COLUMNS]].rename(columns=COLUMNS)
+    """The curves of a study, and what they say of the time."""
     crossings = pd.read_csv(found(f"curves_{study}_crossing.csv"), dtype=str)
     told = "".join(f"- {line}\n" for line in crossings.loc[crossings["axis"] == "device_hours", "reads"])
-    picture = f"![{params.entry('curves', study).title}](docs/{study}/curves_{study}.png)"
-    return f"{picture}\n\n{told}\n{markdown(claims)}"
+    return f"![{params.entry('curves', study).title}](docs/{study}/curves_{study}.png)\n\n{told}"
 
 
-def replaced(text: str, name: str, contents: str) -> str:
+def claims(params: Params, study: str) -> str:
+    """Each claim with its verdict."""
+    rows = pd.read_csv(found(f"{params.entry('report', study).ledger}.csv"), dtype=str)[[*COLUMNS]]
+    return markdown(rows.rename(columns=COLUMNS))
+
+
+def replaced(path: Path, text: str, name: str, contents: str) -> str:
     """The text with other contents in the block between <!-- name --> and <!-- /name -->; raises UserError if there is none."""
     block = re.compile(rf"(<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.S)
     if not block.search(text):
-        raise UserError(f"{README}: has no block <!-- {name} --> … <!-- /{name} -->; insert it where it is to be")
+        raise UserError(f"{path}: has no block <!-- {name} --> … <!-- /{name} -->; insert it where it is to be")
     return block.sub(lambda begun: begun[1] + contents, text)
 
 
@@ -65,11 +70,18 @@ def refresh(study: str) -> None:
     names = evidence(params, study)
     files = {DOCS / study / name: found(name).read_bytes() for name in names}
     files |= {DOCS / name: found(name).read_bytes() for name in BENCH}
-    text = replaced(README.read_text(), "opening", opening(params, study))
-    for block, name in (("table", f"table_{study}.md"), ("ablation", f"table_{study}-ablation.md"), ("bench", BENCH[0])):
-        if name in (*names, *BENCH):
-            text = replaced(text, block, found(name).read_text())
-    for path, data in {**files, README: text.encode()}.items():
+    blocks = [(README, "opening", opening(params, study)), (CLAIMS, "claims", claims(params, study))]
+    for path, block, name in (
+        (CLAIMS, "table", f"table_{study}.md"),
+        (CLAIMS, "ablation", f"table_{study}-ablation.md"),
+        (PERFORMANCE, "bench", BENCH[0]),
+    ):
+        blocks += [(path, block, found(name).read_text())] if name in (*names, *BENCH) else []
+    texts = {path: path.read_text() for path, _, _ in blocks}
+    for path, block, contents in blocks:
+        texts[path] = replaced(path, texts[path], block, contents)
+    files |= {path: text.encode() for path, text in texts.items()}
+    for path, data in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_bytes(data)

@@ -855,7 +855,7 @@ HOSTILE = {  # in params.yaml: what is there, what is there instead
         "vae:\n  demo:\n    source: train\n    dataset: demo",
         'vae:\n  demo:\n    source: train\n    dataset: "demo/$(touch canary)/.."',
     ),
-    "a benchmark": ("bench: demo\n", 'bench: "demo`touch canary`"\n'),
+    "a study": ("study: demo\n    reference", 'study: "demo`touch canary`"\n    reference'),
     "an object": ("resolution: 16", "resolution: !!python/object/apply:os.system ['touch canary']"),
 }
 

@@ -15,6 +15,7 @@ FILES = {part.format(study): f"{part} of {study}" for part in PARTS for study in
 FILES |= {f"metrics/{bench}/{name}.json": name for bench in ("demo", "fashion", "fashion-ablation") for name in PARAMS.of(bench)}
 READS = "axis,reads\nsteps,not this\ndevice_hours,{} is here\n"
 FILES |= {f"curves_{study}_crossing.csv": READS.format(study) for study in ("demo", "fashion")}
+PAGES = ("docs/claims.md", "docs/performance.md")
 TITLED = "Title\n\n| eval |\n"
 FILES |= {"table_demo.md": TITLED, "table_fashion.md": TITLED, "table_fashion-ablation.md": "| switch |\n"}
 FILES |= {"bench_cpu.png": "a picture", "bench_cpu.md": "| pair |\n"}
@@ -25,9 +26,10 @@ FILES["fashion-claims.csv"] = f"{HEAD}time,a third of the time,SCALED-DOWN ONLY,
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """The repository's README and params.yaml, and results."""
-    for name in ("README.md", "params.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
+    """The repository's README, docs and params.yaml, and results."""
+    (tmp_path / "docs").mkdir()
+    for name in ("README.md", "params.yaml", *PAGES):
+        shutil.copy(ROOT / name, tmp_path / name)
     for name, text in FILES.items():
         path = tmp_path / "results" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,24 +48,24 @@ def refresh(home: Path, study: str) -> tuple[int, str]:
         ("fashion", "| time | a third of the time | 0.3 | 0.812 | SCALED-DOWN ONLY |"),
     ],
 )
-def test_the_readme_opens_with_a_study_s_curves_and_every_claim_with_its_verdict(home: Path, study: str, row: str) -> None:
+def test_readme_and_docs_show_a_study_s_curves_and_every_claim_with_its_verdict(home: Path, study: str, row: str) -> None:
     assert refresh(home, study) == (0, "")
-    text = (home / "README.md").read_text()
-    head, rest = text.split("<!-- /opening -->")
-    told, shown = head.split("<!-- opening -->\n")
+    readme, claims, speed = texts = [(home / name).read_text() for name in ("README.md", *PAGES)]
+    told, shown = readme.split("<!-- /opening -->")[0].split("<!-- opening -->\n")
     assert len(told) < 800, "it opens with them"
-    picture, _, crossing, _, columns, _, claim, *_ = shown.split("\n")
+    picture, _, crossing, *_ = shown.split("\n")
     assert crossing == f"- {study} is here"
     assert picture.endswith(f"](docs/{study}/curves_{study}.png)")
+    columns, _, claim, *_ = claims.split("<!-- claims -->\n")[1].split("\n")
     assert (columns, claim) == ("| id | claim | paper | ours | verdict |", row)
-    assert "<!-- table -->\nTitle\n\n| eval |\n<!-- /table -->" in rest
-    assert "<!-- bench -->\n| pair |\n<!-- /bench -->" in rest
-    assert ("<!-- ablation -->\n| switch |\n<!-- /ablation -->" in rest) == (study == "fashion")
+    assert "<!-- table -->\nTitle\n\n| eval |\n<!-- /table -->" in claims
+    assert "<!-- bench -->\n| pair |\n<!-- /bench -->" in speed
+    assert ("<!-- ablation -->\n| switch |\n<!-- /ablation -->" in claims) == (study == "fashion")
     kept = {str(path.relative_to(home / "docs" / study)) for path in (home / "docs" / study).rglob("*.*")}
     assert kept == {name for name in FILES if study in name or name == f"{PARAMS.report[study].ledger}.csv"}
     assert all((home / "docs" / study / name).read_text() == FILES[name] for name in kept)
     assert refresh(home, study) == (0, "")
-    assert (home / "README.md").read_text() == text
+    assert [(home / name).read_text() for name in ("README.md", *PAGES)] == texts
 
 
 @pytest.mark.parametrize(
@@ -81,4 +83,4 @@ def test_without_a_result_or_a_block_one_line_says_so_and_nothing_is_written(hom
     before = (home / "README.md").read_text()
     assert refresh(home, "demo") == (2, line)
     assert (home / "README.md").read_text() == before
-    assert not (home / "docs").exists()
+    assert not (home / "docs" / "demo").exists()

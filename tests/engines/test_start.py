@@ -141,8 +141,8 @@ def larger(where: Path, more: int) -> Path:
     project(where, ROOT / "params.yaml")
     text = (where / "params.yaml").read_text()
     tree = yaml_subset.read(text)
-    for verb in ("sample", "features", "evaluate") if more else ():
-        text = inserted(text, verb, {f"in256-more-{number:04d}": tree[verb]["in256-maskdit-2000k"] for number in range(more)})
+    if more:
+        text = inserted(text, "sample", {f"in256-more-{number:04d}": tree["sample"]["in256-cosine"] for number in range(more)})
     (where / "params.yaml").write_text(text)
     return where
 

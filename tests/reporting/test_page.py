@@ -71,7 +71,7 @@ def home(tmp_path_factory):
     """A study with everything in it, and a title that would be markup."""
     home = tmp_path_factory.mktemp("study")
     (home / "params.yaml").write_bytes(TOY.read_bytes())
-    first = "    title: {}\n    evals:\n      - demo-dit-plain"
+    first = "table:\n  demo:\n    title: {}\n"
     edit(home / "params.yaml", first.format("Toy"), first.format(f'"{HOSTILE}"'))
     edit(home / "params.yaml", "bench: {}", "bench: " + bench())
     (home / "results").mkdir()

@@ -207,8 +207,8 @@ def test_a_folder_of_images_becomes_a_table(photos: Path, tmp_path: Path) -> Non
     assert "Traceback" not in said
     edit(
         where / "params.yaml",
-        "    bad: fail\n    resolution: 16\n    images: 243",
-        "    bad: skip\n    resolution: 16\n    images: 242",
+        "bad: fail, resolution: 16, images: 243",
+        "bad: skip, resolution: 16, images: 242",
     )
     said = says(where, "snakemake", "--cores", "2", "results/table_mine.csv", "results/grid_mine-maskdit.png")
     table = pd.read_csv(where / "results" / "table_mine.csv", index_col="eval")
