@@ -41,7 +41,7 @@ def wrapped(words: list[str], width: int) -> list[str]:
     for word in words:
         if len(lines[-1]) + len(word) > width:
             lines.append("")
-        lines[-1] += f"{word}   "
+        lines[-1] += f"{word} · "
     return lines
 
 
@@ -57,7 +57,7 @@ def drawing() -> str:
         parts.append(f'<text class="room" x="14" y="{y + 17}">{escape(room)}</text>')
         for column, lines, kind in ((NAME + 14, files, "file"), (WIDE - 370, uses, "uses")):
             for place, line in enumerate(lines):
-                parts.append(f'<text class="{kind}" x="{column}" y="{y + 17 + place * LINE}">{escape(line.rstrip())}</text>')
+                parts.append(f'<text class="{kind}" x="{column}" y="{y + 17 + place * LINE}">{escape(line.rstrip(" ·"))}</text>')
         y += high + GAP
     label = "Folders of the package from the top down: name, files, and the folders below that each one imports"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{label}" width="{WIDE}" height="{y}">'

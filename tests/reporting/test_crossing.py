@@ -33,7 +33,7 @@ def test_a_curve_that_is_straight_in_the_logarithm_is_crossed_where_it_says():
     assert rows[1]["interval"] == "one seed, no interval"
     assert (rows[1]["low"], rows[1]["high"]) == (None, None)
     assert rows[0]["ratio"] == 1, "no more is known than that the first milestone is better already"
-    assert rows[2]["reads"] == "MaskDiT has fid 10 at 50 hours, in 0.5 times what DiT needs"
+    assert rows[2]["reads"] == "For a fid of 10 MaskDiT needs 50 hours: 0.5 times DiT's"
 
 
 def test_what_is_never_reached_is_not_extrapolated():

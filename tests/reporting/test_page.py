@@ -26,6 +26,7 @@ from maskdit.reporting.crossing import reach
 from maskdit.reporting.dag import draw, heights, spread
 from maskdit.reporting.report.page import rows_of, short, table, waterfall
 from maskdit.reporting.report.report import ahead, at, drawn, report
+from maskdit.reporting.report.summary import answer
 from project import ROOT, TOY, edit
 
 HOSTILE = "</title><script>document.title = 'mine'</script><img src=x onerror=alert(1)> <!--data--> & \\\"quotes\\\""
@@ -43,7 +44,8 @@ demo-maskdit-guided,not run,,,
 """
 CLAIMS = "claim,says,verdict\nfaster,a step is cheaper,REPRODUCED\nbetter,as good,NOT RUN\nsmaller,it is,REPRODUCED\n"
 CROSSING = (
-    "axis,status,reads\nsteps,reached,of steps\nseconds,reached,of early\nseconds,reached,<of late>\nseconds,not reached,of never\n"
+    "axis,status,ratio,quality,reads\nsteps,reached,0.5,200,of steps\nseconds,reached,0.7,250,of early\n"
+    "seconds,reached,0.8,200,<of late>\nseconds,not reached,,150,of never\n"
 )
 WATERFALL = "step,from,to,ratio\nmasking,a,b,1.6457976\nprecision,b,c,0.9\nall together,a,c,1.48\n"
 BENCH = "pair,slow,fast,ratio,verdict,machine\none,a,b,1.5,met,a machine\n"
@@ -139,18 +141,55 @@ def test_what_was_not_run_and_what_failed_is_told(html):
     text = html.read_text()
     assert "not run: grid_demo-maskdit.png is not there" in text
     assert "Of 3 claims: 2 REPRODUCED, 1 NOT RUN." in text
-    assert "evaluate/demo-maskdit-guided" in re.search(r"Not run: (.*?)\.</li>", text)[1]
+    assert "evaluate/demo-maskdit-guided" in re.search(r"Not run: (.*?)\.</p>", text)[1]
     assert "fetch/demo, attempt 1, , Slurm job 777: SIGTERM (exit code 143) after 1.5 s" in text
     assert '<tr class=absent><th scope="row">demo-maskdit-guided</th><td>not run</td>' in text
 
 
-def test_the_summary_compares_what_the_same_budget_pays_for(html):
+def test_the_first_screen_says_whether_masking_pays_with_four_numbers(html):
     text = html.read_text()
-    assert re.findall(r"<li>(of \w+|&lt;of late&gt;)\.</li>", text) == ["&lt;of late&gt;", "of never"], "the last that is reached"
+    assert '<p class="verdict">Masking does not pay here. of never.</p>' in text, "DiT's last quality was not reached"
+    cards = re.findall(r"<li><span>(.*?)</span><strong>(.*?)</strong><span>(.*?)</span></li>", text)
+    assert cards == [
+        ("Images per second in training", "not run", "of DiT&#x27;s"),
+        ("Memory in training", "not run", "of DiT&#x27;s"),
+        ("Time to equal quality", "0.80x", "of DiT&#x27;s, at a fd_mobilenet of 200"),
+        ("Final fd_mobilenet", "150.5 / 200.1", "DiT / MaskDiT"),
+    ]
     between = 300.123456789 - 149.623456789 * math.log(40 / 36) / math.log(72.5 / 36)
     best = "MaskDiT has the best fd_mobilenet, read off the curves"
     assert f"After 40 seconds of training {best}: MaskDiT 200.06, DiT {between:.5g}." in text
-    assert "After 2000 training images DiT has the best fd_mobilenet, read off the curves: DiT 150.5, MaskDiT 200.06." in text
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        ({"status": "reached", "ratio": "0.5"}, "Masking pays here. It reads."),
+        (
+            {"status": "reached", "ratio": "0.9", "low": "0.7", "high": "1.1"},
+            "Masking pays here, within the noise of the seeds. It reads.",
+        ),
+        ({"status": "reached", "ratio": "1.2", "low": "1.1", "high": "1.4"}, "Masking does not pay here. It reads."),
+        (
+            {"status": "reached", "ratio": "1.2", "low": "0.9", "high": "1.4"},
+            "Masking does not pay here, within the noise of the seeds. It reads.",
+        ),
+        ({"status": "before the first milestone", "ratio": "0.4"}, "Masking pays here. It reads."),
+        ({"status": "not reached", "ratio": ""}, "Masking does not pay here. It reads."),
+    ],
+)
+def test_the_answer_follows_the_last_crossing_and_its_interval(last, told):
+    assert answer([{"status": "reached", "ratio": "9", "reads": "Not this"}, {**last, "reads": "It reads"}]) == told
+    assert answer([]).startswith("Does masking pay here? Not decided")
+
+
+def test_crossings_are_a_table_for_each_axis_and_columns_without_a_value_are_left_out(html):
+    text = html.read_text()
+    names = re.findall(r"<caption><span>When one model is as good as the other, in (\w+)", text)
+    assert names == ["steps", "seconds"]
+    assert text.count("<summary>When one model") == 1, "one is open"
+    columns = re.search(r'data-file="claims.csv".*?</thead>', text, re.S)[0]
+    assert re.findall(r">(\w+)</th>", columns) == ["claim", "says", "verdict"]
 
 
 def test_curves_of_several_seeds_prices_and_published_points_are_drawn_by_their_columns():

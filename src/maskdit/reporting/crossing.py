@@ -78,13 +78,13 @@ def row_of(theirs: str, ours: str, axis: str, other: Sheet, mine: Sheet, place: 
     bounds, name = interval(mine, other, place), axis.replace("_", "-")
     status = {NEVER: "not reached", BEFORE: "before the first milestone"}.get(share, "reached")
     sure = f"95 % of {DRAWS} bootstrap samples over seeds of {kind}" if bounds else "one seed, no interval"
-    reads = f"{ours}: {status}, what {theirs} has at {at:.4g} {name} ({quality} {wanted:.4g})"
+    reads = f"{ours} did not reach the {quality} of {wanted:.4g} that {theirs} has after {at:.4g} {name}"
     if share == BEFORE:
         share = mine[0][:, 0].mean() / at
-        reads = f"{ours} is better than {theirs} at {at:.4g} {name} before it has spent {share:.3g} times as much"
+        reads = f"{ours} is better than {theirs} after {at:.4g} {name} already at its first milestone, {share:.3g} times as far"
     if status == "reached":
-        range_ = f" [{bounds[0]:.3g}, {bounds[1]:.3g}]" if bounds else ""
-        reads = f"{ours} has {quality} {wanted:.4g} at {share * at:.4g} {name}, in {share:.3g}{range_} times what {theirs} needs"
+        range_ = f" (95 % interval over seeds: {bounds[0]:.3g} to {bounds[1]:.3g})" if bounds else ""
+        reads = f"For a {quality} of {wanted:.4g} {ours} needs {share * at:.4g} {name}: {share:.3g} times {theirs}'s{range_}"
     return {
         "baseline": theirs,
         "model": ours,

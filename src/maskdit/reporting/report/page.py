@@ -53,8 +53,11 @@ def plain(row: Row, name: str) -> bool:
 
 
 def table(rows: Sequence[Row], caption: str, source: str = "") -> str:
-    """Rows as a table that scrolls in its own box; the first column names the rows; `source` is the file that they are from."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    """Rows as a table that scrolls in its own box; `source` is the file that they are from.
+
+    The first column names the rows; columns without any value are left out.
+    """
+    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) for row in rows)]
     numeric = {
         name for name in columns if all(NUMBER.fullmatch(row.get(name, "")) for row in rows if row.get(name)) and name != columns[0]
     }

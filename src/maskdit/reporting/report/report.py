@@ -1,6 +1,5 @@
 """What a study found, how it was made and what it cost, as one page that needs no network."""
 
-from collections import Counter
 from html import escape
 from math import isnan, log, nan
 from pathlib import Path
@@ -14,7 +13,8 @@ from maskdit.config.params import Params
 from maskdit.config.reporting import Report
 from maskdit.reporting.dag import draw
 from maskdit.reporting.provenance_tables import ABSENT, costs, manifests, provenance, refuse_mixed, states
-from maskdit.reporting.report.page import folded, items, missing, page, picture, rows_of, scrolled, short, table, waterfall
+from maskdit.reporting.report.page import folded, missing, page, picture, rows_of, scrolled, short, table, waterfall
+from maskdit.reporting.report.summary import summary
 
 TABLES = {  # file -> what it is; shown where params.yaml has an entry of the verb, or the file is there
     "table_{}": "Evaluations",
@@ -56,13 +56,13 @@ def report(config: Report, *, results: Path, out: Path) -> None:
     told = states(edges, found, results)
     title = params.table[bench].title
     parts = {
-        "Summary": summary(results / f"{config.ledger}.csv", points, told, rows_of(results / f"curves_{bench}_crossing.csv") or []),
+        "Summary": summary(params, config, bench, points, results),
         "Claims": shown(results / f"{config.ledger}.csv", "Claims of the paper"),
         "Tables": tables(params, bench, results),
         "Curves": charts(points, curves, results, bench),
         "Speed": speeds(params, results),
-        "Samples": "".join(sampled(params, name, results) for name in config.grids) + through_training(results, bench),
-        "Graph": f"<ul class=key>{BOXES}</ul>{scrolled('Graph', draw(edges, told, bench))}",
+        "Samples": "".join(sampled(params, name, results) for name in config.grids),
+        "Graph": f"<p>{escape(unmade(told))}</p><ul class=key>{BOXES}</ul>{scrolled('Graph', draw(edges, told, bench))}",
         "Provenance": provenance(edges, found, told, spent, results),
         "Costs": costs(edges, spent),
     }
@@ -72,30 +72,7 @@ def report(config: Report, *, results: Path, out: Path) -> None:
     out.write_text(page(title, f'{body}<main id="content">{sections}</main>', points), encoding="utf-8")
 
 
-# The first thing that a reader sees
-
-
-def summary(ledger: Path, points: dict[str, Any], told: dict[str, str], crossings: list[dict[str, str]]) -> str:
-    """The verdicts in numbers, the time to one quality, who is ahead for the same budget, and what is missing."""
-    lines: list[str] = []
-    judged = rows_of(ledger)
-    if judged is None:
-        lines.append(f"The paper's claims were not judged: {ledger.name} is not there.")
-    else:
-        counts = Counter(row.get("verdict", "") or "no verdict" for row in judged)
-        lines.append(f"Of {len(judged)} claims: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}.")
-    quality, best = points["quality"], points["points"]
-    if best:
-        top = min(best, key=lambda point: float(point["y"]))
-        lines.append(f"The best {quality} is {short(top['y'])}, of {top['eval']} ({top['series']}).")
-    timed = [row for row in crossings if row.get("axis") == points["hours"][0]]
-    lines += dict.fromkeys(f"{row['reads']}." for row in [row for row in timed if row["status"] == "reached"][-1:] + timed[-1:])
-    lines += [line for axis, (_, unit) in AXES.items() if (line := ahead(best, axis, unit, quality))]
-    if quality and not quality.startswith("fid"):
-        lines.append(f"{quality} is not FID and cannot be compared with published numbers.")
-    absent = [node for node, what in told.items() if what == ABSENT]
-    lines.append(f"Not run: {', '.join(absent)}." if absent else "Everything that the study names was run.")
-    return items(lines)
+# Tables, curves, speed and samples
 
 
 def ahead(points: list[dict[str, Any]], axis: str, unit: str, quality: str) -> str:
@@ -127,13 +104,31 @@ def at(spots: list[Spot], budget: float) -> float:
     return high + (low - high) * log(budget / before) / log(after / before)
 
 
-# Tables, curves, speed and samples
-
-
 def shown(path: Path, caption: str) -> str:
     """A CSV file as a table, or that it is not there."""
     found = rows_of(path)
     return missing(path) if found is None else table(found, caption, path.name)
+
+
+def crossings(path: Path) -> str:
+    """When one model is as good as the other: a table for each axis, of which that of device-hours is open."""
+    found = rows_of(path)
+    if found is None:
+        return missing(path)
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in found:
+        groups.setdefault(row.get("axis", ""), []).append({name: value for name, value in row.items() if name != "axis"})
+    order = sorted(groups, key=lambda axis: axis != "device_hours")
+    caption = TABLES["curves_{}_crossing"]
+    names = {axis: f"{caption}, in {axis.replace('_', '-')}" for axis in order}
+    parts = [(names[axis], table(groups[axis], names[axis], path.name)) for axis in order]
+    return "".join(inside if place == 0 else folded(name, inside) for place, (name, inside) in enumerate(parts))
+
+
+def unmade(told: dict[str, str]) -> str:
+    """What is missing of the study."""
+    absent = [node for node, what in told.items() if what == ABSENT]
+    return f"Not run: {', '.join(absent)}." if absent else "Everything in this study was run."
 
 
 def tables(params: Params, bench: str, results: Path) -> str:
@@ -143,7 +138,7 @@ def tables(params: Params, bench: str, results: Path) -> str:
         path = results / f"{pattern.format(bench)}.csv"
         verb = pattern.split("_")[0]
         if path.exists() or (verb != "curves" and bench in getattr(params, verb, {})):
-            parts.append(shown(path, caption))
+            parts.append(crossings(path) if verb == "curves" else shown(path, caption))
     return "".join(parts)
 
 
@@ -176,10 +171,10 @@ def charts(points: dict[str, Any], curves: list[dict[str, str]], results: Path, 
     """The chart that the script draws, its budget, and the same as a picture and as numbers."""
     if not points["points"]:
         return missing(results / f"curves_{bench}.csv")
-    caption = f"{points['quality']} against what was spent"
-    drawing = picture(results / f"curves_{bench}.png", f"{caption}; the numbers are in the table below", caption)
     numbers = table(curves, "Points of the curves", f"curves_{bench}.csv")
-    return f'<div id="chart"></div><div id="budget"></div><noscript>{drawing}</noscript>' + folded("The points in numbers", numbers)
+    line = ahead(points["points"], points["hours"][0], AXES[points["hours"][0]][1], points["quality"])
+    budget = f"<p>{escape(line)}</p>" if line else ""
+    return f'<div id="chart"></div><div id="budget"></div>{budget}' + folded("The points in numbers", numbers)
 
 
 def speeds(params: Params, results: Path) -> str:
@@ -209,10 +204,3 @@ def sampled(params: Params, name: str, results: Path) -> str:
     entry = params.grid[name]
     alt = f"Left: held-out real images; right: samples of {entry.sample}; a row a class"
     return picture(results / f"grid_{name}.png", alt, alt)
-
-
-def through_training(results: Path, bench: str) -> str:
-    """One noise and class at each milestone."""
-    caption = "Samples through training: each row begins with one noise and class, and each column is a milestone in training steps"
-    alt = f"{caption}; the rows of a noise stand together, one a model"
-    return picture(results / f"strip_{bench}.png", alt, caption)
