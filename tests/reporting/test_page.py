@@ -161,18 +161,21 @@ def test_the_first_screen_says_whether_masking_pays_with_four_numbers(html):
     assert f"After 40 seconds of training {best}: MaskDiT 200.06, DiT {between:.5g}." in text
 
 
+NOISE = "Masking {}, within the noise of the seeds. It reads."
+
+
 @pytest.mark.parametrize(
     ("last", "told"),
     [
         ({"status": "reached", "ratio": "0.5"}, "Masking pays here. It reads."),
         (
             {"status": "reached", "ratio": "0.9", "low": "0.7", "high": "1.1"},
-            "Masking pays here, within the noise of the seeds. It reads.",
+            NOISE.format("pays here"),
         ),
         ({"status": "reached", "ratio": "1.2", "low": "1.1", "high": "1.4"}, "Masking does not pay here. It reads."),
         (
             {"status": "reached", "ratio": "1.2", "low": "0.9", "high": "1.4"},
-            "Masking does not pay here, within the noise of the seeds. It reads.",
+            NOISE.format("does not pay here"),
         ),
         ({"status": "before the first milestone", "ratio": "0.4"}, "Masking pays here. It reads."),
         ({"status": "not reached", "ratio": ""}, "Masking does not pay here. It reads."),
