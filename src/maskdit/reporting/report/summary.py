@@ -22,10 +22,57 @@ def summary(params: Params, config: Report, bench: str, points: dict[str, Any], 
     parts.append(through_training(results, bench) if bench in params.strip else "")
     judged = rows_of(results / f"{config.ledger}.csv")
     if judged is None:
-        inside = (
-            f"<span>{escape(what)}</span><strong>{escape(value)}</strong><span>{escape(note)}</span>" for what, value, note in shown
-        )
-    return f'<ul class="cards">{"".join(f"<li>{line}</li>" for line in inside)}</ul>'
+        lines = [f"The paper's claims were not judged: {config.ledger}.csv is not there."]
+    else:
+        counts = Counter(row.get("verdict", "") or "no verdict" for row in judged)
+        lines = [f"Of {len(judged)} claims: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}."]
+    if points["quality"] and not points["quality"].startswith("fid"):
+        lines.append(f"{points['quality']} is not FID and cannot be compared with published numbers.")
+    return "".join(parts) + items(lines)
+
+
+def answer(timed: list[dict[str, str]]) -> str:
+    """Whether the masked model reaches the baseline's last quality in less time, from the crossings in device-hours."""
+    if not timed:
+        return "Does masking pay here? Not decided: the curves of two models are needed."
+    last = timed[-1]
+    pays = last["status"] != "not reached" and float(last["ratio"]) < 1
+    sure = not last.get("high") or (float(last["high"]) < 1 if pays else float(last["low"] or 1) > 1)
+    told = "pays here" if pays else "does not pay here"
+    return f"Masking {told}{'' if sure else ', within the noise of the seeds'}. {last['reads']}."
+
+
+def cards(trainings: list[dict[str, str]], timed: list[dict[str, str]], points: dict[str, Any]) -> str:
+    """Step speed, memory, time to equal quality and final quality, each of the masked model beside DiT's."""
+
+    def of(model: str, field: str) -> float | None:
+        values = [float(row[field]) for row in trainings if row.get("model") == model and row.get(field)]
+        return mean(values) if values else None
+
+    def times(field: str) -> str:
+        ours, theirs = of("MaskDiT", field), of("DiT", field)
+        return f"{ours / theirs:.2f}x" if ours and theirs else "not run"
+
+    reached = [row for row in timed if row.get("ratio")]
+    ends: dict[str, dict[str, float]] = {}  # of each series and seed the last point
+    for point in points["points"]:
+        if point["ours"]:
+            ends.setdefault(point["series"], {})[point["seed"]] = float(point["y"])
+    last = {series: f"{mean(seeds.values()):.4g}" for series, seeds in ends.items()}
+    shown = (
+        ("Images per second in training", times("images_per_second"), "of DiT's"),
+        ("Memory in training", times("memory_gb"), "of DiT's"),
+        (
+            "Time to equal quality",
+            f"{float(reached[-1]['ratio']):.2f}x" if reached else "not reached",
+            f"of DiT's, at a {points['quality']} of {float(reached[-1]['quality']):.4g}" if reached else "",
+        ),
+        (f"Final {points['quality'] or 'quality'}", " / ".join(last.values()) or "not run", " / ".join(last)),
+    )
+    lines = [
+        f"<span>{escape(what)}</span><strong>{escape(value)}</strong><span>{escape(note)}</span>" for what, value, note in shown
+    ]
+    return f'<ul class="cards">{"".join(f"<li>{line}</li>" for line in lines)}</ul>'
 
 
 def through_training(results: Path, bench: str) -> str:
