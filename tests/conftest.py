@@ -54,7 +54,7 @@ def by_snakemake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with where.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (done := where.with_suffix(".done")).exists():
-            says(project(where), *SNAKEMAKE, forked=False)
+            says(project(where), *SNAKEMAKE)
             done.touch()
     return where
 

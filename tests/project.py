@@ -60,10 +60,10 @@ def environment(where: Path) -> dict[str, str]:
 def run(where: Path, *command: str, good: bool = False, forked: bool = True) -> tuple[int, str]:
     """Exit code of a command, and all that it says; `good` demands exit code 0.
 
-    An engine's steps are forked, see `warm.py`, or with `forked=False` the installed command.
+    Our command is forked, also as a step of an engine, see `warm.py`; with `forked=False` it is the installed one.
     """
     variables = environment(where)
-    if forked and command[0] in ("snakemake", "dvc") and not {"--dry-run", "--dry", "-n"} & set(command):
+    if forked and command[0] in ("snakemake", "dvc", "maskdit") and not {"--dry-run", "--dry", "-n"} & set(command):
         variables["PATH"] = f"{warm.folder()}{os.pathsep}{variables['PATH']}"
     done = subprocess.run(command, cwd=where, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert not (good and done.returncode), f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"

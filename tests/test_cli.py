@@ -115,3 +115,12 @@ def test_show_ends_with_the_report_and_hides_how_the_table_was_made(monkeypatch,
 def test_show_without_a_table_says_what_to_run(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert "run snakemake results/table_demo.csv" in refusal(capsys, "show", "demo")
+
+
+def test_a_shell_completes_verbs_and_options(capsys, tmp_path):
+    assert main(["--print-completion", "bash"]) == 0
+    (tmp_path / "completions").write_text(capsys.readouterr().out)
+    program = f"source {tmp_path}/completions; COMP_WORDS=(maskdit sam); COMP_CWORD=1; _shtab_maskdit; echo $COMPREPLY\n"
+    program += "COMP_WORDS=(maskdit sample --st); COMP_CWORD=2; COMP_WORDS=(maskdit plan --bud); _shtab_maskdit; echo $COMPREPLY"
+    said = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["sample", "--budget"]

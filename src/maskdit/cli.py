@@ -31,6 +31,7 @@ OF_TRAINING = """
   MASKDIT_TENSORBOARD=FOLDER   write the log as TensorBoard's events, too"""
 
 USUAL = {"report": {"results": "results", "out": "results/report_{key}.html"}}  # paths that need not be given
+SHELLS = ("bash", "zsh", "tcsh")
 FORMATS = ("upstream", "dit", "diffusers")
 OTHERS = ("handoff", "import", "export", "study", "plan", "doctor", "check", "show")  # verbs that are no steps
 
@@ -67,6 +68,8 @@ def signature(verb: str) -> tuple[list[str], str]:
 def parser(first: str = "") -> Parser:
     """The command line, whose first word may be known: then it reads the signature of no other step, which takes time."""
     top = Parser("maskdit", description="Masked diffusion transformers, from images to tables: one verb a step.")
+    told = f"print the completions of {', '.join(SHELLS)}: maskdit --print-completion bash > FILE"
+    top.add_argument("--print-completion", choices=SHELLS, metavar="SHELL", default=argparse.SUPPRESS, help=told)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
     for verb in [first] if first in STEPS else [] if first in OTHERS else STEPS:
         paths, text = signature(verb)
@@ -210,6 +213,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # the process is this command's own
         gc.set_threshold(100_000, 20, 100)  # the imports' million objects stay,
         atexit.register(gc.freeze)  # and looking through them once more on the way out would take seconds
+    if words[:1] == ["--print-completion"] and words[1:] in ([shell] for shell in SHELLS):
+        import shtab
+
+        print(shtab.complete(parser(), words[1]))
+        return 0
     arguments = vars(parser(words[0] if words else "").parse_args(words))
     os.umask(os.umask(0o022) | 0o002)  # nothing that is written here may be written by everyone
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half written is removed on the way out

@@ -2,7 +2,7 @@ rule table:
     input:
         metrics_of,
     output:
-        csv="results/table_{key}.csv",
+        csv=report("results/table_{key}.csv", caption="../report/table.rst", category="Tables"),
         md="results/table_{key}.md",
         tex="results/table_{key}.tex",
         scores=directory("results/scores/{key}"),
@@ -33,7 +33,7 @@ rule curves:
         metrics_of,
     output:
         csv="results/curves_{key}.csv",
-        png="results/curves_{key}.png",
+        png=report("results/curves_{key}.png", caption="../report/curves.rst", category="Curves"),
         svg="results/curves_{key}.svg",
         crossing="results/curves_{key}_crossing.csv",
     log:
@@ -48,7 +48,7 @@ rule efficiency:
     input:
         metrics_of,
     output:
-        csv="results/efficiency_{key}.csv",
+        csv=report("results/efficiency_{key}.csv", caption="../report/efficiency.rst", category="Tables"),
         md="results/efficiency_{key}.md",
         tex="results/efficiency_{key}.tex",
     log:
@@ -64,7 +64,7 @@ rule grid:
         images=lambda wildcards: f"artifacts/raw/{params.grid[wildcards.key].dataset}",
         samples=lambda wildcards: f"artifacts/samples/{params.grid[wildcards.key].sample}",
     output:
-        "results/grid_{key}.png",
+        report("results/grid_{key}.png", caption="../report/grid.rst", category="Samples"),
     log:
         "logs/grid/{key}.log",
     params:
@@ -77,7 +77,7 @@ rule strip:
     input:
         metrics_of,  # after which the samples are there
     output:
-        "results/strip_{key}.png",
+        report("results/strip_{key}.png", caption="../report/strip.rst", category="Samples"),
     log:
         "logs/strip/{key}.log",
     params:
@@ -108,7 +108,7 @@ rule claims:
         evidence_of,
         against=against() or [],  # of the environment, where the command finds it, too
     output:
-        csv="results/{key}.csv",
+        csv=report("results/{key}.csv", caption="../report/claims.rst", category="Claims"),
         md="results/{key}.md",
     log:
         "logs/claims/{key}.log",
@@ -131,7 +131,7 @@ rule report:
         ledger=lambda wildcards: f"results/{params.report[wildcards.key].ledger}.csv",
         pictures=pictures_of,
     output:
-        "results/report_{key}.html",
+        report("results/report_{key}.html", caption="../report/report.rst", category="Reports"),
     log:
         "logs/report/{key}.log",
     params:
