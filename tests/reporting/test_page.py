@@ -23,7 +23,7 @@ from maskdit.config.base import UserError
 from maskdit.config.graph import study
 from maskdit.config.load import load
 from maskdit.reporting.crossing import reach
-from maskdit.reporting.dag import draw, heights, spread
+from maskdit.reporting.report.dag import draw, heights, spread
 from maskdit.reporting.report.page import rows_of, short, table, waterfall
 from maskdit.reporting.report.report import ahead, at, drawn, report
 from maskdit.reporting.report.summary import answer
@@ -151,9 +151,9 @@ def test_the_first_screen_says_whether_masking_pays_with_four_numbers(html):
     assert '<p class="verdict">Masking does not pay here. of never.</p>' in text, "DiT's last quality was not reached"
     cards = re.findall(r"<li><span>(.*?)</span><strong>(.*?)</strong><span>(.*?)</span></li>", text)
     assert cards == [
-        ("Images per second in training", "not run", "of DiT&#x27;s"),
-        ("Memory in training", "not run", "of DiT&#x27;s"),
-        ("Time to equal quality", "0.80x", "of DiT&#x27;s, at a fd_mobilenet of 200"),
+        ("Images per second in training", "not run", "of DiT&#39;s"),
+        ("Memory in training", "not run", "of DiT&#39;s"),
+        ("Time to equal quality", "0.80x", "of DiT&#39;s, at a fd_mobilenet of 200"),
         ("Final fd_mobilenet", "150.5 / 200.1", "DiT / MaskDiT"),
     ]
     between = 300.123456789 - 149.623456789 * math.log(40 / 36) / math.log(72.5 / 36)

@@ -14,8 +14,8 @@ from maskdit.artifacts.manifest import MANIFEST, config_of, read_manifest
 from maskdit.config.base import UserError
 from maskdit.config.reporting import Grid, Strip
 from maskdit.images.dataset import Images
-from maskdit.reporting.provenance_tables import FOLDERS
 from maskdit.reporting.records import read, steps_of
+from maskdit.reporting.report.provenance_tables import FOLDERS
 
 
 class Stacked:

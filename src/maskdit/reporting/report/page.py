@@ -1,4 +1,4 @@
-"""Pieces of a page that needs no network: everything that comes from outside is escaped, and nothing is run but one script."""
+"""The report's page, which needs no network: everything that comes from outside is escaped, and only its own script runs."""
 
 import base64
 import csv
@@ -6,19 +6,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from math import log
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 LONG = 44  # characters that a cell holds in one line
 HERE = Path(__file__).parent
-
-
-class Html(str):
-    """Markup that is inserted as it is."""
-
 
 Row = Mapping[str, str]
 
@@ -38,75 +35,52 @@ def short(text: str) -> str:
     return f"{float(text):.5g}"
 
 
-def cell(value: str) -> str:
+def cell(value: str) -> Markup:
     """What stands in a cell: a number with its exact value beside it."""
-    if isinstance(value, Html):
-        return value
-    if NUMBER.fullmatch(value):
-        return f'<data value="{value}">{short(value)}</data>'
+    if not isinstance(value, Markup) and NUMBER.fullmatch(value):
+        return Markup('<data value="{}">{}</data>').format(value, short(value))
     return escape(value)
 
 
-def plain(row: Row, name: str) -> bool:
-    """Whether a cell holds text, no markup."""
-    return not isinstance(row.get(name), Html)
+def allowed(text: str) -> Markup:
+    """The hash by which a policy allows an inline script or style."""
+    return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
 
 
-def table(rows: Sequence[Row], caption: str, source: str = "") -> str:
+def embedded(data: Any) -> Markup:
+    """Data as JSON that ends no script."""
+    return Markup(json.dumps(data).replace("<", "\\u003c"))
+
+
+TEMPLATES = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
+TEMPLATES.filters |= {"allowed": allowed, "cell": cell, "json": embedded}
+PIECES: Any = TEMPLATES.get_template("pieces.html").module
+
+
+def table(rows: Sequence[Row], caption: str, source: str = "") -> Markup:
     """Rows as a table that scrolls in its own box; `source` is the file that they are from.
 
     The first column names the rows; columns without any value are left out.
     """
     columns = [name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) for row in rows)]
-    numeric = {
-        name for name in columns if all(NUMBER.fullmatch(row.get(name, "")) for row in rows if row.get(name)) and name != columns[0]
-    }
-    kinds = dict.fromkeys(numeric, " class=n")
-    kinds |= {name: " class=long" for name in columns[1:] if any(len(row.get(name, "")) > LONG for row in rows if plain(row, name))}
-    lines = []
-    for row in rows:
-        absent = "not run" in row.values()
-        cells = [f'<th scope="row">{cell(row.get(name, ""))}</th>' for name in columns[:1]]
-        cells += [f"<td{kinds.get(name, '')}>{cell(row.get(name, ''))}</td>" for name in columns[1:]]
-        lines.append(f"<tr{' class=absent' if absent else ''}>{''.join(cells)}</tr>")
-    heads = "".join(f'<th scope="col"{" class=n" if name in numeric else ""}>{escape(name)}</th>' for name in columns)
-    where = f' <span class="source">{escape(source)}</span>' if source else ""
-    file = f' data-file="{escape(source)}"' if source else ""
-    head = f"<caption><span>{escape(caption)}{where}</span></caption><thead><tr>{heads}</tr></thead>"
-    return scrolled(caption, f"<table{file}>{head}<tbody>{''.join(lines)}</tbody></table>")
+    kinds = {}
+    for name in columns[1:]:
+        values = [row[name] for row in rows if row.get(name)]
+        if any(len(value) > LONG for value in values if not isinstance(value, Markup)):
+            kinds[name] = "long"
+        elif all(NUMBER.fullmatch(value) for value in values):
+            kinds[name] = "n"
+    return PIECES.table(rows, columns, kinds, caption, source)
 
 
-def scrolled(name: str, inside: str) -> str:
-    """Something wide, in a box that scrolls by itself, by keys, too."""
-    return f'<div class="wide" role="region" tabindex="0" aria-label="{escape(name)}">{inside}</div>'
-
-
-def picture(path: Path, alt: str, caption: str) -> str:
+def picture(path: Path, alt: str, caption: str) -> Markup:
     """A PNG inside the page; a line that says so where there is none."""
     if not path.exists():
-        return missing(path)
-    data = base64.b64encode(path.read_bytes()).decode()
-    image = f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
-    below = f"<figcaption>{escape(caption)} <span class=source>{escape(path.name)}</span></figcaption>"
-    return f"<figure>{scrolled(caption, image)}{below}</figure>"
+        return PIECES.missing(path.name)
+    return PIECES.figure(base64.b64encode(path.read_bytes()).decode(), alt, caption, path.name)
 
 
-def missing(path: Path) -> str:
-    """What is said of a file that is not there."""
-    return f'<p class="absent">not run: {escape(path.name)} is not there</p>'
-
-
-def folded(summary: str, inside: str) -> str:
-    """Something to unfold."""
-    return f"<details><summary>{escape(summary)}</summary>{inside}</details>"
-
-
-def items(lines: Sequence[str]) -> str:
-    """A list of sentences."""
-    return f"<ul>{''.join(f'<li>{line if isinstance(line, Html) else escape(line)}</li>' for line in lines)}</ul>"
-
-
-def waterfall(rows: Sequence[Row], caption: str) -> str:
+def waterfall(rows: Sequence[Row], caption: str) -> Markup:
     """Bars of factors that multiply, as SVG: each begins where the one before ended, on a logarithmic axis."""
     ends, reached = [], 1.0
     for row in rows:
@@ -114,33 +88,18 @@ def waterfall(rows: Sequence[Row], caption: str) -> str:
         reached = first * float(row["ratio"])
         ends.append((first, reached))
     low, high = (log(edge(value for pair in ends for value in pair)) for edge in (min, max))
-    parts = []
+    bars = []
     for place, (row, pair) in enumerate(zip(rows, ends, strict=True)):
         left, right = ((log(value) - low) / (high - low or 1) * 80 for value in sorted(pair))  # % of the width
-        kind, y = "whole" if row["step"] == "all together" else "bar", place * 42
-        parts.append(f'<text y="{y + 12}">{escape(row["step"])}</text>')
-        parts.append(f'<rect class="{kind}" x="{left:.2f}%" y="{y + 18}" width="{max(0.4, right - left):.2f}%" height="16"/>')
-        parts.append(f'<text x="{right:.2f}%" dx="6" y="{y + 31}">x {short(row["ratio"])}</text>')
-    told = "; ".join(f"{row['step']} x {short(row['ratio'])}" for row in rows)
-    label = f"{escape(caption)}: {escape(told)}"
-    return f'<svg class="waterfall" role="img" aria-label="{label}" width="100%" height="{42 * len(rows)}">{"".join(parts)}</svg>'
+        kind = "whole" if row["step"] == "all together" else "bar"
+        sizes = {"left": f"{left:.2f}", "right": f"{right:.2f}", "width": f"{max(0.4, right - left):.2f}"}
+        bars.append({"y": place * 42, "step": row["step"], "kind": kind, "ratio": short(row["ratio"]), **sizes})
+    told = "; ".join(f"{bar['step']} x {bar['ratio']}" for bar in bars)
+    return PIECES.waterfall(bars, f"{caption}: {told}", 42 * len(bars))
 
 
-def allowed(text: str) -> str:
-    """The hash by which a policy allows an inline script or style."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def page(title: str, contents: str, data: Any) -> str:
+def page(title: str, study: str, sections: Mapping[str, str], data: Any) -> str:
     """The whole page: its policy allows its own script and style and pictures inside it, and no address."""
     style, script = ((HERE / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    policy = f"default-src 'none'; img-src data:; style-src {allowed(style)}; script-src {allowed(script)}; base-uri 'none'"
-    parts = {
-        "policy": policy,
-        "title": escape(title),
-        "style": style,
-        "contents": contents,
-        "data": json.dumps(data).replace("<", "\\u003c"),
-        "script": script,
-    }
-    return re.sub(r"<!--(\w+)-->", lambda found: parts[found[1]], (HERE / "report.html").read_text(encoding="utf-8"))
+    parts = {"title": title, "study": study, "sections": sections, "data": data, "style": style, "script": script}
+    return TEMPLATES.get_template("report.html").render(parts)

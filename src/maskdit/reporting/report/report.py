@@ -1,19 +1,20 @@
 """What a study found, how it was made and what it cost, as one page that needs no network."""
 
-from html import escape
 from math import isnan, log, nan
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from markupsafe import Markup
 
 from maskdit.artifacts.compute_log import LEDGER, rows
 from maskdit.config.graph import study
 from maskdit.config.load import load
 from maskdit.config.params import Params
 from maskdit.config.reporting import Report
-from maskdit.reporting.dag import draw
-from maskdit.reporting.provenance_tables import ABSENT, costs, manifests, provenance, refuse_mixed, states
-from maskdit.reporting.report.page import folded, missing, page, picture, rows_of, scrolled, short, table, waterfall
+from maskdit.reporting.report.dag import draw
+from maskdit.reporting.report.page import PIECES, page, picture, rows_of, short, table, waterfall
+from maskdit.reporting.report.provenance_tables import ABSENT, costs, manifests, provenance, refuse_mixed, states
 from maskdit.reporting.report.summary import summary
 
 TABLES = {  # file -> what it is; shown where params.yaml has an entry of the verb, or the file is there
@@ -34,8 +35,6 @@ AXES = {  # column -> its label, and how a sentence counts it
 KEY = {"": "here", "not-here": "not here, known from what was made of it", "not-run": "not run, or made anew since"}
 
 Spot = tuple[float, float]  # what was spent, and the quality
-
-BOXES = "".join(f"<li><span class='box {kind}'></span>{words}</li>" for kind, words in KEY.items())
 
 
 def report(config: Report, *, results: Path, out: Path) -> None:
@@ -61,15 +60,12 @@ def report(config: Report, *, results: Path, out: Path) -> None:
         "Tables": tables(params, bench, results),
         "Curves": charts(points, curves, results, bench),
         "Speed": speeds(params, results),
-        "Samples": "".join(sampled(params, name, results) for name in config.grids),
-        "Graph": f"<p>{escape(unmade(told))}</p><ul class=key>{BOXES}</ul>{scrolled('Graph', draw(edges, told, bench))}",
+        "Samples": Markup("").join(sampled(params, name, results) for name in config.grids),
+        "Graph": PIECES.paragraph(unmade(told), "") + PIECES.boxes(KEY) + PIECES.scrolled("Graph", draw(edges, told, bench)),
         "Provenance": provenance(edges, found, told, spent, results),
         "Costs": costs(edges, spent),
     }
-    links = "".join(f'<a href="#{name.lower()}">{name}</a>' for name in parts)
-    sections = "".join(f'<section id="{name.lower()}"><h2>{name}</h2>{part}</section>' for name, part in parts.items())
-    body = f'<header><p>maskdit · {bench}</p><h1>{escape(title)}</h1></header><nav aria-label="Sections">{links}</nav>'
-    out.write_text(page(title, f'{body}<main id="content">{sections}</main>', points), encoding="utf-8")
+    out.write_text(page(title, bench, parts, points), encoding="utf-8")
 
 
 # Tables, curves, speed and samples
@@ -104,17 +100,17 @@ def at(spots: list[Spot], budget: float) -> float:
     return high + (low - high) * log(budget / before) / log(after / before)
 
 
-def shown(path: Path, caption: str) -> str:
+def shown(path: Path, caption: str) -> Markup:
     """A CSV file as a table, or that it is not there."""
     found = rows_of(path)
-    return missing(path) if found is None else table(found, caption, path.name)
+    return PIECES.missing(path.name) if found is None else table(found, caption, path.name)
 
 
-def crossings(path: Path) -> str:
+def crossings(path: Path) -> Markup:
     """When one model is as good as the other: a table for each axis, of which that of device-hours is open."""
     found = rows_of(path)
     if found is None:
-        return missing(path)
+        return PIECES.missing(path.name)
     groups: dict[str, list[dict[str, str]]] = {}
     for row in found:
         groups.setdefault(row.get("axis", ""), []).append({name: value for name, value in row.items() if name != "axis"})
@@ -122,7 +118,7 @@ def crossings(path: Path) -> str:
     caption = TABLES["curves_{}_crossing"]
     names = {axis: f"{caption}, in {axis.replace('_', '-')}" for axis in order}
     parts = [(names[axis], table(groups[axis], names[axis], path.name)) for axis in order]
-    return "".join(inside if place == 0 else folded(name, inside) for place, (name, inside) in enumerate(parts))
+    return Markup("").join(inside if place == 0 else PIECES.folded(name, inside) for place, (name, inside) in enumerate(parts))
 
 
 def unmade(told: dict[str, str]) -> str:
@@ -131,7 +127,7 @@ def unmade(told: dict[str, str]) -> str:
     return f"Not run: {', '.join(absent)}." if absent else "Everything in this study was run."
 
 
-def tables(params: Params, bench: str, results: Path) -> str:
+def tables(params: Params, bench: str, results: Path) -> Markup:
     """Every table of the study."""
     parts = []
     for pattern, caption in TABLES.items():
@@ -139,7 +135,7 @@ def tables(params: Params, bench: str, results: Path) -> str:
         verb = pattern.split("_")[0]
         if path.exists() or (verb != "curves" and bench in getattr(params, verb, {})):
             parts.append(crossings(path) if verb == "curves" else shown(path, caption))
-    return "".join(parts)
+    return Markup("").join(parts)
 
 
 def drawn(curves: list[dict[str, str]]) -> dict[str, Any]:
@@ -167,39 +163,39 @@ def drawn(curves: list[dict[str, str]]) -> dict[str, Any]:
     }
 
 
-def charts(points: dict[str, Any], curves: list[dict[str, str]], results: Path, bench: str) -> str:
+def charts(points: dict[str, Any], curves: list[dict[str, str]], results: Path, bench: str) -> Markup:
     """The chart that the script draws, its budget, and the same as a picture and as numbers."""
     if not points["points"]:
-        return missing(results / f"curves_{bench}.csv")
+        return PIECES.missing(f"curves_{bench}.csv")
     numbers = table(curves, "Points of the curves", f"curves_{bench}.csv")
     line = ahead(points["points"], points["hours"][0], AXES[points["hours"][0]][1], points["quality"])
-    budget = f"<p>{escape(line)}</p>" if line else ""
-    return f'<div id="chart"></div><div id="budget"></div>{budget}' + folded("The points in numbers", numbers)
+    budget = PIECES.paragraph(line, "") if line else ""
+    return Markup('<div id="chart"></div><div id="budget"></div>') + budget + PIECES.folded("The points in numbers", numbers)
 
 
-def speeds(params: Params, results: Path) -> str:
+def speeds(params: Params, results: Path) -> Markup:
     """The benchmarks that were run on some machine."""
     parts = []
     for key in params.bench:
         path = results / f"bench_{key}.csv"
         pairs = rows_of(path)
         if pairs is None:
-            parts.append(missing(path))
+            parts.append(PIECES.missing(path.name))
             continue
         machine = pairs[0].get("machine", "") if pairs else ""
         chain = rows_of(results / f"bench_{key}_waterfall.csv")
         if chain:
             caption = f"Times faster per image than plain DiT in float32; {machine}"
-            parts.append(waterfall(chain, caption) + f"<p>{escape(caption)}</p>")
+            parts.append(waterfall(chain, caption) + PIECES.paragraph(caption, ""))
         brief = [{name: value for name, value in row.items() if name not in ("machine", "slow", "fast")} for row in pairs]
         parts.append(table(brief, f"Pairs: {machine}", path.name))
         for part in ("waterfall", "factorial"):
             other = results / f"bench_{key}_{part}.csv"
-            parts.append(folded(f"The {part} in numbers", shown(other, f"The {part}")))
-    return "".join(parts)
+            parts.append(PIECES.folded(f"The {part} in numbers", shown(other, f"The {part}")))
+    return Markup("").join(parts)
 
 
-def sampled(params: Params, name: str, results: Path) -> str:
+def sampled(params: Params, name: str, results: Path) -> Markup:
     """Samples of a model beside real images."""
     entry = params.grid[name]
     alt = f"Left: held-out real images; right: samples of {entry.sample}; a row a class"

@@ -1,25 +1,26 @@
 """The first screen of the report, which answers whether masking pays here."""
 
 from collections import Counter
-from html import escape
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from markupsafe import Markup
+
 from maskdit.config.params import Params
 from maskdit.config.reporting import Report
-from maskdit.reporting.report.page import items, picture, rows_of
+from maskdit.reporting.report.page import PIECES, picture, rows_of
 
 
-def summary(params: Params, config: Report, bench: str, points: dict[str, Any], results: Path) -> str:
+def summary(params: Params, config: Report, bench: str, points: dict[str, Any], results: Path) -> Markup:
     """Does masking pay here? A sentence, four numbers, the curves, samples through training, and the verdicts by their count."""
     crossings = rows_of(results / f"curves_{bench}_crossing.csv") or []
     timed = [row for row in crossings if row.get("axis") == points["hours"][0]]
     trainings = rows_of(results / f"efficiency_{bench}.csv") or []
     caption = f"{points['quality'] or 'Quality'} against device-hours; the points are in the section Curves"
-    parts = [f'<p class="verdict">{escape(answer(timed))}</p>', cards(trainings, timed, points)]
+    parts = [PIECES.paragraph(answer(timed), "verdict"), cards(trainings, timed, points)]
     parts.append(picture(results / f"curves_{bench}.png", caption, caption))
-    parts.append(through_training(results, bench) if bench in params.strip else "")
+    parts += [through_training(results, bench)] if bench in params.strip else []
     judged = rows_of(results / f"{config.ledger}.csv")
     if judged is None:
         lines = [f"The paper's claims were not judged: {config.ledger}.csv is not there."]
@@ -28,7 +29,7 @@ def summary(params: Params, config: Report, bench: str, points: dict[str, Any], 
         lines = [f"Of {len(judged)} claims: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}."]
     if points["quality"] and not points["quality"].startswith("fid"):
         lines.append(f"{points['quality']} is not FID and cannot be compared with published numbers.")
-    return "".join(parts) + items(lines)
+    return Markup("").join([*parts, PIECES.items(lines)])
 
 
 def answer(timed: list[dict[str, str]]) -> str:
@@ -42,7 +43,7 @@ def answer(timed: list[dict[str, str]]) -> str:
     return f"Masking {told}{'' if sure else ', within the noise of the seeds'}. {last['reads']}."
 
 
-def cards(trainings: list[dict[str, str]], timed: list[dict[str, str]], points: dict[str, Any]) -> str:
+def cards(trainings: list[dict[str, str]], timed: list[dict[str, str]], points: dict[str, Any]) -> Markup:
     """Step speed, memory, time to equal quality and final quality, each of the masked model beside DiT's."""
 
     def of(model: str, field: str) -> float | None:
@@ -69,13 +70,10 @@ def cards(trainings: list[dict[str, str]], timed: list[dict[str, str]], points: 
         ),
         (f"Final {points['quality'] or 'quality'}", " / ".join(last.values()) or "not run", " / ".join(last)),
     )
-    lines = [
-        f"<span>{escape(what)}</span><strong>{escape(value)}</strong><span>{escape(note)}</span>" for what, value, note in shown
-    ]
-    return f'<ul class="cards">{"".join(f"<li>{line}</li>" for line in lines)}</ul>'
+    return PIECES.cards(shown)
 
 
-def through_training(results: Path, bench: str) -> str:
+def through_training(results: Path, bench: str) -> Markup:
     """One noise and class at each milestone."""
     caption = "Samples through training: each row begins with one noise and class, and each column is a milestone in training steps"
     alt = f"{caption}; the rows of a noise stand together, one a model"

@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Iterable
-from html import escape
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from maskdit.artifacts.manifest import MANIFEST, Manifest, inputs_of, read_manifest
 from maskdit.artifacts.provenance import VERSIONS, marked
 from maskdit.config.base import UserError
 from maskdit.config.graph import Edges
 from maskdit.config.params import Params
-from maskdit.reporting.report.page import Html, items, table
+from maskdit.reporting.report.page import PIECES, table
 
 FOLDERS = {  # verb -> what it publishes, beside results/
     "fetch": "artifacts/raw/{key}",
@@ -85,7 +86,7 @@ def states(edges: Edges, found: Found, results: Path) -> dict[str, str]:
     return told
 
 
-def provenance(edges: Edges, found: Found, told: dict[str, str], spent: Lines, results: Path) -> str:
+def provenance(edges: Edges, found: Found, told: dict[str, str], spent: Lines, results: Path) -> Markup:
     """A row an artifact: from what, by which code, with which numbers, where, and what it took."""
     digests = {node: origin.digest for _, manifest in found.values() for node, origin in manifest.lineage.items()}
     configs = {node: origin.config for _, manifest in found.values() for node, origin in manifest.lineage.items()}
@@ -124,19 +125,19 @@ def provenance(edges: Edges, found: Found, told: dict[str, str], spent: Lines, r
 
 def hashed(text: str) -> str:
     """A hash, shortened, with the whole of it beside."""
-    return Html(f'<code title="{escape(text)}">{escape(text[:12])}</code>') if text else ""
+    return PIECES.hashed(text) if text else ""
 
 
-def joined(lines: Iterable[str]) -> Html:
+def joined(lines: Iterable[str]) -> Markup:
     """Lines of one cell."""
-    return Html("<br>".join(map(escape, lines)))
+    return Markup("<br>").join(lines)
 
 
 def unfolded(config: dict[str, Any]) -> str:
     """An entry of params.yaml, to unfold."""
     if not config:
         return ""
-    return Html(f"<details><summary>{len(config)} fields</summary><pre>{escape(json.dumps(config, indent=1))}</pre></details>")
+    return PIECES.unfolded(f"{len(config)} fields", json.dumps(config, indent=1))
 
 
 def number(value: float | None, unit: float = 1.0) -> str:
@@ -144,19 +145,19 @@ def number(value: float | None, unit: float = 1.0) -> str:
     return "" if value is None else f"{value / unit:.1f}"
 
 
-def costs(edges: Edges, spent: Lines) -> str:
+def costs(edges: Edges, spent: Lines) -> Markup:
     """What all commands of the study have spent, those that failed too, and which those were."""
     if not spent:
-        return '<p class="absent">No ledger is here (logs/ledger.jsonl): what was spent is not known.</p>'
+        return PIECES.paragraph("No ledger is here (logs/ledger.jsonl): what was spent is not known.", "absent")
     groups: dict[str, Lines] = {}
     for line in spent:
         groups.setdefault(line["verb"] if line["node"] in edges else "other studies", []).append(line)
     here = [line for line in spent if line["node"] in edges]
     rows = [total(name, lines) for name, lines in sorted(groups.items(), key=lambda each: each[0] == "other studies")]
     failed = [ended(line) for line in failures(here)]
-    text = items(failed) if failed else "<p>No command of this study that ended has failed.</p>"
-    note = "<p>A process that is killed outright, by SIGKILL or with its machine, leaves no line in the ledger.</p>"
-    return table([*rows, total("this study", here)], "What was spent", "ledger.jsonl") + f"<h3>Failures</h3>{text}{note}"
+    text = PIECES.items(failed) if failed else PIECES.paragraph("No command of this study that ended has failed.", "")
+    note = PIECES.paragraph("A process that is killed outright, by SIGKILL or with its machine, leaves no line in the ledger.", "")
+    return table([*rows, total("this study", here)], "What was spent", "ledger.jsonl") + Markup("<h3>Failures</h3>") + text + note
 
 
 def failures(lines: Lines) -> Lines:

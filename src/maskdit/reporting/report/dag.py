@@ -1,8 +1,9 @@
 """The graph of a study, drawn: a column a verb, a box an artifact."""
 
 from collections.abc import Iterable, Mapping
-from html import escape
 from statistics import mean
+
+from markupsafe import Markup, escape
 
 from maskdit.config.graph import COLUMNS, Edges
 
@@ -58,7 +59,7 @@ def start(block: list[float]) -> float:
     return mean(block) - (len(block) - 1) / 2
 
 
-def draw(edges: Edges, state: Mapping[str, str], bench: str) -> str:
+def draw(edges: Edges, state: Mapping[str, str], bench: str) -> Markup:
     """The graph as SVG, without edges that others imply; `state` of a node is a few words, and its class."""
     edges = reduced(edges)
     rows = heights(edges)
@@ -78,7 +79,7 @@ def draw(edges: Edges, state: Mapping[str, str], bench: str) -> str:
         text = f'<text x="{left[node] + 7}" y="{middle[node] + 4:.1f}">{key}</text>'
         parts.append(f'<g class="{state[node].replace(" ", "-")}"><title>{escape(node)}: {state[node]}</title>{box}{text}</g>')
     label = f"Graph of {len(edges)} artifacts from images to this report; the table of provenance lists them with their inputs"
-    return (
+    return Markup(
         f'<svg class="graph" role="img" aria-label="{label}" width="{width}" height="{height:.0f}" '
         f'viewBox="-1 0 {width} {height:.0f}">{"".join(parts)}</svg>'
     )
