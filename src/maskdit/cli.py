@@ -164,7 +164,7 @@ def dispatch(arguments: dict[str, Any]) -> None:
     """Run a parsed command line."""
     verb = arguments.pop("verb")
     if verb == "handoff":
-        from maskdit.artifacts.handoff import handoff
+        from maskdit.artifacts.engine_handoff import handoff
 
         handoff(**arguments)
     elif verb == "import":

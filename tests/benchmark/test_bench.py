@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskdit.benchmark import bench, timing
-from maskdit.benchmark.plain import plain_loss
+from maskdit.benchmark.baseline import plain_loss
 from maskdit.config.benchmark import Bench, Case, Pair
 from maskdit.config.load import load
 from maskdit.model.diffusion import loss

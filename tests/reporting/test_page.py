@@ -22,7 +22,7 @@ from maskdit.artifacts.manifest import Origin, publishing
 from maskdit.config.base import UserError
 from maskdit.config.graph import study
 from maskdit.config.load import load
-from maskdit.reporting.crossing import reach
+from maskdit.reporting.curve_crossings import reach
 from maskdit.reporting.report.dag import draw, heights, spread
 from maskdit.reporting.report.page import rows_of, short, table, waterfall
 from maskdit.reporting.report.report import ahead, at, drawn, report

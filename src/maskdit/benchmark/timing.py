@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 
-from maskdit.benchmark.plain import Plain, plain_denoise, plain_loss
+from maskdit.benchmark.baseline import Plain, plain_denoise, plain_loss
 from maskdit.config.benchmark import Case
 from maskdit.config.training import Pretrain, kept_tokens
 from maskdit.model import transformer

@@ -12,7 +12,7 @@ from maskdit.config.training import Encoder, Transformer
 class Case(Section):
     """One thing whose time is taken: forward and backward passes of a network, or sampling from it."""
 
-    network: Literal["ours", "plain"]  # plain: from timm's blocks, eager, as in plain.py
+    network: Literal["ours", "plain"]  # plain: from timm's blocks, eager, as in benchmark/baseline.py
     side: Count  # of the latent
     encoder: Encoder
     decoder: Transformer | None

@@ -12,7 +12,7 @@ from maskdit.artifacts.atomic import replacing
 from maskdit.artifacts.manifest import config_of
 from maskdit.config.base import UserError
 from maskdit.config.reporting import Curves
-from maskdit.reporting.crossing import crossings
+from maskdit.reporting.curve_crossings import crossings
 from maskdit.reporting.records import COMPARABLE, SAMPLING, demand_alike, hours_of, published, read, seeds_of, steps_of
 
 AXES = {

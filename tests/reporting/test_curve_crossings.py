@@ -8,7 +8,7 @@ import pytest
 from test_report import record, rows_of
 
 from maskdit.config.reporting import Curves
-from maskdit.reporting.crossing import crossings, interval, reach
+from maskdit.reporting.curve_crossings import crossings, interval, reach
 from maskdit.reporting.curves import curves
 
 SPENT = np.array([1.0, 10.0, 100.0])
