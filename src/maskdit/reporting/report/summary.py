@@ -17,7 +17,7 @@ def summary(params: Params, config: Report, bench: str, points: dict[str, Any], 
     crossings = rows_of(results / f"curves_{bench}_crossing.csv") or []
     timed = [row for row in crossings if row.get("axis") == points["hours"][0]]
     trainings = rows_of(results / f"efficiency_{bench}.csv") or []
-    caption = f"{points['quality'] or 'Quality'} against device-hours; the points are in the section Curves"
+    caption = f"{points['quality'] or 'Quality'} against what the training has cost; the section Curves has the points"
     parts = [PIECES.paragraph(answer(timed), "verdict"), cards(trainings, timed, points)]
     parts.append(picture(results / f"curves_{bench}.png", caption, caption))
     parts += [through_training(results, bench)] if bench in params.strip else []
