@@ -13,9 +13,9 @@ for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
-LONG = ("tools/test_study", "engines/test_pipeline", "engines/test_dvc", "benchmark/test_bench", "training/test_learner")
-LONG += ("engines/test_start", "engines/test_rebuild", "engines/test_threads", "training/test_recovery")
-HANDED = ("tests/engines/test_pipeline.py", "tests/engines/test_dvc.py")  # which share what both engines know
+LONG = ("engines/test_handoff", "engines/test_pipeline", "tools/test_study", "benchmark/test_bench", "training/test_recovery")
+LONG += ("training/test_learner", "engines/test_rebuild", "engines/test_threads", "engines/test_start", "test_hostile")
+HANDED = ("tests/engines/test_handoff.py", "tests/engines/test_dvc.py")  # which share what both engines know
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

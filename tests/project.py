@@ -1,5 +1,6 @@
 """The project in a folder of its own, and what its engines say there."""
 
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,15 @@ PROXIES = {
     name: f"http://user:canary-{name}-8c1f@127.0.0.1:9" for name in ("http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY")
 }
 SECRETS |= PROXIES | {"IMAGENET_URL": "https://image-net.org/canary-address-8c1f"}
+
+# The toy's nodes: the last ones, the two samples, what shows them, and what a changed finetuning makes new
+STAGES = ("table@demo", "curves@demo", "grid@demo-dit", "grid@demo-maskdit", "strip@demo", "efficiency@demo")
+STAGES += ("claims@claims", "report@demo")
+PLAIN, GUIDED = "demo-dit-plain", "demo-maskdit-guided"
+
+SHOWN = {"table@demo", "curves@demo", "efficiency@demo", "strip@demo", "claims@claims", "report@demo"}
+SCORED = {f"evaluate@{PLAIN}", f"evaluate@{GUIDED}"}
+REFINED = {f"sample@{GUIDED}", f"features@{GUIDED}", f"evaluate@{GUIDED}", "grid@demo-maskdit"} | SHOWN
 
 
 def project(where: Path, params: Path = TOY) -> Path:
@@ -85,3 +95,13 @@ def edit(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert old in text, f"{file}: no {old!r}"
     file.write_text(text.replace(old, new))
+
+
+def plan(where: Path, *targets: str) -> set[str]:
+    """What a dry run of Snakemake would run."""
+    return nodes(says(where, *SNAKEMAKE, "--dry-run", *targets))
+
+
+def metrics(where: Path) -> dict[str, dict[str, float]]:
+    """Quality of each evaluation: not the times, which differ."""
+    return {path.stem: json.loads(path.read_text())["metrics"] for path in (where / "results" / "metrics" / "demo").glob("*.json")}
