@@ -95,7 +95,8 @@ lock:
 # What editors know of params.yaml, and the picture of the code.
 .PHONY: schema
 schema:
-	python -m maskdit.config.schema > workflow/schemas/params.schema.json
+	python -m maskdit.config.schema > workflow/schemas/params.schema.json.new
+	mv workflow/schemas/params.schema.json.new workflow/schemas/params.schema.json
 	python docs/rooms.py
 
 # What README and docs/ show, from results/: the curves, claims and tables of STUDY, and the speed.

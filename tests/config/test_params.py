@@ -67,7 +67,7 @@ MISTAKES = [
     ("curves.demo.select", [{"stepp": 2}], "curves.demo.select.0.stepp: unknown key"),
     ("curves.demo.select", [{"step": 3}], "curves.demo.select: no sample of the study demo fits"),
     ("sample.demo-dit-plain.study", "demmo", "sample.demo-dit-plain.study: table has no entry 'demmo'; did you mean 'demo'?"),
-    ("sample.demo-dit-plain.reference", "dem", "sample.demo-dit-plain.reference: features has no entry 'dem'; did you mean"),
+    ("sample.demo-dit-plain.reference", "dem", "sample.demo-dit-plain.reference: reference has no entry 'dem'; did you mean"),
     ("features.demo.bacth", 4, "features.demo.bacth: unknown key; did you mean 'batch'?"),
     ("strip.demo.images", [0, 16], "strip.demo.images: 16 is none of 16 images, counted from 0"),
     ("strip.demo.select", [{}], "strip.demo.select: the same noise has one guidance"),
@@ -153,7 +153,13 @@ def test_a_missing_number_is_named(tree):
         validate(tree)
 
 
-@pytest.mark.parametrize("verb", ["features", "evaluate"])
+def test_a_reference_without_an_extractor_of_its_name_is_told_by_a_key_that_is_in_the_file(tree):
+    del tree["fetch"]["demo-features"]
+    with pytest.raises(UserError, match=r"sample\.demo-dit-plain\.reference: fetch has no entry 'demo-features'"):
+        validate(tree)
+
+
+@pytest.mark.parametrize("verb", ["features", "evaluate", "reference"])
 def test_a_sample_without_numbers_for_its_evaluation_is_refused(tree, verb):
     tree[verb] = {}
     with pytest.raises(UserError, match=rf"sample\.demo-dit-plain\.reference: {verb} has no entry 'demo'"):

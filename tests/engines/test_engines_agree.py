@@ -18,9 +18,9 @@ from snakemake.settings.types import DAGSettings, OutputSettings, Quietness, Res
 
 from maskdit.artifacts.step import STEPS
 from maskdit.cli import parser, signature
-from maskdit.config.expand import SELECTING, expanded
+from maskdit.config.expand import expanded
 from maskdit.config.load import load
-from maskdit.config.params import Params
+from maskdit.config.params import OF_REPORT, Params
 from project import ROOT, TOY, edit, project
 
 
@@ -55,7 +55,7 @@ def dvc_graph(where: Path) -> Graph:
             verb, key = stage.name.split("@")
             source = tree["sample"][key]["reference"] if verb in ("features", "evaluate") else key
             named = [name for params in stage.params for name in params.params]
-            known = named == [f"{verb}.{source}", *["sample"] * (verb in SELECTING)]
+            known = named == [f"{verb}.{source}", *["sample"] * (verb in OF_REPORT)]
             values = [long[verb][key]] if known else named
             paths = [dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency)]
             inputs = [{out for out in every if out.startswith(f"{path}/")} or {path} for path in paths]

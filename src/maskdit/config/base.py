@@ -25,7 +25,6 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Family = Literal["mobilenet-v2", "inception-2015", "dinov2"]  # the network whose features are compared
-Computed = Literal["fp32", "tf32", "bf16", "fp16"]  # what matrix products are rounded to; weights, sums and averages are float32
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]  # auto: what the device is fastest in, settled when work begins
 
 

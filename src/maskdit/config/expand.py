@@ -6,15 +6,14 @@ strips and efficiency say what their samples are, and get the list of them.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from maskdit.config.base import Count, Key, Section, UserError
 from maskdit.config.errors import first, nearest
-
-Steps = Count | Literal["final"]
-Phases = Literal["pretrain", "finetune", "released"]
+from maskdit.config.params import OF_REPORT
+from maskdit.config.sampling import Phase, Step
 
 
 class Choice(BaseModel):
@@ -22,8 +21,8 @@ class Choice(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     run: Key | list[Key] | None = None
-    phase: Phases | list[Phases] | None = None
-    step: Steps | list[Steps] | None = None
+    phase: Phase | list[Phase] | None = None
+    step: Step | list[Step] | None = None
     guidance: float | list[float] | None = None
 
     def fits(self, entry: Mapping[str, Any]) -> bool:
@@ -61,6 +60,8 @@ class Judged(Section):
 class Written(BaseModel):
     """The parts of params.yaml that become several entries, or a list."""
 
+    fetch: dict[Key, Any]
+    reference: dict[Key, Any]
     sample: dict[Key, Drawn]
     features: dict[Key, Measured]
     evaluate: dict[Key, Judged]
@@ -68,9 +69,6 @@ class Written(BaseModel):
     curves: dict[Key, Shown]
     efficiency: dict[Key, Shown]
     strip: dict[Key, Shown]
-
-
-SELECTING = ("table", "curves", "efficiency", "strip")
 
 
 def expanded(tree: Mapping[str, Any], path: Path = Path("params.yaml")) -> dict[str, Any]:
@@ -89,7 +87,7 @@ def expanded(tree: Mapping[str, Any], path: Path = Path("params.yaml")) -> dict[
     for key, place in written.sample.items():
         long["features"][key] = {"extractor": f"{place.reference}-features", **tree["features"][place.reference]}
         long["evaluate"][key] = {"bench": place.study, "dataset": place.reference, **tree["evaluate"][place.reference]}
-    for verb in SELECTING:
+    for verb in OF_REPORT:
         long[verb] = {}
         for name, shown in getattr(written, verb).items():
             evals = [
@@ -107,12 +105,12 @@ def without(entry: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def unknown(written: Written) -> Iterator[str]:
-    """Samples whose study or reference is not there."""
+    """Samples whose study or reference is not there, or lacks an entry that it needs."""
     for key, place in written.sample.items():
-        for verb, field, known in (("table", "study", written.table), ("features", "reference", written.features)):
-            if (name := getattr(place, field)) not in known:
+        needed = [("study", "table", place.study)]
+        needed += [("reference", verb, place.reference) for verb in ("reference", "features", "evaluate")]
+        for field, verb, name in (*needed, ("reference", "fetch", f"{place.reference}-features")):
+            if name not in (known := getattr(written, verb)):
                 yield f"sample.{key}.{field}: {verb} has no entry '{name}'{nearest(name, known)}"
-        if place.reference not in written.evaluate:
-            yield f"sample.{key}.reference: evaluate has no entry '{place.reference}'{nearest(place.reference, written.evaluate)}"
         if not f"{key}-".startswith(f"{place.study}-"):
             yield f"sample.{key}: a key begins with its study, {place.study}"

@@ -22,7 +22,6 @@ REFERENCES = (
     ("encode", "vae", "vae"),
     ("reference", "dataset", "fetch"),
     ("reference", "extractor", "fetch"),
-    ("features", "extractor", "fetch"),
     ("reconstruct", "dataset", "fetch"),
     ("reconstruct", "extractor", "fetch"),
     ("reconstruct", "vae", "vae"),
@@ -38,7 +37,6 @@ REFERENCES = (
     ("released", "dataset", "reference"),
     ("sample", "run", "pretrain"),  # or released
     ("sample", "vae", "vae"),
-    ("evaluate", "dataset", "reference"),
     ("grid", "dataset", "fetch"),
     ("grid", "sample", "sample"),
     ("claims", "study", "table"),

@@ -6,14 +6,17 @@ from pydantic import Field, field_validator
 
 from maskdit.config.base import Count, Key, Positive, Precision, Section, Seed
 
+Phase = Literal["pretrain", "finetune", "released"]
+Step = Count | Literal["final"]  # final: the last milestone of the phase
+
 
 class Sample(Section):
     """Images from one checkpoint: heun asks the denoiser 2 * solver_steps - 1 times, the other solvers solver_steps times."""
 
     run: Key
     vae: Key
-    phase: Literal["pretrain", "finetune", "released"]
-    step: Count | Literal["final"]
+    phase: Phase
+    step: Step
     ema_width: Positive | None = None  # relative width of an average made from a run's posthoc_ema; null: its ema
     guidance: Annotated[float, Field(ge=1)]  # 1 is no guidance
     guidance_channels: Literal["all", "first3"] = "all"  # first3 is DiT's

@@ -4,10 +4,9 @@ import json
 from typing import Any
 
 from maskdit.config.expand import Drawn, Shown, Written
-from maskdit.config.params import Params
+from maskdit.config.params import OF_REPORT, Params
 
 MAPS = ("$defs", "properties")
-LISTING = ("Table", "Curves", "Efficiency", "Strip")  # models whose list of evaluations is selected
 
 
 def schema() -> dict[str, Any]:
@@ -19,7 +18,7 @@ def schema() -> dict[str, Any]:
         tree["properties"][section] = written["properties"][section]
     models["Sample"]["properties"] |= Drawn.model_json_schema()["properties"]
     models["Sample"]["required"] += [*Drawn.model_fields]
-    for name in LISTING:
+    for name in map(str.capitalize, OF_REPORT):
         models[name]["properties"]["select"] = Shown.model_json_schema()["properties"]["select"]
         del models[name]["properties"]["evals"]
         models[name]["required"].remove("evals")

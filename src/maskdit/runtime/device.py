@@ -13,6 +13,7 @@ from maskdit.runtime.progress import say
 
 if TYPE_CHECKING:  # steps that only count do not wait for torch
     import torch
+
 PRECISION: str | None = None  # in which this process computes, of a step whose entry has one
 
 

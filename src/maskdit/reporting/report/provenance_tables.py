@@ -137,7 +137,7 @@ def unfolded(config: dict[str, Any]) -> str:
     """An entry of params.yaml, to unfold."""
     if not config:
         return ""
-    return PIECES.unfolded(f"{len(config)} fields", json.dumps(config, indent=1))
+    return PIECES.folded(f"{len(config)} fields", Markup("<pre>{}</pre>").format(json.dumps(config, indent=1)))
 
 
 def number(value: float | None, unit: float = 1.0) -> str:
@@ -155,8 +155,8 @@ def costs(edges: Edges, spent: Lines) -> Markup:
     here = [line for line in spent if line["node"] in edges]
     rows = [total(name, lines) for name, lines in sorted(groups.items(), key=lambda each: each[0] == "other studies")]
     failed = [ended(line) for line in failures(here)]
-    text = PIECES.items(failed) if failed else PIECES.paragraph("No command of this study that ended has failed.", "")
-    note = PIECES.paragraph("A process that is killed outright, by SIGKILL or with its machine, leaves no line in the ledger.", "")
+    text = PIECES.items(failed) if failed else PIECES.paragraph("No command of this study that ended has failed.")
+    note = PIECES.paragraph("A process that is killed outright, by SIGKILL or with its machine, leaves no line in the ledger.")
     return table([*rows, total("this study", here)], "What was spent", "ledger.jsonl") + Markup("<h3>Failures</h3>") + text + note
 
 

@@ -61,14 +61,11 @@ def report(config: Report, *, results: Path, out: Path) -> None:
         "Curves": charts(points, curves, results, bench),
         "Speed": speeds(params, results),
         "Samples": Markup("").join(sampled(params, name, results) for name in config.grids),
-        "Graph": PIECES.paragraph(unmade(told), "") + PIECES.boxes(KEY) + PIECES.scrolled("Graph", draw(edges, told, bench)),
+        "Graph": PIECES.paragraph(unmade(told)) + PIECES.boxes(KEY) + PIECES.scrolled("Graph", draw(edges, told, bench)),
         "Provenance": provenance(edges, found, told, spent, results),
         "Costs": costs(edges, spent),
     }
     out.write_text(page(title, bench, parts, points), encoding="utf-8")
-
-
-# Tables, curves, speed and samples
 
 
 def ahead(points: list[dict[str, Any]], axis: str, unit: str, quality: str) -> str:
@@ -164,12 +161,12 @@ def drawn(curves: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def charts(points: dict[str, Any], curves: list[dict[str, str]], results: Path, bench: str) -> Markup:
-    """The chart that the script draws, its budget, and the same as a picture and as numbers."""
+    """The chart that the script draws, its budget, and the same as numbers; the picture is in the summary."""
     if not points["points"]:
         return PIECES.missing(f"curves_{bench}.csv")
     numbers = table(curves, "Points of the curves", f"curves_{bench}.csv")
     line = ahead(points["points"], points["hours"][0], AXES[points["hours"][0]][1], points["quality"])
-    budget = PIECES.paragraph(line, "") if line else ""
+    budget = PIECES.paragraph(line) if line else ""
     return Markup('<div id="chart"></div><div id="budget"></div>') + budget + PIECES.folded("The points in numbers", numbers)
 
 
@@ -186,7 +183,7 @@ def speeds(params: Params, results: Path) -> Markup:
         chain = rows_of(results / f"bench_{key}_waterfall.csv")
         if chain:
             caption = f"Times faster per image than plain DiT in float32; {machine}"
-            parts.append(waterfall(chain, caption) + PIECES.paragraph(caption, ""))
+            parts.append(waterfall(chain, caption) + PIECES.paragraph(caption))
         brief = [{name: value for name, value in row.items() if name not in ("machine", "slow", "fast")} for row in pairs]
         parts.append(table(brief, f"Pairs: {machine}", path.name))
         for part in ("waterfall", "factorial"):
