@@ -5,7 +5,6 @@ from snakemake.utils import min_version
 
 from maskdit.config.base import UserError
 from maskdit.config.yaml_subset import read_file
-from maskdit.config.expand import expanded
 from maskdit.config.load import validate
 
 min_version("9.0")
@@ -13,7 +12,6 @@ min_version("9.0")
 try:
     tree = read_file(Path("params.yaml"))  # as the commands read it, and with their complaints
     params = validate(tree)
-    entries = expanded(tree)
 except UserError as error:
     raise WorkflowError(str(error))
 

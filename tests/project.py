@@ -87,7 +87,7 @@ def says(where: Path, *command: str, forked: bool = True) -> str:
 
 def nodes(said: str) -> set[str]:
     """The nodes VERB@KEY whose commands an engine shows, Snakemake with --printshellcmds."""
-    return {f"{verb}@{key}" for verb, key in re.findall(r"^(?:> |Shell command: )maskdit (\w+) (\S+) --", said, re.M)}
+    return {f"{verb}@{key}" for verb, key in re.findall(r"^(?:> |Shell command: )maskdit (\w+) (\S+)$", said, re.M)}
 
 
 def edit(file: Path, old: str, new: str) -> None:

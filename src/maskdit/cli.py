@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from maskdit.artifacts.step import SHARDED, STEPS, code_of, step
+from maskdit.config.paths import OUTPUTS
 
 ENVIRONMENT = """set in the environment:
   MASKDIT_SCRATCH=FOLDER       where states and shards are kept until they are published (default .scratch)
   MASKDIT_RANKS=N              processes on this machine (default: one a GPU)
   MASKDIT_THREADS=N            threads of a process on a CPU (default: as Snakemake grants, else half of the cores)
   MASKDIT_DETERMINISTIC=1      the same bits each time on a GPU, too, in less speed
+  MASKDIT_FORCE=1              make an artifact again that is current
   MASKDIT_SHARED=1             take weights and scratch folders that others may write, too"""
 OF_CLAIMS = """
   MASKDIT_AGAINST=FILE         an older ledger: end with exit code 2 if a claim has a worse verdict than there"""
@@ -30,7 +32,6 @@ OF_TRAINING = """
                                one process alone is watched only if this is set)
   MASKDIT_TENSORBOARD=FOLDER   write the log as TensorBoard's events, too"""
 
-USUAL = {"report": {"results": "results", "out": "results/report_{key}.html"}}  # paths that need not be given
 SHELLS = ("bash", "zsh", "tcsh")
 FORMATS = ("upstream", "dit", "diffusers")
 OTHERS = ("handoff", "import", "export", "study", "plan", "doctor", "check", "show")  # verbs that are no steps
@@ -78,8 +79,8 @@ def parser(first: str = "") -> Parser:
         entry.epilog = ENVIRONMENT + OF_TRAINING * (STEPS[verb] == "training.train") + OF_CLAIMS * (verb == "claims")
         entry.add_argument("key", metavar="KEY", help=f"an entry of {verb}: in params.yaml")
         for path in paths:
-            usual = USUAL.get(verb, {}).get(path)
-            entry.add_argument(f"--{path}", type=Path, required=usual is None, metavar="PATH", help=usual and f"default: {usual}")
+            usual = OUTPUTS[verb].format(key="KEY", bench="STUDY") if path == "out" else "where the step before it publishes"
+            entry.add_argument(f"--{path}", type=Path, metavar="PATH", default=argparse.SUPPRESS, help=f"default: {usual}")
         if verb == "claims":
             text = "end with code 2 if a verdict is worse than in this ledger (default: $MASKDIT_AGAINST)"
             entry.add_argument("--against", type=Path, metavar="FILE", default=against(), help=text)
@@ -203,8 +204,7 @@ def dispatch(arguments: dict[str, Any]) -> None:
     else:
         share, key = arguments.pop("part", None), arguments.pop("key")
         options = {name: arguments.pop(name) for name in ("against",) if name in arguments}
-        paths = {name: path or Path(USUAL[verb][name].format(key=key)) for name, path in arguments.items()}
-        step(verb, key, paths, share, **options)
+        step(verb, key, arguments, share, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

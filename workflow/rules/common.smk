@@ -1,85 +1,62 @@
-from pathlib import Path
+import os
 
-from snakemake.exceptions import WorkflowError
-
+from maskdit.artifacts.freshness import Freshness
+from maskdit.artifacts.stamps import STALE, set_stamps, waits_for
 from maskdit.cli import against
-from maskdit.config.base import UserError
-from maskdit.artifacts.manifest import inputs_of, lineage
 
 # The commands read params.yaml themselves: another configuration would change the graph and not the jobs.
 if config != tree:
     raise WorkflowError("params.yaml is the only configuration: edit it, --config and --configfile are refused")
 
 
+os.environ["MASKDIT_BARS"] = "0"  # several steps share this terminal
+
+
 wildcard_constraints:
     key=r"[a-z0-9]+(-[a-z0-9]+)*",
-    bench="|".join(params.table),
 
 
 SHARE = max(1, (workflow.cores or 1) // 2)  # threads of a step that computes: two trainings side by side
 
+# What is current is judged by the artifacts' manifests, not by the times of files: see maskdit.artifacts.freshness.
+fresh = Freshness(params) if workflow.is_main_process else None
+if fresh:
+    try:
+        set_stamps(fresh)
+    except OSError as error:
+        raise WorkflowError(f"{error.filename}: {error.strerror}; Snakemake plans by the files in there")
 
-def entry_of(verb):
-    """An entry of params.yaml as a step's parameters: what changes in it makes the step run again."""
 
-    def entry(wildcards):
+def before(verb, place):
+    """What a job waits for; its command finds its inputs by itself."""
+
+    def files(wildcards):
         try:
-            params.entry(verb, wildcards.key)
+            return waits_for(params, f"{verb}/{wildcards.key}", fresh)[place]
         except UserError as error:
             raise WorkflowError(str(error))
-        return entries[verb][wildcards.key]
 
-    return entry
-
-
-def metrics_of(wildcards):
-    """All evaluations of a benchmark: the folder that a table and its curves read."""
-    return [f"results/metrics/{wildcards.key}/{key}.json" for key, entry in params.evaluate.items() if entry.bench == wildcards.key]
+    return files
 
 
-def reconstructions_of(wildcards):
-    """All reconstructions of a benchmark."""
-    made = params.reconstruct.items()
-    return [f"results/reconstructions/{wildcards.key}/{key}.json" for key, entry in made if entry.bench == wildcards.key]
+def made_before(verb):
+    """What makes a job run again when it is made again."""
+    return before(verb, 0)
 
 
-def evidence_of(wildcards):
-    """What a ledger needs of its own study."""
-    study = params.claims[wildcards.key].study
-    made = [f"results/metrics/{study}/{key}.json" for key, entry in params.evaluate.items() if entry.bench == study]
-    return [*made, f"results/curves_{study}_crossing.csv"]
+def kept_before(verb):
+    """What a result shows that is as current as the result, whatever the times of the two."""
+    return before(verb, 1)
 
 
-def evidence_beside():
-    """What lies there of other studies than the ledgers' own: a ledger is judged again when that changes, nothing is made for it."""
-    results, own = Path("results"), {ledger.study for ledger in params.claims.values()}
-    names = {name for ledger in params.claims.values() for name in ledger.evals}
-    records = [path for path in results.glob("*/*/*.json") if path.stem in names and path.parent.name not in own]
-    crossings = [path for path in results.glob("curves_*_crossing.csv") if path.stem.split("_")[1] not in own]
-    return [f"{path} {path.stat().st_mtime_ns}" for path in sorted([*records, *crossings, *results.glob("bench_*.csv")])]
+def mark_of(verb):
+    """The mark of a result that is stale, without which Snakemake would take it for made."""
 
+    def mark(wildcards):
+        path = STALE / verb / wildcards.key
+        return [path] if path.exists() else []
 
-def current(name):
-    """Whether an evaluation is there, of today's numbers."""
-    try:
-        return bool(lineage(inputs_of(Path(f"results/metrics/{params.evaluate[name].bench}/{name}.json")), params))
-    except UserError:
-        return False
-
-
-def drawable(evals, *folders):
-    """Whether a picture can be made without making samples again that were evaluated and are gone: nothing is trained for a picture."""
-    needed = [*(f"artifacts/samples/{name}" for name in evals), *folders]
-    return all(Path(path).exists() for path in needed) or not all(map(current, evals))
-
-
-def pictures_of(wildcards):
-    """The pictures of a report; what is left out is shown as it is, or said to be not there."""
-    grids = {name: params.grid[name] for name in params.report[wildcards.key].grids}
-    pictures = [
-        f"results/grid_{name}.png" for name, grid in grids.items() if drawable([grid.sample], f"artifacts/raw/{grid.dataset}")
-    ]
-    return pictures + [f"results/strip_{wildcards.key}.png"] * drawable(params.strip[wildcards.key].evals)
+    return mark
 
 
 # Steps that can be cut into jobs of their own, and into how many: a profile says set-scatter: [sample=16, encode=8].

@@ -1,140 +1,129 @@
+# Results: files that people look at, which are kept while they are made again.
+
+
 rule table:
     input:
-        metrics_of,
+        made_before("table"),
+        stale=mark_of("table"),
     output:
-        csv=report("results/table_{key}.csv", caption="../report/table.rst", category="Tables"),
-        md="results/table_{key}.md",
-        tex="results/table_{key}.tex",
-        scores=directory("results/scores/{key}"),
+        csv=report(update("results/table_{key}.csv"), caption="../report/table.rst", category="Tables"),
+        md=update("results/table_{key}.md"),
+        tex=update("results/table_{key}.tex"),
+        scores=update(directory("results/scores/{key}")),
     log:
         "logs/table/{key}.log",
-    params:
-        entry_of("table"),
     shell:
-        "maskdit table {wildcards.key} --metrics results/metrics/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
+        "maskdit table {wildcards.key}"
 
 
 rule recon:
     input:
-        reconstructions_of,
+        made_before("recon"),
+        stale=mark_of("recon"),
     output:
-        csv="results/recon_{key}.csv",
-        md="results/recon_{key}.md",
+        csv=update("results/recon_{key}.csv"),
+        md=update("results/recon_{key}.md"),
     log:
         "logs/recon/{key}.log",
-    params:
-        entry_of("recon"),
     shell:
-        "maskdit recon {wildcards.key} --metrics results/reconstructions/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
+        "maskdit recon {wildcards.key}"
 
 
 rule curves:
     input:
-        metrics_of,
+        made_before("curves"),
+        stale=mark_of("curves"),
     output:
-        csv="results/curves_{key}.csv",
-        png=report("results/curves_{key}.png", caption="../report/curves.rst", category="Curves"),
-        svg="results/curves_{key}.svg",
-        crossing="results/curves_{key}_crossing.csv",
+        csv=update("results/curves_{key}.csv"),
+        png=report(update("results/curves_{key}.png"), caption="../report/curves.rst", category="Curves"),
+        svg=update("results/curves_{key}.svg"),
+        crossing=update("results/curves_{key}_crossing.csv"),
     log:
         "logs/curves/{key}.log",
-    params:
-        entry_of("curves"),
     shell:
-        "maskdit curves {wildcards.key} --metrics results/metrics/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
+        "maskdit curves {wildcards.key}"
 
 
 rule efficiency:
     input:
-        metrics_of,
+        made_before("efficiency"),
+        stale=mark_of("efficiency"),
     output:
-        csv=report("results/efficiency_{key}.csv", caption="../report/efficiency.rst", category="Tables"),
-        md="results/efficiency_{key}.md",
-        tex="results/efficiency_{key}.tex",
+        csv=report(update("results/efficiency_{key}.csv"), caption="../report/efficiency.rst", category="Tables"),
+        md=update("results/efficiency_{key}.md"),
+        tex=update("results/efficiency_{key}.tex"),
     log:
         "logs/efficiency/{key}.log",
-    params:
-        entry_of("efficiency"),
     shell:
-        "maskdit efficiency {wildcards.key} --metrics results/metrics/{wildcards.key} --out {output.csv} 2>&1 | tee {log}"
+        "maskdit efficiency {wildcards.key}"
 
 
 rule grid:
     input:
-        images=lambda wildcards: f"artifacts/raw/{params.grid[wildcards.key].dataset}",
-        samples=lambda wildcards: f"artifacts/samples/{params.grid[wildcards.key].sample}",
+        made_before("grid"),
+        stale=mark_of("grid"),
     output:
-        report("results/grid_{key}.png", caption="../report/grid.rst", category="Samples"),
+        report(update("results/grid_{key}.png"), caption="../report/grid.rst", category="Samples"),
     log:
         "logs/grid/{key}.log",
-    params:
-        entry_of("grid"),
     shell:
-        "maskdit grid {wildcards.key} --images {input.images} --samples {input.samples} --out {output} 2>&1 | tee {log}"
+        "maskdit grid {wildcards.key}"
 
 
 rule strip:
     input:
-        metrics_of,  # after which the samples are there
+        made_before("strip"),
+        stale=mark_of("strip"),
     output:
-        report("results/strip_{key}.png", caption="../report/strip.rst", category="Samples"),
+        report(update("results/strip_{key}.png"), caption="../report/strip.rst", category="Samples"),
     log:
         "logs/strip/{key}.log",
-    params:
-        entry_of("strip"),
     shell:
-        "maskdit strip {wildcards.key} --results results --out {output} 2>&1 | tee {log}"
+        "maskdit strip {wildcards.key}"
 
 
 rule bench:
+    input:
+        stale=mark_of("bench"),
     output:
-        csv="results/bench_{key}.csv",
-        md="results/bench_{key}.md",
-        png="results/bench_{key}.png",
-        svg="results/bench_{key}.svg",
-        waterfall="results/bench_{key}_waterfall.csv",
-        factorial="results/bench_{key}_factorial.csv",
+        csv=update("results/bench_{key}.csv"),
+        md=update("results/bench_{key}.md"),
+        png=update("results/bench_{key}.png"),
+        svg=update("results/bench_{key}.svg"),
+        waterfall=update("results/bench_{key}_waterfall.csv"),
+        factorial=update("results/bench_{key}_factorial.csv"),
     log:
         "logs/bench/{key}.log",
     threads: SHARE
-    params:
-        entry_of("bench"),
     shell:
-        "maskdit bench {wildcards.key} --out {output.csv} 2>&1 | tee {log}"
+        "maskdit bench {wildcards.key}"
 
 
 rule claims:
     input:
-        evidence_of,
+        made_before("claims"),
+        ancient(kept_before("claims")),
+        stale=mark_of("claims"),
         against=against() or [],  # of the environment, where the command finds it, too
     output:
-        csv=report("results/{key}.csv", caption="../report/claims.rst", category="Claims"),
-        md="results/{key}.md",
+        csv=report(update("results/{key}.csv"), caption="../report/claims.rst", category="Claims"),
+        md=update("results/{key}.md"),
     log:
         "logs/claims/{key}.log",
     wildcard_constraints:
         key="|".join(params.claims),
-    params:
-        entry_of("claims"),
-        *evidence_beside(),
     shell:
-        "maskdit claims {wildcards.key} --results results --out {output.csv} 2>&1 | tee {log}"
+        "maskdit claims {wildcards.key}"
 
 
 rule report:
     input:
-        metrics_of,
-        table="results/table_{key}.csv",
-        curves="results/curves_{key}.csv",
-        crossing="results/curves_{key}_crossing.csv",
-        efficiency="results/efficiency_{key}.csv",
-        ledger=lambda wildcards: f"results/{params.report[wildcards.key].ledger}.csv",
-        pictures=pictures_of,
+        made_before("report"),
+        ancient(kept_before("report")),
+        stale=mark_of("report"),
     output:
-        report("results/report_{key}.html", caption="../report/report.rst", category="Reports"),
+        report(update("results/report_{key}.html"), caption="../report/report.rst", category="Reports"),
     log:
         "logs/report/{key}.log",
-    params:
-        entry_of("report"),
     shell:
-        "maskdit report {wildcards.key} --results results --out {output} 2>&1 | tee {log}"
+        "maskdit report {wildcards.key}"

@@ -1,48 +1,41 @@
 rule pretrain:
     input:
-        latents=lambda wildcards: f"artifacts/latents/{params.pretrain[wildcards.key].dataset}",
+        made_before("pretrain"),
     output:
-        directory("artifacts/runs/{key}/pretrain"),
+        touch(".scratch/made/pretrain/{key}"),
     log:
         "logs/pretrain/{key}.log",
     benchmark:
         "logs/benchmarks/pretrain/{key}.tsv"
     priority: 1  # the longest way to the end: before any sampling
     threads: SHARE
-    params:
-        entry_of("pretrain"),
     shell:
-        "maskdit pretrain {wildcards.key} --latents {input.latents} --out {output} 2>&1 | tee -a {log}"
+        "maskdit pretrain {wildcards.key}"
 
 
 rule finetune:
     input:
-        latents=lambda wildcards: f"artifacts/latents/{params.finetune[wildcards.key].dataset}",
-        pretrained=lambda wildcards: f"artifacts/runs/{params.finetune[wildcards.key].run}/pretrain",
+        made_before("finetune"),
     output:
-        directory("artifacts/runs/{key}/finetune"),
+        touch(".scratch/made/finetune/{key}"),
     log:
         "logs/finetune/{key}.log",
     benchmark:
         "logs/benchmarks/finetune/{key}.tsv"
     priority: 1
     threads: SHARE
-    params:
-        entry_of("finetune"),
     shell:
-        "maskdit finetune {wildcards.key} --latents {input.latents} --pretrained {input.pretrained} --out {output} 2>&1 | tee -a {log}"
+        "maskdit finetune {wildcards.key}"
 
 
 rule released:
     input:
-        vae=lambda wildcards: f"artifacts/vae/{params.released[wildcards.key].vae}",
+        made_before("released"),
     output:
-        directory("artifacts/runs/{key}/released"),
+        touch(".scratch/made/released/{key}"),
     log:
         "logs/released/{key}.log",
     benchmark:
         "logs/benchmarks/released/{key}.tsv"
-    params:
-        entry_of("released"),
     shell:
-        "maskdit released {wildcards.key} --vae {input.vae} --out {output} 2>&1 | tee {log}"
+        "maskdit released {wildcards.key}"

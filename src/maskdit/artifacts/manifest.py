@@ -3,9 +3,9 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,10 +33,14 @@ Node = Annotated[str, StringConstraints(pattern=r"^[a-z]+/[^\x00-\x1f/]+$")]
 
 @dataclass(frozen=True)
 class Origin:
-    """How one ancestor of an artifact was made: its entry of params.yaml and the digest of what came out."""
+    """How one ancestor of an artifact was made: its entry of params.yaml and the digest of what came out.
+
+    read: of a training that it reads only some files of, their sha256: node -> file -> sha256.
+    """
 
     config: dict[str, Any]
     digest: str
+    read: dict[Node, dict[Name, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,17 +85,19 @@ def inputs_of(path: Path, only: tuple[str, ...] | None = None, largest: float = 
     return [(path, manifest)]
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder, whose files are not looked at; raises UserError if there is none."""
-    return _parse(folder, read_json(folder / MANIFEST))
+def manifest_file(out: Path) -> Path:
+    """Where the manifest of an artifact lies: inside a folder or a JSON file; of other files in a folder beside them."""
+    if out.suffix == ".json":
+        return out
+    return out.parent / "manifests" / f"{out.stem}.json" if out.suffix else out / MANIFEST
 
 
-def published_digest(out: Path, node: str) -> str | None:
-    """The digest of what a step has just published; None for files that have no manifest."""
-    if out.suffix not in ("", ".json"):
-        return None
-    tree = read_json(out / MANIFEST) if not out.suffix else read_json(out)["manifest"]
-    return tree["lineage"][node]["digest"]
+def read_manifest(out: Path) -> Manifest:
+    """The manifest of an artifact, whose files are not looked at; raises UserError if there is none."""
+    tree = read_json(manifest_file(out))
+    if out.suffix == ".json":
+        tree = tree.get("manifest") if isinstance(tree, dict) else None
+    return _parse(out, tree)
 
 
 def _parse(path: Path, tree: Any) -> Manifest:
@@ -104,8 +110,8 @@ def _parse(path: Path, tree: Any) -> Manifest:
     return found
 
 
-def lineage(found: list[tuple[Path, Manifest]], params: Params) -> dict[str, Origin]:
-    """The joint lineage of several inputs.
+def lineage(found: list[tuple[Path, Manifest]], params: Params, partly: Collection[str] = ()) -> dict[str, Origin]:
+    """The joint lineage of several inputs; of the trainings in `partly` only some files are read.
 
     Raises UserError if an ancestor was made with other numbers than today's params.yaml, or if two inputs descend from
     different makings of one ancestor.
@@ -113,19 +119,30 @@ def lineage(found: list[tuple[Path, Manifest]], params: Params) -> dict[str, Ori
     joint: dict[str, Origin] = {}
     for path, manifest in found:
         for node, origin in manifest.lineage.items():
-            if difference := _difference(origin.config, params.entry(*node.split("/"))):
-                raise UserError(f"{path}: {node} was made with {difference}: rerun it, or restore the number")
+            longer = node in partly or node in partly_read(manifest)
+            if differs := difference(origin.config, params.entry(*node.split("/")), longer):
+                raise UserError(f"{path}: {node} was made with {differs}: rerun it, or restore the number")
             other = joint.setdefault(node, origin)
             if other.digest != origin.digest:
                 raise UserError(f"{path}: made from another {node} than the other inputs: rerun it")
     return joint
 
 
-def _difference(recorded: dict[str, Any], today: Section) -> str:
-    """What a recorded entry, read as today's release reads it, has otherwise than today's; '' if nothing."""
+def partly_read(manifest: Manifest) -> set[str]:
+    """The trainings in the lineage of an artifact of which only some files were read."""
+    return {run for origin in manifest.lineage.values() for run in origin.read}
+
+
+def difference(recorded: dict[str, Any], today: Section, longer: bool = False) -> str:
+    """The first field in which a recorded entry differs from today's, with both values; '' if there is none.
+
+    The record is read as today's release reads it. `longer`: other milestones of a training make no difference.
+    """
     old, new = recorded, today.model_dump(mode="json")
     try:
         made = type(today).model_validate(recorded)
+        if longer:
+            made = made.model_copy(update={"milestones": getattr(today, "milestones", None)})
         if today.accepts(made):
             return ""
         old = made.model_dump(mode="json")
@@ -142,13 +159,52 @@ def config_of(record: dict[str, Any], verb: str) -> dict[str, Any]:
     return next((origin["config"] for node, origin in lineage.items() if node.startswith(f"{verb}/")), {})
 
 
+@dataclass(frozen=True)
+class Making:
+    """What a step knows of an artifact before it is made: the node, its entry, and where it comes from.
+
+    read: see Origin. milestones: the beginning of the names of files that a longer training keeps; '' for other steps.
+    """
+
+    node: str
+    config: dict[str, Any]
+    ancestors: dict[str, Origin]
+    read: dict[str, dict[str, str]] = field(default_factory=dict)
+    milestones: str = ""
+
+    def manifest(self, files: dict[str, Known], out: Path) -> Manifest:
+        """The manifest of these files, which replace what is published under `out`."""
+        whole = self.kept(files, out) or digest({name: asdict(known) for name, known in files.items()})
+        return Manifest(self.node, files, {**self.ancestors, self.node: Origin(self.config, whole, self.read)}, made_by())
+
+    def kept(self, files: dict[str, Known], out: Path) -> str | None:
+        """The digest under which a training was published before, if its milestones are still the same; None if not."""
+        if not self.milestones or not manifest_file(out).exists():
+            return None
+        try:
+            old = read_manifest(out)
+        except UserError:
+            return None
+        shared = [name for name in files.keys() & old.files.keys() if name.startswith(self.milestones)]
+        same = bool(shared) and all(files[name] == old.files[name] for name in shared)
+        return old.lineage[self.node].digest if same and self.node in old.lineage else None
+
+
 @contextmanager
-def publishing(out: Path, node: str, config: dict[str, Any], ancestors: dict[str, Origin]) -> Iterator[Path]:
+def publishing(
+    out: Path,
+    node: str,
+    config: dict[str, Any],
+    ancestors: dict[str, Origin],
+    read: dict[str, dict[str, str]] | None = None,
+    milestones: str = "",
+) -> Iterator[Path]:
     """A temporary place for a step to write, published under `out` with its manifest when the block ends without an error.
 
     A folder gets a manifest.json. A name with a suffix is a file: what the step wrote beside it under the same stem is published
-    too, folders whole, and a JSON file holds its manifest inside.
+    too, folders whole; a JSON file holds its manifest inside, of others it lies in manifests/STEM.json. The rest: see Making.
     """
+    making = Making(node, config, ancestors, read or {}, milestones)
     out.parent.mkdir(parents=True, exist_ok=True)
     for left in out.parent.glob(f".{out.name}.*"):  # by a step that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -160,24 +216,26 @@ def publishing(out: Path, node: str, config: dict[str, Any], ancestors: dict[str
         try:
             with writing(out):
                 yield place
-                publish = _publish_files if out.suffix else _publish_folder
-                publish(workshop, place, out, node, config, ancestors)
+                (_publish_files if out.suffix else _publish_folder)(workshop, place, out, making)
         except Full as error:
             raise Full(str(error).replace(str(place), str(out))) from None
 
 
-def _manifest(files: dict[str, Known], node: str, config: dict[str, Any], ancestors: dict[str, Origin]) -> Manifest:
-    whole = digest({name: asdict(known) for name, known in files.items()})
-    return Manifest(node, files, {**ancestors, node: Origin(config, whole)}, made_by())
+def written(manifest: Manifest) -> dict[str, Any]:
+    """A manifest as JSON holds it; what is empty in an origin is left out."""
+    tree = asdict(manifest)
+    for origin in tree["lineage"].values():
+        if not origin["read"]:
+            del origin["read"]
+    return tree
 
 
-def _publish_files(workshop: Path, place: Path, out: Path, node: str, config: dict[str, Any], ancestors: dict[str, Origin]) -> None:
-    if out.suffix == ".json":
-        tree = read_json(place)
-        files = {out.name: Known(place.stat().st_size, digest(tree))}
-        write_json(place, {**tree, "manifest": asdict(_manifest(files, node, config, ancestors))})
-    numbers = {name: origin.config for name, origin in ancestors.items()} | {node: config}
-    text = mark(node, digest(numbers))
+def _known(file: Path) -> Known:
+    sync(file)
+    return Known(file.stat().st_size, sha256(file))
+
+
+def _publish_files(workshop: Path, place: Path, out: Path, making: Making) -> None:
     made = [file for file in workshop.rglob("*") if file.is_file()]
     for folder in {file.parent for file in made} - {workshop}:
         target = out.parent / folder.relative_to(workshop)
@@ -185,21 +243,29 @@ def _publish_files(workshop: Path, place: Path, out: Path, node: str, config: di
         for left in target.iterdir():
             if not (folder / left.name).exists():
                 left.unlink()
+    if out.suffix == ".json":
+        tree = read_json(place)
+        files = {out.name: Known(place.stat().st_size, digest(tree))}
+        write_json(place, {**tree, "manifest": written(making.manifest(files, out))})
+    else:
+        numbers = {name: origin.config for name, origin in making.ancestors.items()} | {making.node: making.config}
+        text = mark(making.node, digest(numbers))
+        for file in made:
+            stamp(file, text)
+        files = {str(file.relative_to(workshop)): _known(file) for file in sorted(made)}
+        beside = manifest_file(place)
+        write_json(beside, written(making.manifest(files, out)))
+        manifest_file(out).parent.mkdir(exist_ok=True)
+        made.append(beside)
     for file in sorted(made, key=lambda file: file == place):  # the declared one last
-        stamp(file, text)
         sync(file)
         file.replace(out.parent / file.relative_to(workshop))
     sync(out.parent)
 
 
-def _publish_folder(
-    workshop: Path, place: Path, out: Path, node: str, config: dict[str, Any], ancestors: dict[str, Origin]
-) -> None:
-    files = {}
-    for file in sorted(file for file in place.rglob("*") if file.is_file()):
-        sync(file)
-        files[str(file.relative_to(place))] = Known(file.stat().st_size, sha256(file))
-    write_json(place / MANIFEST, asdict(_manifest(files, node, config, ancestors)))
+def _publish_folder(workshop: Path, place: Path, out: Path, making: Making) -> None:
+    files = {str(file.relative_to(place)): _known(file) for file in sorted(place.rglob("*")) if file.is_file()}
+    write_json(place / MANIFEST, written(making.manifest(files, out)))
     if out.is_symlink() or out.is_file():
         raise UserError(f"{out}: not a folder; move it away")
     if out.exists():

@@ -2,11 +2,13 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # no help text waits for it
+if TYPE_CHECKING:  # no help text waits for them
+    from maskdit.artifacts.manifest import Manifest, Origin
     from maskdit.config.params import Params
 
 STEPS = {  # verb -> module of this package
@@ -38,15 +40,28 @@ SHARDED = {"encode", "sample", "features", "reference", "reconstruct", "calibrat
 def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | None = None, **options: Path | None) -> None:
     """Run one step: check its inputs against today's params.yaml, run it on its own entry, publish what it made.
 
+    Paths that are not given are those of `config.paths`. A step whose output there is current ends at once, unless MASKDIT_FORCE=1.
     What it has spent is written to the ledger, however it ends.
     Raises UserError if an input is missing, damaged, stale, or not the one that params.yaml names.
     """
     from maskdit.artifacts.compute_log import recorded
+    from maskdit.artifacts.freshness import CURRENT, Freshness
     from maskdit.config.load import load
+    from maskdit.config.paths import inputs, output
+    from maskdit.runtime.logs import keep_log, log_file, running
+    from maskdit.runtime.progress import say
 
-    params = load()
+    params, node = load(), f"{verb}/{key}"
     params.entry(verb, key)
-    with recorded(verb, key, code_of) as spent:
+    usual = {**inputs(params, verb, key), "out": output(params, node)}
+    paths = usual | paths
+    asked = any(options.values()) or os.environ.get("MASKDIT_FORCE") == "1" or "RANK" in os.environ
+    if paths == usual and not asked and Freshness(params).verdict(node) == CURRENT:
+        say(f"{node}: {paths['out']} is current, nothing to do; MASKDIT_FORCE=1 makes it again")
+        return
+    keep_log(log_file(verb, key, share), goes_on="RANK" in os.environ or STEPS[verb] == "training.train")
+    showing = nullcontext() if "RANK" in os.environ else running(verb, key, share)
+    with showing, recorded(verb, key, code_of) as spent:
         work(params, verb, key, paths, share, spent, options)
 
 
@@ -63,11 +78,11 @@ def work(
     from maskdit.config.base import UserError
     from maskdit.runtime import device, environment, progress
 
-    entry = params.entry(verb, key)
+    entry, node, out = params.entry(verb, key), f"{verb}/{key}", paths["out"]
     threads = environment.threads()
     for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
-    from maskdit.artifacts.manifest import inputs_of, lineage, published_digest, publishing
+    from maskdit.artifacts.manifest import inputs_of, lineage, publishing, read_manifest
 
     progress.KEY = key
     training = STEPS[verb] == "training.train"
@@ -86,18 +101,40 @@ def work(
     for path, manifest in found:
         if manifest.node not in upstream:
             raise UserError(f"{path}: holds {manifest.node}, {verb}.{key} wants {' and '.join(sorted(upstream))}")
-    ancestors = lineage(found, params)
+    partly = params.reads(verb, key)
+    ancestors = lineage(found, params, partly)
+    read = {manifest.node: read_files(path, manifest, partly[manifest.node]) for path, manifest in found if manifest.node in partly}
     run = getattr(import_module(f"maskdit.{STEPS[verb]}"), verb)
     if share or (training and not progress.first_rank()):
-        run(entry, **inputs, out=paths["out"])  # which another process publishes
+        run(entry, **inputs, out=out)  # which another process publishes
         return
+    ancestors |= results_behind(params, upstream)
     numbers = entry.model_dump(mode="json")
-    with publishing(paths["out"], f"{verb}/{key}", numbers, ancestors) as place:
+    with publishing(out, node, numbers, ancestors, read, "ema-" * training) as place:
         run(entry, **inputs, **options, out=place)
         if device.PRECISION:
             numbers["precision"] = device.PRECISION
-    spent["digest"] = published_digest(paths["out"], f"{verb}/{key}")
+    spent["digest"] = read_manifest(out).lineage[node].digest
     environment.tidy()
+
+
+def read_files(run: Path, manifest: "Manifest", names: tuple[str, ...]) -> dict[str, str]:
+    """The sha256 of some files of a training; raises UserError if it has not come so far."""
+    from maskdit.config.base import UserError
+
+    if missing := [name for name in names if name not in manifest.files]:
+        raise UserError(f"{run}: has no {missing[0]}; rerun {manifest.node.replace('/', ' ')}")
+    return {name: manifest.files[name].sha256 for name in names}
+
+
+def results_behind(params: "Params", upstream: set[str]) -> dict[str, "Origin"]:
+    """The origins of the tables, curves and pictures among some nodes that exist: they are read, but are no folder or record."""
+    from maskdit.artifacts.manifest import manifest_file, read_manifest
+    from maskdit.config.paths import output
+
+    found = {node: output(params, node) for node in upstream}
+    files = {node: out for node, out in found.items() if out.suffix not in ("", ".json") and manifest_file(out).exists()}
+    return {node: read_manifest(out).lineage[node] for node, out in files.items()}
 
 
 def spread(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | None, spent: dict[str, Any]) -> int | None:

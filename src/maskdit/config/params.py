@@ -13,7 +13,7 @@ from maskdit.config.images import Fetch, Pictures
 from maskdit.config.latents import DownloadedVae, Encode, Vae
 from maskdit.config.reporting import Curves, Efficiency, Grid, Recon, Report, Strip, Table
 from maskdit.config.sampling import Sample
-from maskdit.config.training import Finetune, Pretrain, Released
+from maskdit.config.training import Finetune, Pretrain, Released, ema_file, net_file, posthoc_file
 
 
 class Params(BaseModel):
@@ -52,30 +52,41 @@ class Params(BaseModel):
             raise UserError(f"params.yaml: {verb} has no entry '{key}'{nearest(key, entries)}")
         return entries[key]
 
+    def sources(self, verb: str, key: str) -> dict[str, str]:
+        """The inputs of a step that are one node's artifact each: the name of its option, and the node VERB/KEY."""
+        entry = self.entry(verb, key)
+        match verb:
+            case "vae":
+                return {"images": f"fetch/{entry.dataset}"}
+            case "reference":
+                return {"images": f"fetch/{entry.dataset}", "extractor": f"fetch/{entry.extractor}"}
+            case "encode":
+                return {"images": f"fetch/{entry.dataset}", "vae": f"vae/{entry.vae}"}
+            case "pretrain":
+                return {"latents": f"encode/{entry.dataset}"}
+            case "finetune":
+                return {"latents": f"encode/{entry.dataset}", "pretrained": f"pretrain/{entry.run}"}
+            case "released":
+                return {"vae": f"vae/{entry.vae}"}
+            case "sample":
+                return {"run": f"{entry.phase}/{entry.run}", "vae": f"vae/{entry.vae}"}
+            case "features":
+                return {"samples": f"sample/{key}", "extractor": f"fetch/{entry.extractor}"}
+            case "evaluate":
+                return {"features": f"features/{key}", "reference": f"reference/{entry.dataset}"}
+            case "grid":
+                return {"images": f"fetch/{entry.dataset}", "samples": f"sample/{entry.sample}"}
+            case "reconstruct":
+                return {"images": f"fetch/{entry.dataset}", "vae": f"vae/{entry.vae}", "extractor": f"fetch/{entry.extractor}"}
+            case "calibrate":
+                reference, extractor = f"reference/{entry.reference}", f"fetch/{entry.extractor}"
+                return {"images": f"fetch/{entry.dataset}", "reference": reference, "extractor": extractor}
+        return {}
+
     def upstream(self, verb: str, key: str) -> set[str]:
         """The nodes VERB/KEY whose artifacts a node reads."""
         entry = self.entry(verb, key)
         match verb:
-            case "vae":
-                return {f"fetch/{entry.dataset}"}
-            case "reference":
-                return {f"fetch/{entry.dataset}", f"fetch/{entry.extractor}"}
-            case "encode":
-                return {f"fetch/{entry.dataset}", f"vae/{entry.vae}"}
-            case "pretrain":
-                return {f"encode/{entry.dataset}"}
-            case "finetune":
-                return {f"encode/{entry.dataset}", f"pretrain/{entry.run}"}
-            case "released":
-                return {f"vae/{entry.vae}"}
-            case "sample":
-                return {f"{entry.phase}/{entry.run}", f"vae/{entry.vae}"}
-            case "features":
-                return {f"sample/{key}", f"fetch/{entry.extractor}"}
-            case "evaluate":
-                return {f"features/{key}", f"reference/{entry.dataset}"}
-            case "grid":
-                return {f"fetch/{entry.dataset}", f"sample/{entry.sample}"}
             case "table" | "curves" | "efficiency" | "strip":
                 return {f"evaluate/{name}" for name in entry.evals}
             case "claims":
@@ -83,27 +94,43 @@ class Params(BaseModel):
             case "report":
                 made = {f"{each}/{key}" for each in OF_REPORT} | {f"grid/{name}" for name in entry.grids}
                 return made | {f"claims/{entry.ledger}"} | {f"evaluate/{name}" for name in self.of(key)}
-            case "reconstruct":
-                return {f"fetch/{entry.dataset}", f"vae/{entry.vae}", f"fetch/{entry.extractor}"}
             case "recon":
                 return {f"reconstruct/{name}" for name in entry.evals}
-            case "calibrate":
-                return {f"fetch/{entry.dataset}", f"fetch/{entry.extractor}", f"reference/{entry.reference}"}
-        return set()
+        return set(self.sources(verb, key).values())
+
+    def reads(self, verb: str, key: str) -> dict[str, tuple[str, ...]]:
+        """The files that a node reads of a training's artifact, by that node; the other inputs are read as a whole."""
+        entry = self.entry(verb, key)
+        if verb == "finetune":
+            last = self.pretrain[entry.run].milestones[-1]
+            return {f"pretrain/{entry.run}": (ema_file(last), net_file(last))}
+        if verb != "sample" or entry.phase == "released":
+            return {}
+        training = getattr(self, entry.phase)[entry.run]
+        step = training.milestones[-1] if entry.step == "final" else entry.step
+        files = [ema_file(step)]
+        if entry.ema_width:
+            marks = [mark for mark in training.milestones if mark <= step]
+            files += [posthoc_file(number, mark) for mark in marks for number in range(len(training.posthoc_ema))]
+        return {f"{entry.phase}/{entry.run}": tuple(files)}
 
     def beside(self, verb: str, key: str) -> set[str]:
-        """The nodes of other studies that a node reads where they are there: those that a ledger names."""
-        names = self.claims[key].evals if verb == "claims" else ()
-        return {f"{'evaluate' if name in self.evaluate else 'reconstruct'}/{name}" for name in names}
+        """The nodes of other studies whose results a node reads if they exist: the evidence that a ledger of claims names."""
+        if verb != "claims":
+            return set()
+        ledger = self.claims[key]
+        needed = {f"{each}/{name}" for _, verbs, name in ledger.needs() for each in verbs if name in getattr(self, each)}
+        return needed - self.upstream(verb, key)
 
     def of(self, bench: str) -> tuple[str, ...]:
         """The evaluations of a benchmark."""
         return tuple(name for name, entry in self.evaluate.items() if entry.bench == bench)
 
     def evals(self, verb: str, key: str) -> tuple[str, ...] | None:
-        """The records that a node reads of a folder: those that its entry names, for a report all of its benchmark; else None."""
-        if verb == "report":
-            return self.of(key)
+        """The records that a node reads of a folder: those that its entry names and, for a report or claims, all of its study."""
+        if verb in ("report", "claims"):
+            named = self.claims[key].evals if verb == "claims" else ()
+            return (*self.of(key if verb == "report" else self.claims[key].study), *named)
         return getattr(self.entry(verb, key), "evals", None)
 
     def pictures(self, dataset: str) -> Pictures:

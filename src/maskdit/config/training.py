@@ -129,3 +129,18 @@ class Released(Section):
 def kept_tokens(tokens: int, mask_ratio: float) -> int:
     """How many of `tokens` the encoder sees: int(tokens * (1 - mask_ratio))."""
     return int(tokens * (1 - mask_ratio))
+
+
+def ema_file(step: int) -> str:
+    """Name of a milestone's averaged weights."""
+    return f"ema-{step:07d}.safetensors"
+
+
+def net_file(step: int) -> str:
+    """Name of a milestone's raw weights, from which a finetuning starts."""
+    return f"net-{step:07d}.safetensors"
+
+
+def posthoc_file(number: int, step: int) -> str:
+    """Name of a milestone's average by a power function, the `number`-th of posthoc_ema."""
+    return f"posthoc-{number}-{step:07d}.safetensors"

@@ -49,8 +49,11 @@ def tensorboard(name: str) -> Callable[[dict[str, float]], None]:
 
 
 def progress(steps: Iterable[int], name: str, total: int, start: int = 0, note: Callable[[], str] = lambda: "") -> Iterator[int]:
-    """Go through `steps` with a bar on a terminal, and in a log a line each ten seconds: done, rate, time left, note."""
-    if sys.stderr.isatty() and first_rank():
+    """Go through `steps` with a bar on a terminal, and in a log a line each ten seconds: done, rate, time left, note.
+
+    MASKDIT_BARS=0: lines on a terminal, too, as for several steps that share it.
+    """
+    if sys.stderr.isatty() and first_rank() and os.environ.get("MASKDIT_BARS") != "0":
         with tqdm(steps, f"{KEY} {name}", total=total, initial=start) as bar:
             for step in bar:
                 yield step

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maskdit.artifacts.atomic import Full, digest, read_json, replacing, sha256, write_json, writing
 from maskdit.config.base import UserError
-from maskdit.config.training import Training
+from maskdit.config.training import Training, ema_file, net_file, posthoc_file
 from maskdit.model import checkpoint
 from maskdit.runtime.environment import scratch, seconds
 from maskdit.runtime.process_group import Ranks
@@ -22,21 +22,6 @@ from maskdit.training.learner import Learner
 
 SAVE_SECONDS = 60.0  # between two states, at least; more, so that writing takes a twentieth of the time at most
 KEPT = 2  # states, the newest ones
-
-
-def ema_file(step: int) -> str:
-    """Name of a milestone's averaged weights."""
-    return f"ema-{step:07d}.safetensors"
-
-
-def net_file(step: int) -> str:
-    """Name of a milestone's raw weights, from which a finetuning starts."""
-    return f"net-{step:07d}.safetensors"
-
-
-def posthoc_file(number: int, step: int) -> str:
-    """Name of a milestone's average by a power function, the `number`-th of posthoc_ema."""
-    return f"posthoc-{number}-{step:07d}.safetensors"
 
 
 class Recovery:

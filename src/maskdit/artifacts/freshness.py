@@ -1,0 +1,208 @@
+"""Which artifacts are current: judged by their manifests and by the sizes of their files, never by a file's times."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from maskdit.artifacts.atomic import digest, read_json, sha256
+from maskdit.artifacts.manifest import Manifest, difference, manifest_file, partly_read, read_manifest
+from maskdit.config.base import Section, UserError
+from maskdit.config.params import VERBS, Params
+from maskdit.config.paths import output
+
+TRAININGS = ("pretrain", "finetune")
+PICTURES = ("grid", "strip")  # which nobody draws samples for again
+SMALL = 2**24  # bytes of a result that is hashed when it is judged
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of a node: `why` says it in words. `longer`: only the milestones of a training differ."""
+
+    state: Literal["current", "missing", "stale"]
+    why: str = ""
+    longer: bool = False
+
+
+CURRENT, MISSING = Verdict("current"), Verdict("missing")
+
+
+class Freshness:
+    """Verdicts on the nodes of params.yaml.
+
+    A node is current if its manifest holds today's numbers, of all its ancestors too, and if the artifacts that it was made from,
+    where they still exist, are those that it has read.
+    """
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+        self.manifests: dict[str, Manifest | str | None] = {}
+        self.verdicts: dict[str, Verdict] = {}
+        self.differences: dict[tuple[str, str, bool], str] = {}
+
+    def manifest(self, node: str) -> Manifest | str | None:
+        """The manifest of a node's artifact, None if there is no artifact, or what is wrong with it."""
+        if node not in self.manifests:
+            self.manifests[node] = self._manifest(output(self.params, node))
+        return self.manifests[node]
+
+    def _manifest(self, out: Path) -> Manifest | str | None:
+        if not out.exists():
+            return None
+        if not manifest_file(out).exists():
+            return f"{out} has no manifest"
+        try:
+            return read_manifest(out)
+        except UserError as error:
+            return str(error)
+
+    def known(self, node: str) -> Manifest | None:
+        """The manifest of an artifact that exists and has one."""
+        found = self.manifest(node)
+        return found if isinstance(found, Manifest) else None
+
+    def verdict(self, node: str) -> Verdict:
+        """Whether a node's own artifact is current, whatever is to be made of those before it."""
+        if node not in self.verdicts:
+            self.verdicts[node] = self._verdict(node)
+        return self.verdicts[node]
+
+    def _verdict(self, node: str) -> Verdict:
+        found = self.manifest(node)
+        if found is None:
+            return MISSING
+        if isinstance(found, str):
+            return Verdict("stale", found)
+        if found.node != node or node not in found.lineage:
+            return Verdict("stale", f"it holds {found.node}")
+        if why := damage(output(self.params, node), found):
+            return Verdict("stale", why)
+        config, inherited = found.lineage[node].config, next(self.inherited(node, found), "")
+        why = self.differs(node, config)
+        longer = bool(why) and not inherited and node.startswith(TRAININGS) and not self.differs(node, config, longer=True)
+        if longer:
+            why += self.restarts(node, found)
+        return Verdict("stale", why or inherited, longer) if why or inherited else CURRENT
+
+    def differs(self, node: str, config: dict[str, Any], longer: bool = False) -> str:
+        """The first number of a node that is not today's; see `difference`."""
+        key = (node, json.dumps(config, sort_keys=True), longer)
+        if key not in self.differences:
+            self.differences[key] = difference(config, self.entry(node), longer)
+        return self.differences[key]
+
+    def entry(self, node: str) -> Section:
+        """The entry of a node."""
+        return self.params.entry(*node.split("/"))
+
+    def restarts(self, node: str, found: Manifest) -> str:
+        """What it costs to give a training a milestone before its last one."""
+        old, new = found.lineage[node].config["milestones"], getattr(self.entry(node), "milestones", ())
+        before = sorted(step for step in set(new) - set(old) if step < old[-1])
+        return f"; milestone {before[0]} comes before its last step, so it starts again from step 0" if before else ""
+
+    def inherited(self, node: str, found: Manifest) -> Iterator[str]:
+        """What is wrong with the ancestors of an artifact: other numbers, another making, other files."""
+        partly = partly_read(found)
+        for ancestor, origin in found.lineage.items():
+            if ancestor == node:
+                continue
+            verb, key = ancestor.split("/")
+            if verb not in VERBS or key not in getattr(self.params, verb):
+                yield f"it was made from {ancestor}, which params.yaml does not have"
+            elif why := self.differs(ancestor, origin.config, ancestor in partly):
+                yield f"{ancestor} was made with {why}"
+            elif (there := self.known(ancestor)) and there.lineage.get(ancestor, origin).digest != origin.digest:
+                yield f"it was made from another {ancestor} than the one that is here"
+        for reader, origin in found.lineage.items():
+            for run, files in origin.read.items():
+                yield from self.reread(reader, run, files)
+        verb, key = node.split("/")
+        optional = {f"{each}/{name}" for each in PICTURES for name in getattr(self.params, each)} | self.params.beside(verb, key)
+        for before in sorted(self.params.upstream(verb, key) | self.params.beside(verb, key)):
+            if before not in found.lineage and (before not in optional or self.known(before)):
+                yield f"it was made without {before}"
+
+    def reread(self, reader: str, run: str, files: dict[str, str]) -> Iterator[str]:
+        """Files of a training that a node has read, and would now read otherwise."""
+        wanted = self.params.reads(*reader.split("/")).get(run, ())
+        if set(wanted) != files.keys():
+            yield f"{reader} has read {', '.join(sorted(files))} of {run}, and is now to read {', '.join(wanted)}"
+        elif there := self.known(run):
+            for name, sha in files.items():
+                if name not in there.files or there.files[name].sha256 != sha:
+                    yield f"{name} of {run} is not the one that {reader} has read"
+
+    @cached_property
+    def edges(self) -> dict[str, set[str]]:
+        """Each node, and those that it is made from."""
+        nodes = [(verb, key) for verb in VERBS for key in getattr(self.params, verb)]
+        return {f"{verb}/{key}": self.params.upstream(verb, key) for verb, key in nodes}
+
+    @cached_property
+    def consumers(self) -> dict[str, set[str]]:
+        """Each node, and those that are made from it."""
+        found: dict[str, set[str]] = {node: set() for node in self.edges}
+        for node, before in self.edges.items():
+            for other in before:
+                found[other].add(node)
+        return found
+
+    @cached_property
+    def unmade(self) -> set[str]:
+        """The nodes that an engine makes when it is asked for everything.
+
+        What is missing or stale and still needed, and all that is made of it. An artifact that was deleted is not needed if
+        what was made of it is current; a picture is left as it is if its samples were deleted. Tables and the like are always
+        needed, and so are records that are not as they were written.
+        """
+        bad = {node for node in self.edges if self.verdict(node).state != "current"}
+        found: set[str] = set()
+        left = [node for node in bad if not self.consumers[node] or self.wanted(node)]
+        while left:
+            node = left.pop()
+            if node in found:
+                continue
+            found.add(node)
+            verb = node.split("/")[0]
+            left += self.edges[node] & bad if verb not in PICTURES else ()
+            longer = self.verdict(node).longer
+            left += [each for each in self.consumers[node] if not (longer and self.verdict(each).state == "current")]
+        return {node for node in found if not node.startswith(PICTURES) or self.drawable(node, found)}
+
+    def wanted(self, node: str) -> bool:
+        """Whether a missing or stale artifact is made again even if nothing else needs it."""
+        match output(self.params, node).suffix:
+            case "":
+                return False
+            case ".json":
+                return self.verdict(node).state == "stale"
+        return True
+
+    def drawable(self, picture: str, unmade: set[str]) -> bool:
+        """Whether what a picture shows is here, or will be."""
+        verb, key = picture.split("/")
+        entry = self.params.entry(verb, key)
+        names = entry.evals if verb == "strip" else (entry.sample,)
+        needed = {f"sample/{name}" for name in names} | (self.edges[picture] if verb == "grid" else set())
+        return all(node in unmade or self.known(node) for node in needed)
+
+
+def damage(out: Path, manifest: Manifest) -> str:
+    """The first file of an artifact that is not there as its manifest says; '' if all are. Small results are hashed."""
+    if out.suffix == ".json":
+        tree = read_json(out)
+        tree.pop("manifest")
+        known = manifest.files.get(out.name)
+        return "" if known and known.sha256 == digest(tree) else f"{out} was changed by hand"
+    folder = out.parent if out.suffix else out
+    for name, known in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{file} is missing"
+        if file.stat().st_size != known.bytes or (out.suffix and known.bytes <= SMALL and sha256(file) != known.sha256):
+            return f"{file} is not the file that was written"
+    return ""

@@ -1,0 +1,43 @@
+"""Where each node's artifact lies, relative to the project: both engines, the commands and the questions agree on it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # no help text waits for it
+    from maskdit.config.params import Params
+
+OUTPUTS = {
+    "fetch": "artifacts/raw/{key}",
+    "vae": "artifacts/vae/{key}",
+    "encode": "artifacts/latents/{key}",
+    "reference": "artifacts/reference/{key}",
+    "pretrain": "artifacts/runs/{key}/pretrain",
+    "finetune": "artifacts/runs/{key}/finetune",
+    "released": "artifacts/runs/{key}/released",
+    "sample": "artifacts/samples/{key}",
+    "features": "artifacts/features/{key}",
+    "evaluate": "results/metrics/{bench}/{key}.json",
+    "reconstruct": "results/reconstructions/{bench}/{key}.json",
+    "grid": "results/grid_{key}.png",
+    "strip": "results/strip_{key}.png",
+    "claims": "results/{key}.csv",
+    "report": "results/report_{key}.html",
+    **{verb: f"results/{verb}_{{key}}.csv" for verb in ("table", "curves", "efficiency", "recon", "calibrate", "bench")},
+}
+
+
+def output(params: "Params", node: str) -> Path:
+    """The folder or file that a node VERB/KEY publishes."""
+    verb, key = node.split("/")
+    return Path(OUTPUTS[verb].format(key=key, bench=getattr(params.entry(verb, key), "bench", "")))
+
+
+def inputs(params: "Params", verb: str, key: str) -> dict[str, Path]:
+    """The inputs of a step by the names of its options: what one node made, or a folder of records."""
+    if verb in ("claims", "report", "strip"):
+        return {"results": Path("results")}
+    if verb in ("table", "curves", "efficiency"):
+        return {"metrics": Path("results/metrics") / key}
+    if verb == "recon":
+        return {"metrics": Path("results/reconstructions") / key}
+    return {name: output(params, node) for name, node in params.sources(verb, key).items()}
