@@ -34,7 +34,19 @@ OF_TRAINING = """
 
 SHELLS = ("bash", "zsh", "tcsh")
 FORMATS = ("upstream", "dit", "diffusers")
-OTHERS = ("handoff", "import", "export", "study", "plan", "doctor", "check", "show")  # verbs that are no steps
+OTHERS = (
+    "handoff",
+    "import",
+    "export",
+    "study",
+    "plan",
+    "status",
+    "clean",
+    "verify",
+    "doctor",
+    "check",
+    "show",
+)  # verbs that are no steps
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,6 +118,17 @@ def parser(first: str = "") -> Parser:
         "--limit", type=float, default=24.0, metavar="HOURS", help="how long a job may last (default 24; 0: for ever)"
     )
     plan.add_argument("--budget", type=float, metavar="HOURS", help="which evaluations so many device-hours pay for")
+    status = verbs.add_parser("status", help="Say what of a study is made, stale, missing, running or failed.")
+    status.add_argument("bench", metavar="STUDY", nargs="?", help="an entry of table:; all studies in a line each if not given")
+    status.add_argument("--json", action="store_true", dest="as_json", help="as JSON: each node with its state and device-hours")
+    status.add_argument("--all", action="store_true", dest="whole", help="list nodes that are current, too")
+    clean = verbs.add_parser("clean", help="List what may be deleted, and what it costs to get it back; delete it with --yes.")
+    clean.add_argument(
+        "kinds", metavar="KIND", nargs="*", help="scratch, stale, samples or states; all are listed if none is given"
+    )
+    clean.add_argument("--yes", action="store_true", help="delete the kinds that are named")
+    verify = verbs.add_parser("verify", help="Hash every file of a study, or of all behind one cell, and name what has changed.")
+    verify.add_argument("name", metavar="STUDY|EVALUATION", help="an entry of table:, or of sample: for all behind its row")
     doctor = verbs.add_parser("doctor", help="Say what is wrong with a folder or file, or with this machine, and how to mend it.")
     doctor.add_argument("path", type=Path, nargs="?", metavar="PATH", help="images, latents, weights, a run, a reference batch")
     verbs.add_parser("check", help="Say whether params.yaml is valid: what DVC asks before each step.")
@@ -196,6 +219,17 @@ def dispatch(arguments: dict[str, Any]) -> None:
         from maskdit.tools.plan import plan
 
         plan(load(), **arguments)
+    elif verb in ("status", "clean"):
+        from maskdit.config.load import load
+        from maskdit.tools import clean, status
+
+        (status.status if verb == "status" else clean.clean)(load(), **arguments)
+    elif verb == "verify":
+        from maskdit.config.load import load
+        from maskdit.tools.verify import verify
+
+        if not verify(load(), **arguments):
+            sys.exit(1)
     elif verb == "doctor":
         from maskdit.tools.doctor import doctor
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskdit.config.base import UserError
+from maskdit.runtime import progress
 
 if TYPE_CHECKING:  # steps that only count do not wait for torch
     pass
+NODE = "node"  # the file of a scratch folder that names the node VERB/KEY it was made for
 FINISHED: list[Path] = []  # scratch folders that nobody needs when this process has published
 PART: tuple[int, int] | None = None  # of a step's shards, this process makes the K-th of N shares and publishes nothing; None: all
 
@@ -46,14 +48,21 @@ def threads() -> int:
     return max(1, len(os.sched_getaffinity(0)) // 2 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) // 2)
 
 
+def scratch_root() -> Path:
+    """The folder of all scratch folders."""
+    return Path(os.environ.get("MASKDIT_SCRATCH", ".scratch"))
+
+
 def scratch(name: str) -> Path:
-    """A folder for recovery state that no engine knows or deletes, under MASKDIT_SCRATCH, else .scratch.
+    """A folder for recovery state that no engine knows or deletes, under MASKDIT_SCRATCH, else .scratch. It names its node.
 
     Raises UserError if others may write it.
     """
-    path = Path(os.environ.get("MASKDIT_SCRATCH", ".scratch")) / name
+    path = scratch_root() / name
     path.mkdir(parents=True, exist_ok=True)
     demand_own(path)
+    if progress.KEY and not (path / NODE).exists():
+        (path / NODE).write_text(f"{name.split('-')[0]}/{progress.KEY}\n")
     return path
 
 

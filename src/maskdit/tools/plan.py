@@ -1,6 +1,6 @@
 """What a study costs before anything is spent: jobs, device-hours, wall time and disk of each step, from FLOPs alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -242,7 +242,7 @@ def affordable(plan: Plan, site: Site, budget: float) -> Iterator[list[str]]:
         yield [end, f"{alone[end]:.1f}", f"{together:.1f}", "yes" if together <= budget else "no"]
 
 
-def show(title: list[str], lines: Iterator[list[str]]) -> None:
+def show(title: list[str], lines: Iterable[list[str]]) -> None:
     """Print columns, the first to the left."""
     table = [title, *lines]
     wide = [max(len(line[place]) for line in table) for place in range(len(title))]
