@@ -30,7 +30,7 @@ PLAIN, GUIDED = "demo-dit-plain", "demo-maskdit-guided"
 
 SHOWN = {"table@demo", "curves@demo", "efficiency@demo", "strip@demo", "claims@claims", "report@demo"}
 SCORED = {f"evaluate@{PLAIN}", f"evaluate@{GUIDED}"}
-REFINED = {f"sample@{GUIDED}", f"features@{GUIDED}", f"evaluate@{GUIDED}", "grid@demo-maskdit"} | SHOWN
+REFINED = {f"sample@{GUIDED}", f"features@{GUIDED}", f"evaluate@{GUIDED}", "grid@demo-maskdit"} | SHOWN - {"strip@demo"}
 
 
 def project(where: Path, params: Path = TOY) -> Path:

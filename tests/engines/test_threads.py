@@ -56,25 +56,12 @@ def threads(where: Path) -> int:
     return checkpoint.facts(where / RUN / "ema-0000020.safetensors")["arithmetic"]["threads"]
 
 
+STAMP = ".scratch/made/pretrain/mini-maskdit"
 WAYS = {
-    "snakemake on 4 cores": (("snakemake", "--cores", "4", "--allowed-rules", "pretrain", "--force", "--", RUN), 2),
-    "snakemake on 1 core": (("snakemake", "--cores", "1", "--allowed-rules", "pretrain", "--force", "--", RUN), 1),
+    "snakemake on 4 cores": (("snakemake", "--cores", "4", "--allowed-rules", "pretrain", "--force", "--", STAMP), 2),
+    "snakemake on 1 core": (("snakemake", "--cores", "1", "--allowed-rules", "pretrain", "--force", "--", STAMP), 1),
     "dvc": (("dvc", "repro", "--single-item", "--force", "pretrain@mini-maskdit"), max(1, len(os.sched_getaffinity(0)) // 2)),
-    "two processes": (
-        (
-            "env",
-            "MASKDIT_RANKS=2",
-            "OMP_NUM_THREADS=4",
-            "maskdit",
-            "pretrain",
-            "mini-maskdit",
-            "--latents",
-            "artifacts/latents/mini",
-            "--out",
-            RUN,
-        ),
-        2,
-    ),
+    "two processes": (("env", "MASKDIT_RANKS=2", "OMP_NUM_THREADS=4", "maskdit", "pretrain", "mini-maskdit"), 2),
 }
 
 
@@ -85,5 +72,7 @@ def test_the_threads_reach_the_step_and_are_recorded(way: str, home: Path, monke
         monkeypatch.delenv(f"{name}_NUM_THREADS", raising=False)
     shutil.rmtree(home / ".scratch", ignore_errors=True)
     command, wanted = WAYS[way]
-    says(home, *command, forked=way == "snakemake on 4 cores")  # the others by the command that is installed
+    says(
+        home, "env", "MASKDIT_FORCE=1", *command, forked=way == "snakemake on 4 cores"
+    )  # the others by the command that is installed
     assert threads(home) == wanted

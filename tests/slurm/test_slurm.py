@@ -138,7 +138,7 @@ def limited(tmp_path_factory):
         batch=64,
         encoder="{patch: 2, depth: 8, width: 192, heads: 4}",
     )
-    engine = start(where, f"artifacts/runs/{KEY}/pretrain", ranks=2)
+    engine = start(where, f".scratch/made/pretrain/{KEY}", ranks=2)
     yield where, engine
     engine.kill()
     engine.wait()

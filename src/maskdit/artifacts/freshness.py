@@ -113,7 +113,7 @@ class Freshness:
             verb, key = ancestor.split("/")
             if verb not in VERBS or key not in getattr(self.params, verb):
                 yield f"it was made from {ancestor}, which params.yaml does not have"
-            elif why := self.differs(ancestor, origin.config, ancestor in partly):
+            elif verb not in PICTURES and (why := self.differs(ancestor, origin.config, ancestor in partly)):
                 yield f"{ancestor} was made with {why}"
             elif (there := self.known(ancestor)) and there.lineage.get(ancestor, origin).digest != origin.digest:
                 yield f"it was made from another {ancestor} than the one that is here"
@@ -160,18 +160,24 @@ class Freshness:
         needed, and so are records that are not as they were written.
         """
         bad = {node for node in self.edges if self.verdict(node).state != "current"}
+        pictures = {node for node in self.edges if node.startswith(PICTURES)}
+        ends = {node for node in bad - pictures if not self.consumers[node] or self.wanted(node)}
+        found = self.with_consumers(ends, bad, pictures)
+        drawn = {node for node in pictures if (node in bad or self.edges[node] & found) and self.drawable(node, found)}
+        return found | self.with_consumers(drawn, set(), set())
+
+    def with_consumers(self, nodes: set[str], bad: set[str], but: set[str]) -> set[str]:
+        """Some nodes, those among `bad` that they are made from, and all that is made of either, except those in `but`."""
         found: set[str] = set()
-        left = [node for node in bad if not self.consumers[node] or self.wanted(node)]
+        left = [*nodes]
         while left:
             node = left.pop()
-            if node in found:
-                continue
-            found.add(node)
-            verb = node.split("/")[0]
-            left += self.edges[node] & bad if verb not in PICTURES else ()
-            longer = self.verdict(node).longer
-            left += [each for each in self.consumers[node] if not (longer and self.verdict(each).state == "current")]
-        return {node for node in found if not node.startswith(PICTURES) or self.drawable(node, found)}
+            if node not in found and node not in but:
+                found.add(node)
+                longer = self.verdict(node).longer
+                left += self.edges[node] & bad
+                left += [each for each in self.consumers[node] if not (longer and self.verdict(each).state == "current")]
+        return found
 
     def wanted(self, node: str) -> bool:
         """Whether a missing or stale artifact is made again even if nothing else needs it."""

@@ -13,7 +13,7 @@ from maskdit.config.params import Params
 from maskdit.config.paths import output
 
 MADE, STALE = Path(".scratch/made"), Path(".scratch/stale")
-OLD = 1000  # seconds: older than any file; 0 would pass for no time
+OLD = 1  # seconds since 1970: older than any file; 0 would pass for no time
 
 
 def stamped(params: Params, node: str) -> bool:

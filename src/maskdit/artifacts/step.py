@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # no help text waits for them
-    from maskdit.artifacts.manifest import Manifest, Origin
+    from maskdit.artifacts.manifest import Origin
     from maskdit.config.params import Params
 
 STEPS = {  # verb -> module of this package
@@ -75,14 +75,13 @@ def work(
     options: dict[str, Path | None],
 ) -> None:
     """What `step` does; `spent` is told what only this function knows."""
-    from maskdit.config.base import UserError
     from maskdit.runtime import device, environment, progress
 
     entry, node, out = params.entry(verb, key), f"{verb}/{key}", paths["out"]
     threads = environment.threads()
     for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
-    from maskdit.artifacts.manifest import inputs_of, lineage, publishing, read_manifest
+    from maskdit.artifacts.manifest import publishing, read_manifest
 
     progress.KEY = key
     training = STEPS[verb] == "training.train"
@@ -96,19 +95,11 @@ def work(
     if share:
         spent["part"] = f"{share[0]}/{share[1]}"
     inputs = {name: path for name, path in paths.items() if name != "out"}
-    found = [item for path in inputs.values() for item in inputs_of(path, params.evals(verb, key))]
-    upstream = params.upstream(verb, key) | params.beside(verb, key)
-    for path, manifest in found:
-        if manifest.node not in upstream:
-            raise UserError(f"{path}: holds {manifest.node}, {verb}.{key} wants {' and '.join(sorted(upstream))}")
-    partly = params.reads(verb, key)
-    ancestors = lineage(found, params, partly)
-    read = {manifest.node: read_files(path, manifest, partly[manifest.node]) for path, manifest in found if manifest.node in partly}
+    ancestors, read = origins(params, verb, key, inputs)
     run = getattr(import_module(f"maskdit.{STEPS[verb]}"), verb)
     if share or (training and not progress.first_rank()):
         run(entry, **inputs, out=out)  # which another process publishes
         return
-    ancestors |= results_behind(params, upstream)
     numbers = entry.model_dump(mode="json")
     with publishing(out, node, numbers, ancestors, read, "ema-" * training) as place:
         run(entry, **inputs, **options, out=place)
@@ -118,23 +109,33 @@ def work(
     environment.tidy()
 
 
-def read_files(run: Path, manifest: "Manifest", names: tuple[str, ...]) -> dict[str, str]:
-    """The sha256 of some files of a training; raises UserError if it has not come so far."""
+def origins(
+    params: "Params", verb: str, key: str, inputs: dict[str, Path]
+) -> tuple[dict[str, "Origin"], dict[str, dict[str, str]]]:
+    """The ancestors of what a step makes, and the sha256 of the files that it reads of a training.
+
+    Raises UserError if an input is missing, damaged, stale, or not the one that params.yaml names.
+    """
+    from maskdit.artifacts.manifest import inputs_of, lineage, manifest_file, read_manifest
     from maskdit.config.base import UserError
-
-    if missing := [name for name in names if name not in manifest.files]:
-        raise UserError(f"{run}: has no {missing[0]}; rerun {manifest.node.replace('/', ' ')}")
-    return {name: manifest.files[name].sha256 for name in names}
-
-
-def results_behind(params: "Params", upstream: set[str]) -> dict[str, "Origin"]:
-    """The origins of the tables, curves and pictures among some nodes that exist: they are read, but are no folder or record."""
-    from maskdit.artifacts.manifest import manifest_file, read_manifest
     from maskdit.config.paths import output
 
-    found = {node: output(params, node) for node in upstream}
-    files = {node: out for node, out in found.items() if out.suffix not in ("", ".json") and manifest_file(out).exists()}
-    return {node: read_manifest(out).lineage[node] for node, out in files.items()}
+    found = [item for path in inputs.values() for item in inputs_of(path, params.evals(verb, key))]
+    upstream, partly = params.upstream(verb, key) | params.beside(verb, key), params.reads(verb, key)
+    read: dict[str, dict[str, str]] = {}
+    for path, manifest in found:
+        if manifest.node not in upstream:
+            raise UserError(f"{path}: holds {manifest.node}, {verb}.{key} wants {' and '.join(sorted(upstream))}")
+        if names := partly.get(manifest.node):
+            if missing := [name for name in names if name not in manifest.files]:
+                raise UserError(f"{path}: has no {missing[0]}; rerun {manifest.node.replace('/', ' ')}")
+            read[manifest.node] = {name: manifest.files[name].sha256 for name in names}
+    ancestors = lineage(found, params, partly)
+    for node in upstream:  # tables, curves and pictures, which are read by their names
+        out = output(params, node)
+        if out.suffix not in ("", ".json") and manifest_file(out).exists():
+            ancestors[node] = read_manifest(out).lineage[node]
+    return ancestors, read
 
 
 def spread(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | None, spent: dict[str, Any]) -> int | None:
