@@ -319,7 +319,8 @@ def walk(seed: int, length: int) -> None:
         fresh = Freshness(params)
         assert set(made) <= planned, past
         assert fresh.unmade == set(), past
-        for node in ("table/demo", "report/demo", *(f"evaluate/{key}" for key in params.evaluate)):
+        drawn = all(fresh.verdict(node) == CURRENT for node in ("grid/demo-dit", "grid/demo-maskdit", "strip/demo"))
+        for node in ("table/demo", *["report/demo"] * drawn, *(f"evaluate/{key}" for key in params.evaluate)):
             if fresh.known(node):
                 assert holds(params, node) == value(params, node), (node, past)
 

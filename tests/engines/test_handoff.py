@@ -127,7 +127,11 @@ def test_a_copy_without_times_and_history_makes_nothing(how: str, by_snakemake: 
 
 
 def test_milestones_added_at_the_end_make_only_their_own_by_both_engines(by_snakemake: Path, tmp_path: Path) -> None:
-    own = {f"{verb}@demo-dit-more" for verb in ("sample", "features", "evaluate")} | {"pretrain@demo-dit"} | SHOWN - {"strip@demo", "curves@demo"}
+    own = (
+        {f"{verb}@demo-dit-more" for verb in ("sample", "features", "evaluate")}
+        | {"pretrain@demo-dit"}
+        | SHOWN - {"strip@demo", "curves@demo"}
+    )
     for engine, command in {"snakemake": SNAKEMAKE, "dvc": ("dvc", "repro", *STAGES)}.items():
         where = twin(by_snakemake, tmp_path / engine)
         edit(where / "params.yaml", "milestones: [2, 4]", "milestones: [2, 4, 6]")

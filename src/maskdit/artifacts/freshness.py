@@ -162,9 +162,12 @@ class Freshness:
         bad = {node for node in self.edges if self.verdict(node).state != "current"}
         pictures = {node for node in self.edges if node.startswith(PICTURES)}
         ends = {node for node in bad - pictures if not self.consumers[node] or self.wanted(node)}
-        found = self.with_consumers(ends, bad, pictures)
-        drawn = {node for node in pictures if (node in bad or self.edges[node] & found) and self.drawable(node, found)}
-        return found | self.with_consumers(drawn, set(), set())
+        while True:  # for a picture that is drawn makes its report, which may need more, which pictures may show
+            found = self.with_consumers(ends, bad, pictures)
+            drawn = {node for node in pictures if (node in bad or self.edges[node] & found) and self.drawable(node, found)}
+            if (more := ends.union(*(self.consumers[node] for node in drawn))) == ends:
+                return found | drawn
+            ends = more
 
     def with_consumers(self, nodes: set[str], bad: set[str], but: set[str]) -> set[str]:
         """Some nodes, those among `bad` that they are made from, and all that is made of either, except those in `but`."""
