@@ -6,9 +6,9 @@ from maskdit.cli import against
 from maskdit.config.base import UserError
 from maskdit.artifacts.manifest import inputs_of, lineage
 
-# The commands read params.yaml themselves: another configuration would change the graph and not the jobs.
+# The commands read params.yaml themselves, so another configuration would change the graph but not the jobs.
 if config != tree:
-    raise WorkflowError("params.yaml is the only configuration: edit it, --config and --configfile are refused")
+    raise WorkflowError("params.yaml is the only configuration; edit it instead of using --config or --configfile")
 
 
 wildcard_constraints:
@@ -16,11 +16,11 @@ wildcard_constraints:
     bench="|".join(params.table),
 
 
-SHARE = max(1, (workflow.cores or 1) // 2)  # threads of a step that computes: two trainings side by side
+SHARE = max(1, (workflow.cores or 1) // 2)  # threads of a compute step, so that two trainings can run side by side
 
 
 def entry_of(verb):
-    """An entry of params.yaml as a step's parameters: what changes in it makes the step run again."""
+    """An entry of params.yaml as the parameters of a step, so that a change in it reruns the step."""
 
     def entry(wildcards):
         try:
@@ -33,7 +33,7 @@ def entry_of(verb):
 
 
 def metrics_of(wildcards):
-    """All evaluations of a benchmark: the folder that a table and its curves read."""
+    """All evaluations of a benchmark, which its table and curves read."""
     return [f"results/metrics/{wildcards.key}/{key}.json" for key, entry in params.evaluate.items() if entry.bench == wildcards.key]
 
 
@@ -44,14 +44,14 @@ def reconstructions_of(wildcards):
 
 
 def evidence_of(wildcards):
-    """What a ledger needs of its own study."""
+    """The evaluations and the curves of a ledger's own study."""
     study = params.claims[wildcards.key].study
     made = [f"results/metrics/{study}/{key}.json" for key, entry in params.evaluate.items() if entry.bench == study]
     return [*made, f"results/curves_{study}_crossing.csv"]
 
 
 def evidence_beside():
-    """What lies there of other studies than the ledgers' own: a ledger is judged again when that changes, nothing is made for it."""
+    """Existing results of other studies that ledgers use. A change in them reruns the ledgers; missing ones are not made."""
     results, own = Path("results"), {ledger.study for ledger in params.claims.values()}
     names = {name for ledger in params.claims.values() for name in ledger.evals}
     records = [path for path in results.glob("*/*/*.json") if path.stem in names and path.parent.name not in own]
@@ -60,7 +60,7 @@ def evidence_beside():
 
 
 def current(name):
-    """Whether an evaluation is there, of today's numbers."""
+    """Whether an evaluation exists and was made with the current params.yaml."""
     try:
         return bool(lineage(inputs_of(Path(f"results/metrics/{params.evaluate[name].bench}/{name}.json")), params))
     except UserError:
@@ -68,13 +68,13 @@ def current(name):
 
 
 def drawable(evals, *folders):
-    """Whether a picture can be made without making samples again that were evaluated and are gone: nothing is trained for a picture."""
+    """Whether a picture can be drawn without regenerating samples that were deleted after their evaluation."""
     needed = [*(f"artifacts/samples/{name}" for name in evals), *folders]
     return all(Path(path).exists() for path in needed) or not all(map(current, evals))
 
 
 def pictures_of(wildcards):
-    """The pictures of a report; what is left out is shown as it is, or said to be not there."""
+    """The pictures to draw for a report. The report shows an older version of the others, or a note that they are missing."""
     grids = {name: params.grid[name] for name in params.report[wildcards.key].grids}
     pictures = [
         f"results/grid_{name}.png" for name, grid in grids.items() if drawable([grid.sample], f"artifacts/raw/{grid.dataset}")
@@ -82,7 +82,7 @@ def pictures_of(wildcards):
     return pictures + [f"results/strip_{wildcards.key}.png"] * drawable(params.strip[wildcards.key].evals)
 
 
-# Steps that can be cut into jobs of their own, and into how many: a profile says set-scatter: [sample=16, encode=8].
+# Steps that can be split into several jobs. A profile sets their number, for example set-scatter: [sample=16, encode=8].
 scattergather:
     encode=1,
     reference=1,
@@ -91,7 +91,7 @@ scattergather:
 
 
 def parts_of(verb):
-    """The marks that the parts of a step leave; none where it is one job."""
+    """The marker files of a step's parts; none if the step is a single job."""
 
     def marks(wildcards):
         made = getattr(gather, verb)(f".scratch/parts/{verb}/{wildcards.key}/{{scatteritem}}")
@@ -101,5 +101,5 @@ def parts_of(verb):
 
 
 def part_of(wildcards):
-    """3-of-16 as the command line wants it."""
+    """The part in the form of --part: 3/16 for 3-of-16."""
     return wildcards.scatteritem.replace("-of-", "/")

@@ -75,7 +75,7 @@ rule grid:
 
 rule strip:
     input:
-        metrics_of,  # after which the samples are there
+        metrics_of,  # made after the samples
     output:
         report("results/strip_{key}.png", caption="../report/strip.rst", category="Samples"),
     log:
@@ -106,7 +106,7 @@ rule bench:
 rule claims:
     input:
         evidence_of,
-        against=against() or [],  # of the environment, where the command finds it, too
+        against=against() or [],  # from the environment, which the command reads, too
     output:
         csv=report("results/{key}.csv", caption="../report/claims.rst", category="Claims"),
         md="results/{key}.md",

@@ -1,5 +1,6 @@
-"""The whole of params.yaml: one dictionary per step, one entry per node of the graph, and how the entries refer to each other."""
+"""All sections of params.yaml: one dictionary per step, one entry per node of the graph, and the references between entries."""
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,9 +16,27 @@ from maskdit.config.reporting import Curves, Efficiency, Grid, Recon, Report, St
 from maskdit.config.sampling import Sample
 from maskdit.config.training import Finetune, Pretrain, Released
 
+OF_REPORT = ("table", "curves", "efficiency", "strip")  # sections that a report shows, under its own key
+READS = {  # verb -> field -> verb of the entries that the field names, whose artifacts the step reads
+    "vae": {"dataset": "fetch"},
+    "encode": {"dataset": "fetch", "vae": "vae"},
+    "reference": {"dataset": "fetch", "extractor": "fetch"},
+    "reconstruct": {"dataset": "fetch", "extractor": "fetch", "vae": "vae"},
+    "recon": {"evals": "reconstruct"},
+    "calibrate": {"dataset": "fetch", "extractor": "fetch", "reference": "reference"},
+    "pretrain": {"dataset": "encode"},
+    "finetune": {"dataset": "encode", "run": "pretrain"},
+    "released": {"vae": "vae"},
+    "sample": {"run": "phase", "vae": "vae"},  # the run's verb is the sample's phase
+    "grid": {"dataset": "fetch", "sample": "sample"},
+    "claims": {"study": "curves"},
+    "report": {"grids": "grid", "ledger": "claims"},
+    **{verb: {"evals": "evaluate"} for verb in OF_REPORT},
+}
+
 
 class Params(BaseModel):
-    """Every step's entries by key."""
+    """The entries of every step, by key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     fetch: dict[Key, Annotated[Fetch, Field(discriminator="source")]]
@@ -43,56 +62,37 @@ class Params(BaseModel):
     report: dict[Key, Report]
 
     def entry(self, verb: str, key: str) -> Any:
-        """The entry that a verb sees.
-
-        Raises UserError, with the nearest known key, if there is none.
-        """
+        """The entry of a step; raises UserError, with the nearest known key, if it does not exist."""
         entries = getattr(self, verb) if verb in VERBS else {}
         if key not in entries:
             raise UserError(f"params.yaml: {verb} has no entry '{key}'{nearest(key, entries)}")
         return entries[key]
 
+    def named(self, verb: str, key: str, fields: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+        """For each entry that the `fields` of an entry name: the field, and the verb and key of the named entry."""
+        entry = self.entry(verb, key)
+        for field, target in fields.items():
+            names = getattr(entry, field)
+            for name in names if isinstance(names, tuple) else (names,):
+                yield field, entry.phase if target == "phase" else target, name
+
     def upstream(self, verb: str, key: str) -> set[str]:
         """The nodes VERB/KEY whose artifacts a node reads."""
+        nodes = {f"{target}/{name}" for _, target, name in self.named(verb, key, READS.get(verb, {}))}
         entry = self.entry(verb, key)
         match verb:
-            case "vae":
-                return {f"fetch/{entry.dataset}"}
-            case "reference":
-                return {f"fetch/{entry.dataset}", f"fetch/{entry.extractor}"}
-            case "encode":
-                return {f"fetch/{entry.dataset}", f"vae/{entry.vae}"}
-            case "pretrain":
-                return {f"encode/{entry.dataset}"}
-            case "finetune":
-                return {f"encode/{entry.dataset}", f"pretrain/{entry.run}"}
-            case "released":
-                return {f"vae/{entry.vae}"}
-            case "sample":
-                return {f"{entry.phase}/{entry.run}", f"vae/{entry.vae}"}
             case "features":
-                return {f"sample/{key}", f"fetch/{entry.extractor}"}
+                nodes |= {f"sample/{key}", f"fetch/{entry.extractor}"}
             case "evaluate":
-                return {f"features/{key}", f"reference/{entry.dataset}"}
-            case "grid":
-                return {f"fetch/{entry.dataset}", f"sample/{entry.sample}"}
-            case "table" | "curves" | "efficiency" | "strip":
-                return {f"evaluate/{name}" for name in entry.evals}
+                nodes |= {f"features/{key}", f"reference/{entry.dataset}"}
             case "claims":
-                return {f"curves/{entry.study}"} | {f"evaluate/{name}" for name in self.of(entry.study)}
+                nodes |= {f"evaluate/{name}" for name in self.of(entry.study)}
             case "report":
-                made = {f"{each}/{key}" for each in OF_REPORT} | {f"grid/{name}" for name in entry.grids}
-                return made | {f"claims/{entry.ledger}"} | {f"evaluate/{name}" for name in self.of(key)}
-            case "reconstruct":
-                return {f"fetch/{entry.dataset}", f"vae/{entry.vae}", f"fetch/{entry.extractor}"}
-            case "recon":
-                return {f"reconstruct/{name}" for name in entry.evals}
-            case "calibrate":
-                return {f"fetch/{entry.dataset}", f"fetch/{entry.extractor}", f"reference/{entry.reference}"}
-        return set()
+                nodes |= {f"{each}/{key}" for each in OF_REPORT} | {f"evaluate/{name}" for name in self.of(key)}
+        return nodes
 
     def beside(self, verb: str, key: str) -> set[str]:
-        """The nodes of other studies that a node reads where they are there: those that a ledger names."""
+        """The nodes of other studies that a node reads if they exist: the records that a ledger names."""
         names = self.claims[key].evals if verb == "claims" else ()
         return {f"{'evaluate' if name in self.evaluate else 'reconstruct'}/{name}" for name in names}
 
@@ -101,17 +101,16 @@ class Params(BaseModel):
         return tuple(name for name, entry in self.evaluate.items() if entry.bench == bench)
 
     def evals(self, verb: str, key: str) -> tuple[str, ...] | None:
-        """The records that a node reads of a folder: those that its entry names, for a report all of its benchmark; else None."""
+        """The records that a node reads: those that its entry names, for a report all of its benchmark; None if it names none."""
         if verb == "report":
             return self.of(key)
         return getattr(self.entry(verb, key), "evals", None)
 
     def pictures(self, dataset: str) -> Pictures:
-        """An entry of fetch that is known to hold images."""
+        """An entry of fetch that is known to be a source of images."""
         entry = self.fetch[dataset]
         assert isinstance(entry, Pictures)
         return entry
 
 
 VERBS = tuple(Params.model_fields)
-OF_REPORT = ("table", "curves", "efficiency", "strip")  # what a report shows of its own key
