@@ -1,5 +1,5 @@
-# make demo: from images to a table, curves and a report, on this machine. make study: the claim at a small size. make test: the tests.
-# make bench: the speed. make slurm-test: a cluster on this machine. The environment is .venv, made from requirements.lock.
+# make demo: from images to a table, curves and a report, on this machine. make study: the claim at a small size. make test: tests.
+# make bench: speed benchmarks. make slurm-test: a cluster on this machine. All of them use .venv, made from requirements.lock.
 
 PYTHON ?= python3
 UV := $(shell command -v uv)
@@ -15,14 +15,14 @@ demo: setup
 	snakemake
 	@maskdit show demo
 
-# MaskDiT against DiT on Fashion-MNIST, three seeds each: about an hour on two cores.
+# MaskDiT and DiT on Fashion-MNIST, three seeds each: about an hour on two cores.
 study: setup
 	snakemake fashion
 	@maskdit show fashion
 
 setup: $(INSTALLED)
 
-# By uv where it is installed, else by the environment's own pip, which a set-up that was stopped may lack.
+# Use uv if it is installed, else the environment's own pip, which may be missing after an interrupted setup.
 ifneq ($(UV),)
 WHOLE := $(VENV)/bin/python -c pass
 CREATE := uv venv --quiet --clear --python $(PYTHON) $(VENV)
@@ -33,7 +33,7 @@ CREATE := $(PYTHON) -m venv --clear $(VENV)
 INSTALL := $(VENV)/bin/python -m pip install --quiet
 endif
 
-# make setup TORCH_INDEX=URL: PyTorch's builds without CUDA from there, in the lock's versions; the rest from the lock.
+# make setup TORCH_INDEX=URL: install PyTorch without CUDA from there, in the versions of the lock file; the rest as usual.
 LOCK := requirements.lock
 ifdef TORCH_INDEX
 LOCK := $(VENV)/requirements.lock
@@ -41,16 +41,16 @@ CUDA := ^(torch|torchvision|triton|nvidia-[^=]*|cuda-[^=]*)==
 TORCH := $(shell sed -nE 's/^((torch|torchvision)==[^ ]*).*/\1/p' requirements.lock)
 endif
 
-# --no-deps: the lock is complete, and one package in it declares pins of 2020 that must be ignored.
+# --no-deps: the lock file is complete, and one package in it declares outdated pins that must be ignored.
 $(INSTALLED):
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
-		echo "make setup: $(PYTHON) is no Python 3.11 or newer; name one: make setup PYTHON=python3.12" >&2; exit 2; }
+		echo "make setup: $(PYTHON) is not Python 3.11 or newer; name one: make setup PYTHON=python3.12" >&2; exit 2; }
 	@[ -z "$$CONDA_PREFIX" ] || [ "$(origin PYTHON)" != file ] || { \
-		echo "make setup: a conda environment is active, which was never tried; run conda deactivate, or name its Python:" \
+		echo "make setup: a conda environment is active, which is untested; run conda deactivate, or name its Python:" \
 		"make setup PYTHON=$$CONDA_PREFIX/bin/python3" >&2; exit 2; }
 	@echo "Installing $$(grep -c == requirements.lock) packages into $(VENV) ($(if $(TORCH_INDEX),without CUDA,on Linux about 6 GB))"
 	@$(WHOLE) >/dev/null 2>&1 || $(CREATE) || { \
-		echo "make setup: $(PYTHON) makes no environments; install its venv module (Debian: apt install python3-venv) or uv" >&2; exit 2; }
+		echo "make setup: $(PYTHON) cannot create environments; install its venv module (Debian: apt install python3-venv) or uv" >&2; exit 2; }
 ifdef TORCH_INDEX
 	awk '/^[a-z]/ { cuda = /$(CUDA)/ } !cuda' requirements.lock > $(LOCK)
 	$(INSTALL) --no-deps --index-url $(TORCH_INDEX) $(TORCH)
@@ -67,11 +67,11 @@ test: setup
 test-slow: setup
 	pytest -m slow
 
-# A cluster of four nodes on this machine: needs root and Debian's slurm-wlm and munge, else it says so and skips.
+# A cluster of four nodes on this machine. Needs root and Debian's slurm-wlm and munge; otherwise the tests are skipped.
 slurm-test: setup
 	pytest -m slurm -rs
 
-# Speed in pairs, on this machine alone: about forty minutes on a CPU with bf16, longer on others.
+# Speed benchmarks on this machine: about forty minutes on a CPU with bf16, longer on others.
 bench: setup
 	snakemake --force results/bench_cpu.csv
 	@cat results/bench_cpu.md
@@ -83,23 +83,23 @@ lint: setup
 	lint-imports
 	snakefmt --check Snakefile workflow
 
-# Before each commit.
+# Run this before each commit.
 check: lint
 	pytest --numprocesses 2 --dist loadfile -m "not slow and not slurm and not pipeline"
 
-# Resolve anew, by uv: the newest versions that pyproject.toml admits, with their hashes, for Linux and macOS on either processor.
+# Update the lock file with uv: the newest versions that pyproject.toml allows, with hashes, for Linux and macOS on x86 and ARM.
 lock:
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 		--extra dev --group lock --output-file requirements.lock pyproject.toml
 
-# What editors know of params.yaml, and the picture of the code.
+# The JSON schema of params.yaml for editors, and the picture of the packages.
 .PHONY: schema
 schema:
 	python -m maskdit.config.schema > workflow/schemas/params.schema.json.new
 	mv workflow/schemas/params.schema.json.new workflow/schemas/params.schema.json
 	python docs/rooms.py
 
-# What README and docs/ show, from results/: the curves, claims and tables of STUDY, and the speed.
+# Update README and docs/ from results/: the curves, claims and tables of STUDY, and the speed.
 STUDY ?= fashion
 .PHONY: docs
 docs:

@@ -10,7 +10,7 @@ from maskdit.config.load import validate
 min_version("9.0")
 
 try:
-    tree = read_file(Path("params.yaml"))  # as the commands read it, and with their complaints
+    tree = read_file(Path("params.yaml"))  # read as the commands do, with the same error messages
     params = validate(tree)
 except UserError as error:
     raise WorkflowError(str(error))
@@ -35,7 +35,7 @@ localrules:
 rule demo:
     default_target: True
     input:
-        "results/report_demo.html",  # which is made from all else that there is of the study
+        "results/report_demo.html",  # which needs all other results of the study
 
 
 rule fashion:

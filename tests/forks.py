@@ -148,7 +148,7 @@ def whole(record: Path) -> bool:
 
 def resumed(log: Path) -> int | None:
     """The step that a training said it goes on from; None if it did not come so far."""
-    said = [line.rsplit(" ", 1)[1] for line in log.read_text().splitlines() if "going on from step" in line]
+    said = [line.rsplit(" ", 1)[1] for line in log.read_text().splitlines() if "resuming from step" in line]
     return int(said[0]) if said else None
 
 

@@ -15,7 +15,7 @@ from maskdit.config import yaml_subset
 from maskdit.config.load import validate
 from maskdit.config.params import Params
 from maskdit.config.paths import inputs, output
-from maskdit.config.training import ema_file, net_file
+from maskdit.config.training import milestone_file
 from project import TOY
 
 TREE = yaml_subset.read(TOY.read_text())
@@ -62,8 +62,8 @@ def make(params: Params, node: str) -> None:
     with publishing(output(params, node), node, entry.model_dump(mode="json"), ancestors, read, "ema-" * training) as place:
         if training:
             for at in entry.milestones:
-                (place / ema_file(at)).write_text(weights(params, node, at))
-            (place / net_file(at)).write_text(weights(params, node, at))
+                (place / milestone_file("ema", at)).write_text(weights(params, node, at))
+            (place / milestone_file("net", at)).write_text(weights(params, node, at))
         elif not place.suffix:
             (place / "value.txt").write_text(value(params, node))
         else:

@@ -90,7 +90,7 @@ def test_a_missing_input_is_named(root, capsys, tmp_path):
 
 def test_without_params_yaml_the_line_says_where_to_stand(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert "run maskdit where params.yaml lies" in refusal(capsys, "fetch", "demo", "--out", "out")
+    assert "run maskdit in the directory that contains params.yaml" in refusal(capsys, "fetch", "demo", "--out", "out")
 
 
 def test_an_output_that_cannot_be_written_is_named(root, capsys, tmp_path):

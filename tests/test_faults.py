@@ -242,7 +242,7 @@ def test_what_others_may_write_is_not_trusted_unless_one_says_so(kind, way, tmp_
     monkeypatch.setenv("MASKDIT_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.delenv("MASKDIT_SHARED", raising=False)
     path, read = weights_of(tmp_path)[kind]
-    said = "others may write it; chmod go-w it, or set MASKDIT_SHARED=1 if you trust them"
+    said = "other users can write to it; run chmod go-w on it, or set MASKDIT_SHARED=1 if you trust them"
     assert said not in line_of(read)
     if way == "another group":
         path.chmod(path.stat().st_mode | 0o020)
@@ -260,7 +260,7 @@ def test_what_others_may_write_is_not_trusted_unless_one_says_so(kind, way, tmp_
 
 def test_a_folder_of_another_user_is_no_scratch_but_root_takes_it(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
-    assert "others may write it" in line_of(lambda: demand_own(tmp_path))
+    assert "other users can write to it" in line_of(lambda: demand_own(tmp_path))
     (tmp_path / "x").write_text("")
     demand_own(tmp_path / "x")  # a file that another one owns and nobody else may write is read as any published one
     monkeypatch.setattr(os, "getuid", lambda: 0)

@@ -91,7 +91,7 @@ def test_a_python_that_is_too_old_or_makes_no_environment_is_refused_in_one_line
     command(home / "old", "#!/bin/sh\nexit 1\n")
     code, said, marks = make(home, "UV=", f"PYTHON={home / 'old'}")
     assert (code, marks) == (2, [])
-    assert f"make setup: {home / 'old'} is no Python 3.11 or newer; name one: make setup PYTHON=python3.12" in said
+    assert f"make setup: {home / 'old'} is not Python 3.11 or newer; name one: make setup PYTHON=python3.12" in said
     command(home / "bare", '#!/bin/sh\ncase "$*" in *venv*) exit 1;; esac\n')
     code, said, marks = make(home, "UV=", f"PYTHON={home / 'bare'}")
     assert (code, marks) == (2, [])

@@ -1,6 +1,6 @@
-"""The command line: `maskdit VERB KEY --input PATH … --out PATH`, made from the signatures of the steps.
+"""The command line `maskdit VERB KEY --input PATH … --out PATH`, built from the signatures of the steps.
 
-Signatures are read from the source, not imported, so that no help text and no refusal waits for torch.
+Signatures are read from the source instead of imported, so that help and usage errors do not wait for torch.
 """
 
 import argparse
@@ -17,40 +17,27 @@ from typing import Any, NoReturn
 from maskdit.artifacts.step import SHARDED, STEPS, code_of, step
 from maskdit.config.paths import OUTPUTS
 
-ENVIRONMENT = """set in the environment:
+ENVIRONMENT = """environment variables:
   MASKDIT_SCRATCH=FOLDER       where states and shards are kept until they are published (default .scratch)
-  MASKDIT_RANKS=N              processes on this machine (default: one a GPU)
-  MASKDIT_THREADS=N            threads of a process on a CPU (default: as Snakemake grants, else half of the cores)
-  MASKDIT_DETERMINISTIC=1      the same bits each time on a GPU, too, in less speed
-  MASKDIT_FORCE=1              make an artifact again that is current
-  MASKDIT_SHARED=1             take weights and scratch folders that others may write, too"""
+  MASKDIT_RANKS=N              processes on this machine (default: one per GPU)
+  MASKDIT_THREADS=N            CPU threads per process (default: as many as Snakemake grants, else half of the cores)
+  MASKDIT_DETERMINISTIC=1      bit-identical results on a GPU, too, at lower speed
+  MASKDIT_FORCE=1              make an artifact again although it is current
+  MASKDIT_SHARED=1             accept weights and scratch folders that other users can write to"""
 OF_CLAIMS = """
-  MASKDIT_AGAINST=FILE         an older ledger: end with exit code 2 if a claim has a worse verdict than there"""
+  MASKDIT_AGAINST=FILE         an older ledger; exit with code 2 if a claim has a worse verdict than in it"""
 OF_TRAINING = """
-  MASKDIT_STATE_SECONDS=S      the least pause between two states (default 60; more on a slow disk)
-  MASKDIT_WATCHDOG_SECONDS=S   how long a step may take until the stacks are shown and the job fails (default 1800; 0: for ever;
-                               one process alone is watched only if this is set)
-  MASKDIT_TENSORBOARD=FOLDER   write the log as TensorBoard's events, too"""
+  MASKDIT_STATE_SECONDS=S      minimum time between two saved states (default 60; more on a slow disk)
+  MASKDIT_WATCHDOG_SECONDS=S   maximum time of a step, after which the stacks are printed and the job fails (default 1800; 0: no
+                               limit; a single process is watched only if this is set)
+  MASKDIT_TENSORBOARD=FOLDER   also write the log as TensorBoard events"""
 
 SHELLS = ("bash", "zsh", "tcsh")
-FORMATS = ("upstream", "dit", "diffusers")
-OTHERS = (
-    "handoff",
-    "import",
-    "export",
-    "study",
-    "plan",
-    "status",
-    "clean",
-    "verify",
-    "doctor",
-    "check",
-    "show",
-)  # verbs that are no steps
+OTHERS = ("handoff", "import", "export", "study", "plan", "status", "clean", "verify", "doctor", "check", "show")  # not steps
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
+    """A parser whose error messages are one line."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
@@ -58,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def part(text: str) -> tuple[int, int]:
-    """K/N as numbers: the K-th of N parts, counted from 1."""
+    """Parse K/N: the K-th of N parts, counted from 1."""
     first, _, second = text.partition("/")
     if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
         raise argparse.ArgumentTypeError(f"'{text}' is not K/N with 1 <= K <= N")
@@ -66,23 +53,23 @@ def part(text: str) -> tuple[int, int]:
 
 
 def against() -> Path | None:
-    """The ledger that no verdict may be worse than, of the environment."""
+    """The ledger of MASKDIT_AGAINST, than which no verdict may be worse; None if the variable is unset or empty."""
     return Path(path) if (path := os.environ.get("MASKDIT_AGAINST")) else None
 
 
 def signature(verb: str) -> tuple[list[str], str]:
-    """Names of the paths that a step needs, and its docstring, from the source."""
+    """The names of the paths that a step requires, and its docstring, from the source."""
     source = (Path(__file__).parent / f"{STEPS[verb].replace('.', '/')}.py").read_text()
-    step = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == verb)
-    paths = zip(step.args.kwonlyargs, step.args.kw_defaults, strict=True)
-    return [argument.arg for argument, default in paths if default is None], ast.get_docstring(step) or ""
+    function = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == verb)
+    paths = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    return [argument.arg for argument, default in paths if default is None], ast.get_docstring(function) or ""
 
 
 def parser(first: str = "") -> Parser:
-    """The command line, whose first word may be known: then it reads the signature of no other step, which takes time."""
-    top = Parser("maskdit", description="Masked diffusion transformers, from images to tables: one verb a step.")
-    told = f"print the completions of {', '.join(SHELLS)}: maskdit --print-completion bash > FILE"
-    top.add_argument("--print-completion", choices=SHELLS, metavar="SHELL", default=argparse.SUPPRESS, help=told)
+    """The whole command line. Given its first word, read no other step's signature, which takes time."""
+    top = Parser("maskdit", description="Masked diffusion transformers, from images to tables: one verb per step.")
+    text = f"print the completions for {', '.join(SHELLS)}: maskdit --print-completion bash > FILE"
+    top.add_argument("--print-completion", choices=SHELLS, metavar="SHELL", default=argparse.SUPPRESS, help=text)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
     for verb in [first] if first in STEPS else [] if first in OTHERS else STEPS:
         paths, text = signature(verb)
@@ -94,187 +81,167 @@ def parser(first: str = "") -> Parser:
             usual = OUTPUTS[verb].format(key="KEY", bench="STUDY") if path == "out" else "where the step before it publishes"
             entry.add_argument(f"--{path}", type=Path, metavar="PATH", default=argparse.SUPPRESS, help=f"default: {usual}")
         if verb == "claims":
-            text = "end with code 2 if a verdict is worse than in this ledger (default: $MASKDIT_AGAINST)"
+            text = "exit with code 2 if a verdict is worse than in this ledger (default: $MASKDIT_AGAINST)"
             entry.add_argument("--against", type=Path, metavar="FILE", default=against(), help=text)
         if verb in SHARDED:
-            entry.add_argument(
-                "--part", type=part, metavar="K/N", help="make the K-th of N shares of the shards, and publish nothing"
-            )
-    handoff = verbs.add_parser("handoff", help="Let the other engine take over what one engine has made.")
+            entry.add_argument("--part", type=part, metavar="K/N", help="make only part K of N of the shards; publish nothing")
+    handoff = verbs.add_parser("handoff", help="Let Snakemake or DVC take over the artifacts that the other one has made.")
     handoff.add_argument("--to", choices=("dvc", "snakemake"), required=True)
     handoff.add_argument("bench", metavar="BENCH", nargs="?", default="demo", help="a benchmark, an entry of table:")
-    interchange(verbs)
+    line = "Turn published weights into a run."
+    text = f"{line} Optimiser states are ignored; nothing in the file is executed."
+    entry = verbs.add_parser("import", help=line, description=text)
+    entry.add_argument("file", type=Path, metavar="FILE", help="a torch file, or a diffusers folder of a DiT")
+    entry.add_argument("--vae", type=Path, required=True, metavar="FOLDER", help="its autoencoder, in diffusers' layout")
+    entry.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    entry.add_argument("--format", choices=("upstream", "dit", "diffusers"), help="upstream: MaskDiT's (default: detected)")
+    entry.add_argument("--step", type=int, metavar="N", help="its training step, if the file does not state it")
+    entry.add_argument("--heads", type=int, nargs="+", default=[], metavar="N", help="heads of encoder and decoder, if unusual")
+    text = "Write a checkpoint as MaskDiT's torch file or a diffusers folder, or samples for ADM's evaluator."
+    entry = verbs.add_parser("export", help="Write a checkpoint or samples in another project's format.", description=text)
+    entry.add_argument("run", type=Path, metavar="RUN", help="a run, from artifacts/runs or imported; for npz, samples")
+    entry.add_argument("--format", choices=("upstream", "diffusers", "npz"), required=True)
+    entry.add_argument("--out", type=Path, required=True, metavar="PATH", help="a new file (upstream, npz) or folder (diffusers)")
+    entry.add_argument("--step", type=int, metavar="N", help="a milestone (default: the last one)")
+    entry.add_argument("--weights", choices=("ema", "net", "both"), default="ema", help="default: ema; both: upstream only")
+    entry.add_argument("--vae", type=Path, metavar="FOLDER", help="the autoencoder to copy (diffusers)")
+    entry.add_argument("--metrics", type=Path, metavar="FOLDER", help="records for the model card (default: results/metrics)")
     study = verbs.add_parser("study", help="Add a study of a folder of images to params.yaml.")
-    study.add_argument("name", metavar="NAME", help="what its keys begin with")
-    study.add_argument("root", type=Path, metavar="ROOT", help="a folder CLASS/image, or tar or zip files of that form")
+    study.add_argument("name", metavar="NAME", help="the prefix of its keys")
+    study.add_argument("root", type=Path, metavar="ROOT", help="a folder CLASS/image, or tar or zip files with this layout")
     study.add_argument("--resolution", type=int, default=32, metavar="PIXELS", help="side of the images (default 32)")
-    study.add_argument("--heldout", type=float, default=0.1, metavar="SHARE", help="share of the images set aside (default 0.1)")
+    study.add_argument("--heldout", type=float, default=0.1, metavar="FRACTION", help="fraction of held-out images (default 0.1)")
     plan = verbs.add_parser("plan", help="Print what a study costs: jobs, device-hours, wall time, disk.")
     plan.add_argument("bench", metavar="STUDY", help="a benchmark, an entry of table:")
     plan.add_argument("--device", default="a100", metavar="NAME", help="a100 (default), h100, h200, v100, l40s or cpu")
-    plan.add_argument("--devices", type=int, default=8, metavar="N", help="devices of a training (default 8)")
-    plan.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="share of the peak that is reached (default 0.4)")
-    plan.add_argument(
-        "--limit", type=float, default=24.0, metavar="HOURS", help="how long a job may last (default 24; 0: for ever)"
-    )
-    plan.add_argument("--budget", type=float, metavar="HOURS", help="which evaluations so many device-hours pay for")
-    status = verbs.add_parser("status", help="Say what of a study is made, stale, missing, running or failed.")
-    status.add_argument("bench", metavar="STUDY", nargs="?", help="an entry of table:; all studies in a line each if not given")
-    status.add_argument("--json", action="store_true", dest="as_json", help="as JSON: each node with its state and device-hours")
-    status.add_argument("--all", action="store_true", dest="whole", help="list nodes that are current, too")
-    clean = verbs.add_parser("clean", help="List what may be deleted, and what it costs to get it back; delete it with --yes.")
-    clean.add_argument(
-        "kinds", metavar="KIND", nargs="*", help="scratch, stale, samples or states; all are listed if none is given"
-    )
-    clean.add_argument("--yes", action="store_true", help="delete the kinds that are named")
-    verify = verbs.add_parser("verify", help="Hash every file of a study, or of all behind one cell, and name what has changed.")
-    verify.add_argument("name", metavar="STUDY|EVALUATION", help="an entry of table:, or of sample: for all behind its row")
-    doctor = verbs.add_parser("doctor", help="Say what is wrong with a folder or file, or with this machine, and how to mend it.")
+    plan.add_argument("--devices", type=int, default=8, metavar="N", help="devices per training (default 8)")
+    plan.add_argument("--mfu", type=float, default=0.4, metavar="FRACTION", help="achieved fraction of the peak (default 0.4)")
+    plan.add_argument("--limit", type=float, default=24.0, metavar="HOURS", help="time limit of a job (default 24; 0: none)")
+    plan.add_argument("--budget", type=float, metavar="HOURS", help="list the evaluations that this many device-hours pay for")
+    status = verbs.add_parser("status", help="Print which artifacts of a study are current, stale, missing, running or failed.")
+    status.add_argument("bench", metavar="STUDY", nargs="?", help="an entry of table: (default: one line per study)")
+    status.add_argument("--json", action="store_true", dest="as_json", help="print each node as JSON")
+    status.add_argument("--all", action="store_true", dest="whole", help="also list the nodes that are current")
+    clean = verbs.add_parser("clean", help="List what can be deleted and what it costs to get it back; delete it with --yes.")
+    clean.add_argument("kinds", metavar="KIND", nargs="*", help="scratch, stale, samples or states (default: list all of them)")
+    clean.add_argument("--yes", action="store_true", help="delete the named kinds")
+    verify = verbs.add_parser("verify", help="Check the hash of each file of a study, or of those behind one row of its table.")
+    verify.add_argument("name", metavar="STUDY|EVALUATION", help="an entry of table:, or of sample: for one row")
+    doctor = verbs.add_parser("doctor", help="Check a folder, a file or this machine, and say how to fix what is wrong.")
     doctor.add_argument("path", type=Path, nargs="?", metavar="PATH", help="images, latents, weights, a run, a reference batch")
-    verbs.add_parser("check", help="Say whether params.yaml is valid: what DVC asks before each step.")
-    show = verbs.add_parser("show", help="Print a benchmark's table and where its results lie.")
+    verbs.add_parser("check", help="Check params.yaml; DVC does so before each step.")
+    show = verbs.add_parser("show", help="Print a benchmark's table and the paths of its results.")
     show.add_argument("bench", metavar="BENCH", nargs="?", default="demo")
     return top
 
 
-def interchange(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    """The verbs that cross the project's border: weights of others in, ours out."""
-    text = "Turn weights that others have published into a run. Optimiser states are ignored; nothing in the file is executed."
-    entry = verbs.add_parser("import", help="Turn weights that others have published into a run.", description=text)
-    entry.add_argument("file", type=Path, metavar="FILE", help="a torch file, or diffusers' folder of a DiT")
-    entry.add_argument(
-        "--vae", type=Path, required=True, metavar="FOLDER", help="the autoencoder of its latents, in diffusers' layout"
-    )
-    entry.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
-    entry.add_argument("--format", choices=FORMATS, help="upstream: MaskDiT's; dit: DiT's; guessed from the contents if not given")
-    entry.add_argument("--step", type=int, metavar="N", help="training steps behind it, if the file does not tell")
-    entry.add_argument(
-        "--heads", type=int, nargs="+", default=[], metavar="N", help="of encoder and decoder, if not the usual ones"
-    )
-    text = "Write a checkpoint as MaskDiT's torch file or a folder for diffusers, or samples for ADM's evaluator."
-    entry = verbs.add_parser("export", help="Write a checkpoint or samples as others read them.", description=text)
-    entry.add_argument(
-        "run",
-        type=Path,
-        metavar="RUN",
-        help="a run, from artifacts/runs or imported; for npz, samples",
-    )
-    entry.add_argument("--format", choices=("upstream", "diffusers", "npz"), required=True)
-    entry.add_argument("--out", type=Path, required=True, metavar="PATH", help="a new file (upstream) or folder (diffusers)")
-    entry.add_argument("--step", type=int, metavar="N", help="a milestone; the last one if not given")
-    entry.add_argument(
-        "--weights", choices=("ema", "net", "both"), default="ema", help="averaged (default), raw, or both (upstream)"
-    )
-    entry.add_argument("--vae", type=Path, metavar="FOLDER", help="the autoencoder to copy (diffusers)")
-    entry.add_argument("--metrics", type=Path, metavar="FOLDER", help="records for the card (diffusers; default results/metrics)")
-
-
 def show(bench: str) -> None:
-    """Print a benchmark's table, the paths of its results, and last that of its report."""
+    """Print a benchmark's table, the paths of its results, and last the path of its report."""
     from maskdit.config.base import UserError
 
-    table = Path("results") / f"table_{bench}.md"
+    results = Path("results")
+    table, report = results / f"table_{bench}.md", results / f"report_{bench}.html"
     if not table.exists():
         raise UserError(f"{table}: no such file; run snakemake results/table_{bench}.csv")
     print("".join(line for line in table.read_text().splitlines(keepends=True) if not line.startswith("<!--")))
-    report = Path("results") / f"report_{bench}.html"
-    for path in sorted(Path("results").glob(f"*_{bench}*")):
-        if path != report:
-            print(path)
+    print(*sorted({*results.glob(f"*_{bench}*")} - {report}), sep="\n")
     print(f"\nopen {report} in a browser" if report.exists() else f"\nno report yet: run snakemake {report}")
 
 
 def dispatch(arguments: dict[str, Any]) -> None:
     """Run a parsed command line."""
-    verb = arguments.pop("verb")
-    if verb == "handoff":
-        from maskdit.artifacts.engine_handoff import handoff
+    match verb := arguments.pop("verb"):
+        case "handoff":
+            from maskdit.artifacts.engine_handoff import handoff
 
-        handoff(**arguments)
-    elif verb == "import":
-        from maskdit.weights.importing import bring
+            handoff(**arguments)
+        case "import":
+            from maskdit.weights.importing import bring
 
-        bring(**arguments)
-    elif verb == "export":
-        if arguments["format"] == "npz":
+            bring(**arguments)
+        case "export" if arguments["format"] == "npz":
             from maskdit.weights.adm_npz import pack
 
             pack(arguments["run"], arguments["out"])
-            return
-        from maskdit.weights.export import export
+        case "export":
+            from maskdit.weights.export import export
 
-        export(**arguments)
-    elif verb == "show":
-        show(**arguments)
-    elif verb == "check":
-        from maskdit.config.load import load
+            export(**arguments)
+        case "show":
+            show(**arguments)
+        case "check":
+            from maskdit.config.load import load
 
-        load()
-    elif verb == "study":
-        from maskdit.tools.study import study
+            load()
+        case "study":
+            from maskdit.tools.study import study
 
-        study(**arguments)
-    elif verb == "plan":
-        from maskdit.config.load import load
-        from maskdit.tools.plan import plan
+            study(**arguments)
+        case "plan":
+            from maskdit.config.load import load
+            from maskdit.tools.plan import plan
 
-        plan(load(), **arguments)
-    elif verb in ("status", "clean"):
-        from maskdit.config.load import load
-        from maskdit.tools import clean, status
+            plan(load(), **arguments)
+        case "status":
+            from maskdit.config.load import load
+            from maskdit.tools.status import status
 
-        (status.status if verb == "status" else clean.clean)(load(), **arguments)
-    elif verb == "verify":
-        from maskdit.config.load import load
-        from maskdit.tools.verify import verify
+            status(load(), **arguments)
+        case "clean":
+            from maskdit.config.load import load
+            from maskdit.tools.clean import clean
 
-        if not verify(load(), **arguments):
-            sys.exit(1)
-    elif verb == "doctor":
-        from maskdit.tools.doctor import doctor
+            clean(load(), **arguments)
+        case "verify":
+            from maskdit.config.load import load
+            from maskdit.tools.verify import verify
 
-        if not doctor(**arguments):
-            sys.exit(1)
-    else:
-        share, key = arguments.pop("part", None), arguments.pop("key")
-        options = {name: arguments.pop(name) for name in ("against",) if name in arguments}
-        step(verb, key, arguments, share, **options)
+            if not verify(load(), **arguments):
+                sys.exit(1)
+        case "doctor":
+            from maskdit.tools.doctor import doctor
+
+            if not doctor(**arguments):
+                sys.exit(1)
+        case _:
+            key, share = arguments.pop("key"), arguments.pop("part", None)
+            options = {"against": arguments.pop("against")} if verb == "claims" else {}
+            step(verb, key, arguments, share, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 after a one-line message for what the user can mend."""
+    """Run a command and return its exit code. An error that the user can fix is printed as one line."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if argv is None:  # the process is this command's own
-        gc.set_threshold(100_000, 20, 100)  # the imports' million objects stay,
-        atexit.register(gc.freeze)  # and looking through them once more on the way out would take seconds
+    if argv is None:  # the process belongs to this command
+        gc.set_threshold(100_000, 20, 100)  # the million objects of the imports are never garbage,
+        atexit.register(gc.freeze)  # and scanning them again at exit would take seconds
     if words[:1] == ["--print-completion"] and words[1:] in ([shell] for shell in SHELLS):
         import shtab
 
         print(shtab.complete(parser(), words[1]))
         return 0
     arguments = vars(parser(words[0] if words else "").parse_args(words))
-    os.umask(os.umask(0o022) | 0o002)  # nothing that is written here may be written by everyone
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half written is removed on the way out
+    os.umask(os.umask(0o022) | 0o002)  # files written here are not world-writable
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # removes half-written files on exit
     from maskdit.config.base import UserError
     from maskdit.runtime.process_group import Stopped, wish
     from maskdit.runtime.progress import say
     from maskdit.runtime.slurm import stopped
 
-    signal.signal(signal.SIGUSR1, wish)  # it may come before a training listens
+    signal.signal(signal.SIGUSR1, wish)  # it may come before the training handles it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     try:
         dispatch(arguments)
     except Stopped as stop:
         say(str(stop))
         return stopped()
-    except UserError as error:
-        print(f"maskdit: {error}", file=sys.stderr)
-        return code_of(error)
-    except OSError as error:
-        print(f"maskdit: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
-        return code_of(error)
-    except KeyboardInterrupt as error:
-        print("maskdit: interrupted; run it again to go on", file=sys.stderr)
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        line = str(error)
+        if isinstance(error, OSError):
+            line = (f"{error.filename}: " if error.filename else "") + (error.strerror or line)
+        elif isinstance(error, KeyboardInterrupt):
+            line = "interrupted; run the command again to continue"
+        print(f"maskdit: {line}", file=sys.stderr)
         return code_of(error)
     return 0
 

@@ -50,7 +50,7 @@ def test_a_training_that_a_release_has_begun_goes_on_from_its_step(release: Path
             f"{run}/finetune",
         ]
     )
-    assert f"going on from step {step}" in capsys.readouterr().err
+    assert f"resuming from step {step}" in capsys.readouterr().err
 
 
 def test_a_field_that_comes_later_changes_no_recipe() -> None:

@@ -32,59 +32,51 @@ MISTAKES = [
     ("pretain", {}, "pretain: unknown key; did you mean 'pretrain'?"),
     ("vae.demo.steps", "many", "vae.demo.steps: Input should be a valid integer (got 'many')"),
     ("vae.demo.steps", 2.5, "vae.demo.steps"),
-    ("vae.demo.lr", "1e-4", "write a point and a sign, as in 1.0e-4"),
+    ("vae.demo.lr", "1e-4", "write a decimal point and a signed exponent, as in 1.0e-4"),
     ("vae.demo.lr", float("nan"), "vae.demo.lr"),
     ("vae.demo.lr", float("inf"), "vae.demo.lr"),
-    ("pretrain.demo-dit.milestones", [4, 2], "pretrain.demo-dit.milestones: steps must ascend"),
-    ("pretrain.demo-dit.milestones", [2, 2], "pretrain.demo-dit.milestones: steps must ascend"),
+    ("pretrain.demo-dit.milestones", [4, 2], "pretrain.demo-dit: milestones must ascend, not [4, 2]"),
+    ("pretrain.demo-dit.milestones", [2, 2], "pretrain.demo-dit: milestones must ascend, not [2, 2]"),
     ("pretrain.demo-dit.encoder.patch", 3, "pretrain.demo-dit.encoder.patch: 3 does not divide the latent's side of 8"),
     ("pretrain.demo-dit.encoder.heads", 3, "heads 3 must divide width 16"),
     ("pretrain.demo-dit.encoder.width", 18, "width 18 must be a multiple of 4"),
-    ("vae.demo.channels", [8, 8, 8, 8, 8, 8], "vae.demo.channels: 32 pixels per latent do not divide resolution 16"),
-    (
-        "pretrain.demo-maskdit.batch",
-        77,
-        "pretrain.demo-maskdit.batch: 77 is larger than the data (76 training images",
-    ),
+    ("vae.demo.channels", [8, 8, 8, 8, 8, 8], "vae.demo.channels: the downsampling factor 32 does not divide resolution 16"),
+    ("pretrain.demo-maskdit.batch", 77, "pretrain.demo-maskdit.batch: 77 is larger than the data (76 training images"),
     ("vae.demo.batch", 77, "vae.demo.batch: 77 is larger than the data"),
     ("pretrain.demo-maskdit.mask_ratio", 0.97, "pretrain.demo-maskdit.mask_ratio: 0.97 keeps none of 16 tokens"),
     ("pretrain.demo-maskdit.mask_ratio", 1.0, "pretrain.demo-maskdit.mask_ratio"),
     ("pretrain.demo-dit.mask_ratio", 0.5, "pretrain.demo-dit.mask_ratio: 0.5 needs a decoder"),
     ("encode.demo.vae", "dem", "encode.demo.vae: vae has no entry 'dem'; did you mean 'demo'?"),
-    ("sample.demo-dit-plain.step", 3, "sample.demo-dit-plain.step: 3 is no milestone of pretrain.demo-dit (2, 4)"),
-    ("sample.demo-dit-plain.phase", "finetune", "sample.demo-dit-plain.phase: finetune has no entry 'demo-dit'"),
-    ("sample.demo-dit-plain.shards", 17, "sample.demo-dit-plain.shards: 17 shards of 16 images"),
+    ("sample.demo-dit-plain.step", 3, "sample.demo-dit-plain.step: 3 is not a milestone of pretrain.demo-dit (2, 4)"),
+    ("sample.demo-dit-plain.phase", "finetune", "sample.demo-dit-plain.run: finetune has no entry 'demo-dit'"),
+    ("sample.demo-dit-plain.shards", 17, "sample.demo-dit-plain.shards: 17 is more than the 16 images"),
     ("evaluate.demo.neighbours", 16, "evaluate.demo.neighbours: 16 needs more than the 16 images of sample.demo-dit-plain"),
     (
         "sample.demo-dit-plain.guidance_interval",
         [1.6, 0.2],
-        "sample.demo-dit-plain.guidance_interval: an interval goes from a low sigma to a higher one, not [1.6, 0.2]",
+        "sample.demo-dit-plain: guidance_interval must be a low and a higher sigma, not [1.6, 0.2]",
     ),
     ("sample.demo-dit-plain.guidance_interval", [0.2], "sample.demo-dit-plain.guidance_interval"),
     ("sample.demo-dit-plain.solver", "euler", "sample.demo-dit-plain.solver: Input should be 'heun', 'dpmpp-2m' or 'ddpm'"),
     ("sample.demo-dit-plain.solver", "ddpm", "sample.demo-dit-plain.solver: ddpm needs a released network"),
-    ("curves.demo.select", [{}], "curves.demo.select: the points of a curve have one guidance"),
-    ("curves.demo.select", [{"stepp": 2}], "curves.demo.select.0.stepp: unknown key"),
-    ("curves.demo.select", [{"step": 3}], "curves.demo.select: no sample of the study demo fits"),
+    ("curves.demo.select", [{}], "curves.demo.select: the samples must have the same guidance"),
+    ("curves.demo.select", [{"stepp": 2}], "curves.demo.select.0.stepp: unknown key; did you mean 'step'?"),
+    ("curves.demo.select", [{"step": 3}], "curves.demo.select: matches no sample of the study demo"),
     ("sample.demo-dit-plain.study", "demmo", "sample.demo-dit-plain.study: table has no entry 'demmo'; did you mean 'demo'?"),
     ("sample.demo-dit-plain.reference", "dem", "sample.demo-dit-plain.reference: reference has no entry 'dem'; did you mean"),
     ("features.demo.bacth", 4, "features.demo.bacth: unknown key; did you mean 'batch'?"),
-    ("strip.demo.images", [0, 16], "strip.demo.images: 16 is none of 16 images, counted from 0"),
-    ("strip.demo.select", [{}], "strip.demo.select: the same noise has one guidance"),
-    ("strip", {}, "report.demo: strip has no entry 'demo'; a report has the key of table, curves, efficiency, strip"),
+    ("strip.demo.images", [0, 16], "strip.demo.images: 16 is not one of the 16 images, counted from 0"),
+    ("strip.demo.select", [{}], "strip.demo.select: the samples must have the same guidance"),
+    ("strip", {}, "report.demo: strip has no entry 'demo'; a report needs one in each of table, curves, efficiency, strip"),
     ("report.demo.ledger", "claim", "report.demo.ledger: claims has no entry 'claim'; did you mean"),
     ("curves", {}, "claims.claims.study: curves has no entry 'demo'"),
-    ("pretrain.demo-maskdit.defer", 9, "pretrain.demo-maskdit.defer: 9 leaves none of"),
+    ("pretrain.demo-maskdit.defer", 9, "pretrain.demo-maskdit.defer: 9 must be less than the encoder's depth"),
     (
         "pretrain.demo-dit.route",
         {"first": 0, "last": 9, "ratio": 0.5},
-        "pretrain.demo-dit.route.last: 9 is no block of",
+        "pretrain.demo-dit.route.last: 9 must be less than the encoder's depth",
     ),
-    (
-        "pretrain.demo-dit.route",
-        {"first": 0, "last": 0, "ratio": 0.999},
-        "pretrain.demo-dit.route.ratio: 0.999 leaves none of",
-    ),
+    ("pretrain.demo-dit.route", {"first": 0, "last": 0, "ratio": 0.999}, "pretrain.demo-dit.route.ratio: 0.999 leaves none of"),
     ("fetch.other", None, "fetch.other"),
     (
         "sample.demo-dit-plain.step",
@@ -118,7 +110,7 @@ def test_the_points_of_a_curve_are_sampled_alike(tree, field, value):
     tree["sample"]["demo-dit-plain"] = {**first, "solver_steps": tree["sample"]["demo-maskdit-guided"]["solver_steps"]}
     validate(tree)
     tree["sample"]["demo-dit-plain"] = {**first, field: value}
-    with pytest.raises(UserError, match=f"curves.demo.select: the points of a curve have one {field}, these have"):
+    with pytest.raises(UserError, match=f"curves.demo.select: the samples must have the same {field}, but have"):
         validate(tree)
 
 
@@ -129,14 +121,14 @@ def test_all_images_of_a_strip_begin_with_the_same_noise_and_class(tree, field, 
     tree["strip"]["demo"]["select"] = [{"phase": "pretrain"}]
     validate(tree)
     tree["sample"]["demo-dit-later"] = {**first, field: value}
-    with pytest.raises(UserError, match=f"strip.demo.select: the same noise has one {field}, these have"):
+    with pytest.raises(UserError, match=f"strip.demo.select: the samples must have the same {field}, but have"):
         validate(tree)
 
 
 def test_a_report_shows_the_ledger_of_its_own_study(twins):
     twins["curves"]["demo-two"] = {"title": "Two"}
     twins["claims"]["claims"] = {**twins["claims"]["claims"], "study": "demo-two"}
-    with pytest.raises(UserError, match=r"^params\.yaml: report\.demo\.ledger: claims\.claims is of study demo-two$"):
+    with pytest.raises(UserError, match=r"^params\.yaml: report\.demo\.ledger: claims\.claims belongs to study demo-two$"):
         validate(twins)
 
 
@@ -209,10 +201,10 @@ def twins(tree):
 @pytest.mark.parametrize(
     ("verb", "key", "field", "line"),
     [
-        ("finetune", "demo-maskdit", "dataset", "finetune.demo-maskdit.dataset: pretrain.demo-maskdit has demo"),
-        ("sample", "demo-dit-plain", "vae", "sample.demo-dit-plain.vae: the run demo-dit has demo"),
-        ("sample", "demo-dit-plain", "reference", "sample.demo-dit-plain.reference: the run demo-dit has demo"),
-        ("sample", "demo-dit-plain", "study", "sample.demo-dit-plain: a key begins with its study, demo-two"),
+        ("finetune", "demo-maskdit", "dataset", "finetune.demo-maskdit.dataset: must be demo, as in pretrain.demo-maskdit"),
+        ("sample", "demo-dit-plain", "vae", "sample.demo-dit-plain.vae: must be demo, as in pretrain.demo-dit"),
+        ("sample", "demo-dit-plain", "reference", "sample.demo-dit-plain.reference: must be demo, as in pretrain.demo-dit"),
+        ("sample", "demo-dit-plain", "study", "sample.demo-dit-plain: the key must begin with its study, demo-two"),
     ],
 )
 def test_two_data_sets_never_mix(twins, verb, key, field, line):
@@ -247,9 +239,9 @@ def test_released_weights_are_sampled_without_a_training(theirs):
         ("released.demo-theirs.dataset", "demi", "released.demo-theirs.dataset: reference has no entry 'demi'"),
         ("sample.demo-maskdit-guided.run", "demo-their", "run: released has no entry 'demo-their'; did you mean 'demo-theirs'?"),
         ("sample.demo-maskdit-guided.phase", "pretrain", "run: pretrain has no entry 'demo-theirs'"),
-        ("sample.demo-maskdit-guided.step", 8, "step: 8 is no milestone of released.demo-theirs (7,)"),
-        ("sample.demo-maskdit-guided.reference", "demo-two", "reference: the run demo-theirs has demo"),
-        ("sample.demo-maskdit-guided.vae", "demo-two", "vae: the run demo-theirs has demo"),
+        ("sample.demo-maskdit-guided.step", 8, "step: 8 is not a milestone of released.demo-theirs (7,)"),
+        ("sample.demo-maskdit-guided.reference", "demo-two", "reference: must be demo, as in released.demo-theirs"),
+        ("sample.demo-maskdit-guided.vae", "demo-two", "vae: must be demo, as in released.demo-theirs"),
     ],
 )
 def test_a_mistake_about_released_weights_is_refused(theirs, key, value, line):
@@ -278,10 +270,7 @@ def test_a_key_begins_with_its_benchmark(tree, verb, key):
         validate(tree)
 
 
-@pytest.mark.parametrize(
-    ("place", "old", "new"),
-    [(["pretrain", "demo-dit"], "mask_ratio", "mask_ratoi"), ([], "vae", "vea")],
-)
+@pytest.mark.parametrize(("place", "old", "new"), [(["pretrain", "demo-dit"], "mask_ratio", "mask_ratoi"), ([], "vae", "vea")])
 def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_out(tree, place, old, new):
     entry = tree
     for part in place:

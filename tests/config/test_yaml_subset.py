@@ -12,30 +12,8 @@ from maskdit.config import yaml_subset
 from maskdit.config.base import UserError
 from project import TOY, project, run
 
-LETTERS = [
-    "0",
-    "1",
-    "7",
-    "8",
-    "12",
-    ".",
-    "_",
-    "e",
-    "E",
-    "+",
-    "-",
-    ":",
-    "0x",
-    "0o",
-    "0b",
-    "f",
-    "inf",
-    "nan",
-    "~",
-    "true",
-    "No",
-    "on",
-]
+LETTERS = ["0", "1", "7", "8", "12", ".", "_", "e", "E", "+", "-", ":"]
+LETTERS += ["0x", "0o", "0b", "f", "inf", "nan", "~", "true", "No", "on"]
 WORDS = ["yes", "no", "null", "Null", "1e-4", "1.0e-4", "1.0e4", "010", "0o17", "12:30", "1_000", ".5", "-.5", "5.", ".inf", ".NaN"]
 WORDS += ["2001-12-14", "=", "<<", "1.0e+400", "0b1", "TRUE", "False", "-0", "+1", "0.1_0", "y", "n", "off", "0x1F", "1 2"]
 
@@ -95,22 +73,22 @@ DEEP = [pytest.param(opening * 100_000, id=repr(opening)) for opening in ("[", "
 def test_what_is_nested_too_deeply_is_refused_and_breaks_nothing(text: str, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"params\.yaml: line 1: more than 50 levels"):
+    with pytest.raises(UserError, match=r"params\.yaml: line 1: more than 50 levels of nesting"):
         yaml_subset.read_file(path)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: 1\nb: 2\na: 3\n", "line 3: 'a' stands twice; remove one"),
-        ("x:\n  lr: 1.0\n  lr: 2.0\n", "line 3: 'lr' stands twice"),
-        ("- {k: 1, k: 2}\n", "line 1: 'k' stands twice"),
+        ("a: 1\nb: 2\na: 3\n", "line 3: the key 'a' appears twice; remove one"),
+        ("x:\n  lr: 1.0\n  lr: 2.0\n", "line 3: the key 'lr' appears twice"),
+        ("- {k: 1, k: 2}\n", "line 1: the key 'k' appears twice"),
         ("a: [1\n", "line 2: did not find expected ',' or ']'"),
         (
             "a: !!python/object/apply:os.system [id]\n",
-            "line 1: the tag tag:yaml.org,2002:python/object/apply:os.system is not read; remove it",
+            "line 1: the tag tag:yaml.org,2002:python/object/apply:os.system is not supported; remove it",
         ),
-        ("a: !!bool maybe\n", "line 1: the tag tag:yaml.org,2002:bool is not read; remove it"),
+        ("a: !!bool maybe\n", "line 1: the tag tag:yaml.org,2002:bool is not supported; remove it"),
         ("a: =\n", "line 1: YAML 1.1 and 1.2 read = differently; write it in another way, or in quotes"),
         ("a: 1\nb: no\n", "line 2: YAML 1.1 and 1.2 read no differently"),
         ("a: {b: 010}\n", "line 1: YAML 1.1 and 1.2 read 010 differently"),

@@ -111,7 +111,7 @@ MISTAKES = {
     ),
     "a word for a number": ("solver_steps: 2", "solver_steps: two", "sample.demo-dit-plain.solver_steps: "),
     "a number that YAML 1.1 reads as text": ("lr: 1.0e-3", "lr: 1e-3", "finetune.demo-maskdit.lr: "),
-    "a step that is no milestone": ("step: 2", "step: 3", "sample.demo-dit-plain.step: 3 is no milestone of pretrain.demo-dit"),
+    "a step that is no milestone": ("step: 2", "step: 3", "sample.demo-dit-plain.step: 3 is not a milestone of pretrain.demo-dit"),
     "a mask without a decoder": (
         "mask_ratio: 0.0\n    mae",
         "mask_ratio: 0.5\n    mae",

@@ -59,7 +59,7 @@ def test_all_that_people_read_is_made_again_from_the_records_alone(
     assert read(where) == read(by_snakemake)
     before, after = sections(by_snakemake), sections(where)
     assert [name for name in before if before[name] != after[name]] == ["summary", "samples", "graph", "provenance", "costs"]
-    assert [name for name in PICTURES if f"not run: {name} is not there" in after["summary"] + after["samples"]] == list(PICTURES)
+    assert [name for name in PICTURES if f"not run: {name} does not exist" in after["summary"] + after["samples"]] == list(PICTURES)
     assert not (where / "artifacts").exists()
     if how != "verbs":
         assert "Nothing to be done" in says(where, *SNAKEMAKE, "--dry-run")

@@ -68,9 +68,9 @@ def test_a_download_that_a_proxy_refuses_does_not_tell_its_password(tmp_path, mo
     for url in ("https://example.org/x.pt", "http://localhost:9/x.pt"):
         with pytest.raises(UserError) as refused:
             download.download(url, tmp_path / "x.pt", None)
-        assert "run it again to go on" in str(refused.value)
+        assert "run the step again to resume" in str(refused.value)
         assert not CANARY.search(str(refused.value).encode())
     said = capsys.readouterr()
-    assert "going on from 0 MB" in said.err
+    assert "resuming at 0 MB" in said.err
     assert not CANARY.search((said.out + said.err).encode())
     assert told(tmp_path)[1] == []

@@ -39,7 +39,7 @@ def test_a_step_has_the_threads_it_is_told_else_half_of_the_cores(
 def test_a_number_of_threads_that_is_none_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASKDIT_THREADS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
-    with pytest.raises(UserError, match="OMP_NUM_THREADS: '4,2' is no number from 1 to 1024"):
+    with pytest.raises(UserError, match="OMP_NUM_THREADS: '4,2' is not a whole number from 1 to 1024"):
         granted()
 
 

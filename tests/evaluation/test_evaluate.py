@@ -239,7 +239,7 @@ def test_features_and_a_reference_that_do_not_belong_together_are_refused(home, 
     os.link(home / "reference" / "reference.npz", tmp_path / "reference" / "reference.npz")
     write_json(tmp_path / "reference" / "real.json", read_json(home / "reference" / "real.json") | {field: value})
     (tmp_path / "features").symlink_to(home / "features")
-    with pytest.raises(UserError, match=rf"features: {field} .* the reference .* has {value}; (make both|take the)") as refusal:
+    with pytest.raises(UserError, match=rf"features: {field} .* the reference .* has {value}; (make both|use the)") as refusal:
         scored_by(tmp_path, tmp_path / "r.json")
     assert "\n" not in str(refusal.value)
 
@@ -268,7 +268,7 @@ def test_the_evaluator_is_held_against_published_numbers_in_files_like_adm_s(hom
     paths = {"images": raw["samples"], "reference": known, "extractor": net, "out": tmp_path / "c.csv"}
     expected = {name: record["metrics"][name] for name in FIVE}
     known_before = mock.patch("maskdit.evaluation.calibrate.scored", return_value=record["metrics"])  # they are the same images
-    with known_before, pytest.raises(UserError, match=r"^calibrate: sfid is \S+, published 1: numbers of this evaluator"):
+    with known_before, pytest.raises(UserError, match=r"^calibrate: sfid is \S+, published 1: values of this evaluator"):
         calibrate(entry_of(expected | {"sfid": 1.0}), **paths)
     assert capsys.readouterr().err.count("within") == 4
     assert not (tmp_path / "c.csv").exists()
@@ -286,7 +286,7 @@ def test_the_evaluator_is_held_against_published_numbers_in_files_like_adm_s(hom
 def test_a_metric_out_of_its_tolerance_is_named_with_both_values():
     frame = compared(entry_of({"fid": 2.0, "sfid": 3.0, "is": 4.0}, 1e-3), {"fid": 2.0005, "sfid": 3.002, "is": 4.0})
     assert list(frame["verdict"]) == ["within", "outside", "within"]
-    with pytest.raises(UserError, match=r"calibrate: sfid is 3\.002, published 3: numbers of this evaluator are not comparable"):
+    with pytest.raises(UserError, match=r"calibrate: sfid is 3\.002, published 3: values of this evaluator are not comparable"):
         demand_within(frame)
 
 
@@ -330,7 +330,7 @@ def test_features_that_cannot_be_scored_are_refused_in_one_line(tmp_path):
     for given, message in (
         (broken, "place: features of 1 images are not finite"),
         (good[:5], "place: 5 images are too few for 5 neighbours"),
-        (good[:, :3], "place: features 3 wide, the reference's 4"),
+        (good[:, :3], "place: features have width 3, the reference 4"),
     ):
         with pytest.raises(UserError, match=message):
             protocol.scored({"features": given}, known, 3, "_x", tmp_path / "place")

@@ -135,10 +135,10 @@ def test_other_samples_or_other_weights_share_no_scratch(extractor, tmp_path, mo
 def test_samples_that_are_not_whole_are_refused(extractor, tmp_path):
     where = samples(tmp_path / "samples")
     np.save(where / "images-0001.npy", PIXELS[:2])
-    with pytest.raises(UserError, match=r"samples: 16 images, its index says 23; sample again"):
+    with pytest.raises(UserError, match=r"samples: 16 images, the index lists 23; rerun the sample step"):
         extract(extractor, where, tmp_path / "out")
     np.save(where / "images-0001.npy", PIXELS.astype(np.float32))
-    with pytest.raises(UserError, match=r"images-0001\.npy: float32 \(23, 32, 32, 3\), not images as in the others"):
+    with pytest.raises(UserError, match=r"images-0001\.npy: float32 \(23, 32, 32, 3\), not images like the others"):
         extract(extractor, where, tmp_path / "out")
 
 
@@ -217,17 +217,17 @@ def test_a_batch_of_images_only_has_its_statistics_computed(extractor, whole, tm
 
 
 WRONG = {
-    "another network's": ({"mu": np.zeros(2048), "sigma": np.eye(2048)}, r"mu \(2048,\) is not of mobilenet-v2"),
+    "another network's": ({"mu": np.zeros(2048), "sigma": np.eye(2048)}, r"mu \(2048,\) does not fit mobilenet-v2"),
     "spatial of a network without": (
         GIVEN | {"mu_s": np.zeros(2023), "sigma_s": np.eye(2023)},
-        r"mu_s \(2023,\) is not of mobilenet",
+        r"mu_s \(2023,\) does not fit mobilenet",
     ),
-    "half": ({"mu": GIVEN["mu"]}, "holds mu without its fellow of mu and sigma"),
-    "spatial alone": ({"mu_s": np.zeros(3), "sigma_s": np.eye(3)}, "holds mu_s without mu"),
-    "no covariance": (GIVEN | {"sigma": np.eye(9)}, r"mu \(1280,\) and sigma \(9, 9\) are no mean and covariance"),
-    "no numbers": (GIVEN | {"mu": np.full(1280, np.nan)}, "are no mean and covariance"),
+    "half": ({"mu": GIVEN["mu"]}, "contains only mu of the statistics mu, sigma"),
+    "spatial alone": ({"mu_s": np.zeros(3), "sigma_s": np.eye(3)}, "contains only mu_s, sigma_s of the statistics mu"),
+    "no covariance": (GIVEN | {"sigma": np.eye(9)}, r"mu \(1280,\) and sigma \(9, 9\) are not a mean and a covariance"),
+    "no numbers": (GIVEN | {"mu": np.full(1280, np.nan)}, "are not a mean and a covariance"),
     "pickles": (GIVEN | {"mu": np.array([{}], object)}, "damaged \\(Object arrays cannot be loaded"),
-    "words": (GIVEN | {"mu": np.array(["one"])}, "mu or sigma is no array of numbers"),
+    "words": (GIVEN | {"mu": np.array(["one"])}, "the statistics mu, sigma are not all numbers"),
 }
 
 

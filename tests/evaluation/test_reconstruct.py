@@ -13,7 +13,7 @@ from maskdit.evaluation import reconstruct
 from maskdit.evaluation.extractors import Network
 from maskdit.evaluation.metrics import frechet_distance, moments
 from maskdit.evaluation.protocol import OFFICIAL, suffix
-from maskdit.evaluation.similarity import ssim
+from maskdit.evaluation.reconstruct import ssim
 from maskdit.images.dataset import Images
 from maskdit.images.fetch import fetch
 from maskdit.latents import autoencoder
@@ -154,7 +154,7 @@ def test_a_part_that_lost_an_image_is_refused(made, tmp_path, monkeypatch, scrat
     path = next(scratch.glob("*/part-0001.npz"))
     with np.load(path) as stored:
         np.savez(path, **{name: array[1:] for name, array in stored.items()})
-    with pytest.raises(UserError, match="does not hold each of 7 images once"):
+    with pytest.raises(UserError, match="does not contain each of 7 images once"):
         run(made, tmp_path / "r.json", shards=3)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"part-0001\.npz: damaged"):

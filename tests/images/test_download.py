@@ -125,7 +125,7 @@ def test_a_cut_is_gone_on_from(server, path):
 
 def test_a_later_run_goes_on_from_what_an_earlier_one_left(server, path):
     server.cuts = [3_000_000] + [0] * (module.ATTEMPTS + 1)
-    assert "ends after 3000000 of 5000000 bytes; run it again to go on" in refused(server, path, SHA)
+    assert "stopped after 3000000 of 5000000 bytes; run the step again to resume" in refused(server, path, SHA)
     assert left(path) == ["weights.pt.part", "weights.pt.part.json"]
     server.cuts, server.asked = [], []
     assert download(server.url, path, SHA) == SHA
@@ -180,13 +180,13 @@ def test_what_is_not_the_file_is_refused_and_not_kept(server, path, what):
             assert f"has sha256 {SHA}, not {'0' * 64}" in refused(server, path, "0" * 64)
         case "html by its type":
             server.kind = "text/html; charset=utf-8"
-            assert "answers with a page, not a file" in refused(server, path)
+            assert "is an HTML page, not a file" in refused(server, path)
         case "html by its text":
             server.data = b"\n <!DOCTYPE html><html>log in</html>"
-            assert "is a page, not a file" in refused(server, path)
+            assert "is an HTML page, not a file" in refused(server, path)
         case _:
             server.sized = False
-            assert "does not tell its size" in refused(server, path)
+            assert "does not report its size" in refused(server, path)
             assert download(server.url, path, SHA) == SHA, "with a hash a size is not needed"
             path.unlink()
     assert left(path) == []
@@ -214,14 +214,14 @@ def test_a_server_in_trouble_is_asked_again(server, path):
 
 @pytest.mark.parametrize("url", ["http://example.org/x", "ftp://example.org/x", "x.pt", "http://127.0.0.1.example.org/x"])
 def test_only_https_is_read(url, path):
-    with pytest.raises(UserError, match="only https:// and file:// are read"):
+    with pytest.raises(UserError, match="only https:// and file:// addresses are supported"):
         download(url, path, None)
 
 
 @pytest.mark.parametrize("place", ["http://example.org/x", "file:///etc/hostname"])
 def test_a_redirection_away_from_https_is_refused(server, path, place):
     server.location = place
-    assert re.search(rf"sends on to {place}, which is not https|'{place}' is not allowed", refused(server, path))
+    assert re.search(rf"redirects to {place}, which is not https|'{place}' is not allowed", refused(server, path))
 
 
 def test_a_file_of_this_machine_is_copied_and_a_missing_one_is_named(tmp_path, path):
@@ -268,7 +268,7 @@ def test_after_any_cuts_it_is_the_right_file_or_a_clear_refusal_and_hardly_a_byt
             case "page":
                 server.data = b"<!DOCTYPE html>" + whole
         if way in ("wrong hash", "page"):
-            with pytest.raises(UserError, match=r"has sha256|is a page"):
+            with pytest.raises(UserError, match=r"has sha256|is an HTML page"):
                 download(server.url, path, right)
             assert not list(tmp_path.glob(f"{seed}*"))
         else:

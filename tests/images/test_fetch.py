@@ -157,7 +157,7 @@ def damaged(tmp_path):
 
 
 def test_damaged_images_follow_the_policy(damaged, tmp_path):
-    with pytest.raises(UserError, match=r"cut\.JPEG: damaged .*; mend it, or leave it out by bad: skip"):
+    with pytest.raises(UserError, match=r"cut\.JPEG: damaged .*; repair it, or set bad: skip to leave it out"):
         fetched(folder(damaged, images=16), tmp_path / "fail")
     with pytest.raises(UserError, match=r"2 damaged images: .*cut\.JPEG.*empty\.JPEG") as refusal:
         fetched(folder(damaged, bad="list", images=16), tmp_path / "list")
@@ -187,7 +187,7 @@ def test_an_image_that_changed_since_is_not_read(tmp_path):
     (tmp_path / "root" / "moved.tar").rename(tmp_path / "root" / "all.tar")
     from maskdit.images import index
 
-    index._opened.cache_clear()
+    index._Opened.cache_clear()
     with pytest.raises(UserError, match=r"all\.tar: has \d+ bytes, not \d+ as when it was fetched"):
         fresh[0]
 
@@ -197,7 +197,7 @@ def test_an_image_that_changed_since_is_not_read(tmp_path):
     [
         (lambda root: None, "no such file or folder"),
         (lambda root: root.mkdir(), "0 images found"),
-        (lambda root: (root.mkdir(), (root / "a.png").write_bytes(encoded(0, 0, "PNG"))), "a.png lies in no folder"),
+        (lambda root: (root.mkdir(), (root / "a.png").write_bytes(encoded(0, 0, "PNG"))), "a.png is not in a folder"),
         (lambda root: (root.mkdir(), (root / "x.zip").write_bytes(b"PK")), "x.zip: damaged"),
         (lambda root: root.write_bytes(b"x"), "not a folder, .tar or .zip"),
     ],
@@ -321,7 +321,7 @@ def test_imagenet_is_read_in_every_form_with_the_same_classes(tmp_path, lay):
 
 
 def test_a_plan_of_the_disk_comes_before_anything_else(tmp_path, capsys):
-    with pytest.raises(UserError, match="holds no ImageNet; lay or link there"):
+    with pytest.raises(UserError, match="contains no ImageNet; copy or link there"):
         fetched(net(tmp_path / "absent", images=1281167, resolution=256), tmp_path / "out")
     assert "latents 21 GB" in capsys.readouterr().err
 

@@ -129,7 +129,7 @@ def test_a_part_without_each_of_its_images_once_is_refused(images, vae, parts, t
     np.save(folder / "rows.npy", np.array(rows))
     facts = read_json(folder / "facts.json")
     write_json(folder / "facts.json", {**facts, "sha256": {**facts["sha256"], "rows.npy": sha256(folder / "rows.npy")}})
-    with pytest.raises(UserError, match=r"part-0000: does not hold each of its 4 images once; remove it and encode again"):
+    with pytest.raises(UserError, match=r"part-0000: does not hold each of its 4 images once; remove it and run encode again"):
         encoded(images, vae, tmp_path / "out")
 
 
@@ -139,7 +139,7 @@ def test_a_damaged_part_is_named_and_made_again_when_it_is_gone(images, vae, who
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match=rf"part-0003/{name}: damaged .* remove .*part-0003 and encode again"):
+    with pytest.raises(UserError, match=rf"part-0003/{name}: damaged .* remove .*part-0003 and run encode again"):
         encoded(images, vae, tmp_path / "out")
     for file in path.parent.iterdir():
         file.unlink()
@@ -172,12 +172,12 @@ def test_an_image_whose_moments_are_no_numbers_is_named(images, tmp_path):
     tensors = load_file(broken / VAE_WEIGHTS)
     tensors["quant_conv.bias"][0] = 1e6  # beyond float16
     save_file(tensors, broken / VAE_WEIGHTS)
-    with pytest.raises(UserError, match="the moments of image 1 are no float16 numbers"):
+    with pytest.raises(UserError, match="the moments of image 1 do not fit float16"):
         encoded(images, broken, tmp_path / "out")
 
 
 def test_more_shards_than_images_are_refused(images, vae, tmp_path):
-    with pytest.raises(UserError, match=r"encode\.shards: 21 shards of 20 images"):
+    with pytest.raises(UserError, match=r"encode\.shards: 21 shards for 20 images"):
         encoded(images, vae, tmp_path / "out", shards=21)
 
 

@@ -34,7 +34,7 @@ def test_a_latent_is_drawn_from_its_posterior_then_shifted_and_scaled(latents):
 def test_moments_of_another_shape_than_the_index_says_are_refused(latents):
     folder, _ = latents
     np.save(folder / "moments-0001.npy", np.zeros((3, 2, 2, 3, 3), np.float16))
-    with pytest.raises(UserError, match="encode it again"):
+    with pytest.raises(UserError, match="run encode again"):
         Latents.load(folder)
 
 

@@ -91,15 +91,15 @@ def test_the_second_half_of_twice_as_many_are_the_mirrors(vae, tmp_path, mirror)
 
 
 FAULTS = [
-    ({"y_13": b"1"}, {"mirror": True}, "the second half are no mirrors, their classes differ"),
-    ({"count": COUNT}, {"mirror": True}, r"encode\.mirror: .* holds no mirrors; set it to false"),
+    ({"y_13": b"1"}, {"mirror": True}, "the classes of the two halves differ, so these are no mirrors"),
+    ({"count": COUNT}, {"mirror": True}, r"encode\.mirror: .* has no mirrored latents; set it to false"),
     ({}, {"images": 12}, "holds 22 latents, params.yaml declares 12 images; correct it"),
     ({}, {"classes": 2}, "has classes 0 to 2, params.yaml declares 2; correct it"),
     ({"z_4": None}, {}, "has no z-4; get it again"),
-    ({"z_4": b"1234"}, {}, r"z-4 has 4 bytes, 256 are wanted for moments \(4, 4, 4\)"),
-    ({"y_4": b"<html>"}, {}, "y-4: 'b'<html>'' is no class"),
-    ({"length": b"many"}, {}, "length: .* is no class"),
-    ({"z_4": np.full(SHAPE, 1e5, np.float32).tobytes()}, {}, "the moments of image 4 are no float16 numbers"),
+    ({"z_4": b"1234"}, {}, r"z-4 has 4 bytes, moments \(4, 4, 4\) need 256; get it again"),
+    ({"y_4": b"<html>"}, {}, "y-4: b'<html>' is not a number"),
+    ({"length": b"many"}, {}, "length: .* is not a number"),
+    ({"z_4": np.full(SHAPE, 1e5, np.float32).tobytes()}, {}, "the moments of image 4 do not fit float16"),
 ]
 
 
@@ -111,7 +111,7 @@ def test_a_faulty_lmdb_is_one_line(vae, tmp_path, content, changes, line):
 
 
 def test_what_is_no_lmdb_and_a_missing_package_are_named(vae, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="no LMDB of latents"):
+    with pytest.raises(UserError, match="not an LMDB of latents"):
         convert(tmp_path / "none", "lmdb", vae, tmp_path)
     assert not (tmp_path / "none").exists(), "a reader makes no files"
     monkeypatch.setitem(sys.modules, "lmdb", None)
@@ -123,7 +123,7 @@ def test_what_is_no_lmdb_and_a_missing_package_are_named(vae, tmp_path, monkeypa
     ("members", "line"),
     [
         ({"cls": None}, r"train-0001\.tar: 0000007\.latent has no \.cls beside it"),
-        ({"cls": b"cat"}, r"the class of 0000007\.latent: 'b'cat'' is no class"),
+        ({"cls": b"cat"}, r"the class of 0000007\.latent: b'cat' is not a number"),
         ({"latent": b"cos\nsystem\n(S'true'\ntR."}, r"train-0001\.tar: 0000007\.latent: not the pickle of an array"),
     ],
     ids=["no class", "no number", "no array"],

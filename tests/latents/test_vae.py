@@ -99,7 +99,7 @@ def test_weights_that_changed_since_they_were_fetched_are_refused(folder, tmp_pa
 
 @pytest.mark.parametrize("changes", [{"factor": 4}, {"latent_channels": 16}])
 def test_an_autoencoder_of_another_geometry_than_declared_is_refused(folder, tmp_path, changes):
-    with pytest.raises(UserError, match="8 pixels a latent and 4 channels, vae declares"):
+    with pytest.raises(UserError, match="8 pixels per latent and 4 channels, vae declares"):
         take(folder, tmp_path / "out", **changes)
 
 

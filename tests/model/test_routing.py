@@ -142,10 +142,10 @@ def test_an_interrupted_training_ends_with_the_same_bits(switch, latents, monkey
         ({"route": {"first": 2, "last": 1, "ratio": 0.5}}, "last 1 comes before first 2"),
         ({"route": {"first": 0, "last": 1, "ratio": 0.0}}, "greater than 0"),
         ({"route": {"first": 0, "last": 1, "ratio": 1.0}}, "less than 1"),
-        ({"mask_ratio": 0.5}, "route sends all tokens on their way: set mask_ratio: 0.0 and defer: 0"),
-        ({"defer": 1}, "route sends all tokens on their way"),
+        ({"mask_ratio": 0.5}, "route cannot be combined with a mask; set mask_ratio: 0.0 and defer: 0"),
+        ({"defer": 1}, "route cannot be combined with a mask"),
         ({"route": None, "defer": -1}, "greater than or equal to 0"),
-        ({"route": None, "defer": 1}, "defer waits for a mask: set a mask_ratio above 0, or defer: 0"),
+        ({"route": None, "defer": 1}, "defer has no effect without a mask; set a mask_ratio above 0, or defer: 0"),
     ],
 )
 def test_nonsense_is_refused(switch, line):

@@ -139,7 +139,7 @@ def test_nothing_that_a_file_says_becomes_markup_and_no_address_is_in_the_page(h
 
 def test_what_was_not_run_and_what_failed_is_told(html):
     text = html.read_text()
-    assert "not run: grid_demo-maskdit.png is not there" in text
+    assert "not run: grid_demo-maskdit.png does not exist" in text
     assert "Of 3 claims: 2 REPRODUCED, 1 NOT RUN." in text
     assert "evaluate/demo-maskdit-guided" in re.search(r"Not run: (.*?)\.</p>", text)[1]
     assert "fetch/demo, attempt 1, , Slurm job 777: SIGTERM (exit code 143) after 1.5 s" in text
@@ -148,7 +148,7 @@ def test_what_was_not_run_and_what_failed_is_told(html):
 
 def test_the_first_screen_says_whether_masking_pays_with_four_numbers(html):
     text = html.read_text()
-    assert '<p class="verdict">Masking does not pay here. of never.</p>' in text, "DiT's last quality was not reached"
+    assert '<p class="verdict">Masking does not pay off here. of never.</p>' in text, "DiT's last quality was not reached"
     cards = re.findall(r"<li><span>(.*?)</span><strong>(.*?)</strong><span>(.*?)</span></li>", text)
     assert cards == [
         ("Images per second in training", "not run", "of DiT&#39;s"),
@@ -167,23 +167,23 @@ NOISE = "Masking {}, within the noise of the seeds. It reads."
 @pytest.mark.parametrize(
     ("last", "told"),
     [
-        ({"status": "reached", "ratio": "0.5"}, "Masking pays here. It reads."),
+        ({"status": "reached", "ratio": "0.5"}, "Masking pays off here. It reads."),
         (
             {"status": "reached", "ratio": "0.9", "low": "0.7", "high": "1.1"},
-            NOISE.format("pays here"),
+            NOISE.format("pays off here"),
         ),
-        ({"status": "reached", "ratio": "1.2", "low": "1.1", "high": "1.4"}, "Masking does not pay here. It reads."),
+        ({"status": "reached", "ratio": "1.2", "low": "1.1", "high": "1.4"}, "Masking does not pay off here. It reads."),
         (
             {"status": "reached", "ratio": "1.2", "low": "0.9", "high": "1.4"},
-            NOISE.format("does not pay here"),
+            NOISE.format("does not pay off here"),
         ),
-        ({"status": "before the first milestone", "ratio": "0.4"}, "Masking pays here. It reads."),
-        ({"status": "not reached", "ratio": ""}, "Masking does not pay here. It reads."),
+        ({"status": "before the first milestone", "ratio": "0.4"}, "Masking pays off here. It reads."),
+        ({"status": "not reached", "ratio": ""}, "Masking does not pay off here. It reads."),
     ],
 )
 def test_the_answer_follows_the_last_crossing_and_its_interval(last, told):
     assert answer([{"status": "reached", "ratio": "9", "reads": "Not this"}, {**last, "reads": "It reads"}]) == told
-    assert answer([]).startswith("Does masking pay here? Not decided")
+    assert answer([]).startswith("Does masking pay off here? Undecided")
 
 
 def test_crossings_are_a_table_for_each_axis_and_columns_without_a_value_are_left_out(html):
@@ -253,8 +253,8 @@ def test_a_study_of_which_nothing_was_run_has_a_report_that_says_so(tmp_path, mo
     report(load().report["demo"], results=tmp_path / "results", out=tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
     for name in ("table_demo.csv", "curves_demo.csv", "claims.csv", "grid_demo-dit.png"):
-        assert f"not run: {name} is not there" in text
-    assert "No ledger is here" in text
+        assert f"not run: {name} does not exist" in text
+    assert "There is no ledger" in text
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_the_slider_moves_the_winner(page):
     assert slide(page, 180) == ["demo-dit-2", told], "it is ahead before its milestone is reached"
     assert slide(page, 130)[0] == "demo-maskdit-4"
     assert slide(page, 60)[0] == "demo-maskdit-2"
-    assert slide(page, 0) == ["", "No milestone is known within it"]
+    assert slide(page, 0) == ["", "No run reaches a milestone within this budget"]
     assert page.ask("document.getElementById('slider').getAttribute('aria-valuetext')").startswith("16.2 device-seconds")
 
 

@@ -17,9 +17,10 @@ from maskdit.config.reporting import Curves, Efficiency, Grid, Recon, Strip, Tab
 from maskdit.images.dataset import Images
 from maskdit.reporting.curves import curves
 from maskdit.reporting.efficiency import efficiency
-from maskdit.reporting.pictures import Stacked, grid, strip
+from maskdit.reporting.pictures import Stacked, grid, save, strip
 from maskdit.reporting.records import COMPARABLE, SAMPLING, published
-from maskdit.reporting.table import SAMPLED, recon, rounded, table
+from maskdit.reporting.table import SAMPLED, recon, table
+from maskdit.reporting.table_formats import rounded
 from project import TOY
 from project import run as run_in
 
@@ -152,7 +153,7 @@ def test_a_row_that_reproduces_a_published_one_tells_its_deviation(tmp_path):
     assert lines[2].endswith("| source |")
     assert "| +1.9% |" in next(line for line in lines if line.startswith("| a |"))
     assert {row["phase"] for row in others if row["eval"].startswith("MaskDiT")} == {"reported"}
-    with pytest.raises(UserError, match=r"reproduces 'MaskDit', which is no row of in256 in published\.csv"):
+    with pytest.raises(UserError, match=r"reproduces names 'MaskDit', but published\.csv has no such row of in256"):
         table(config.model_copy(update={"reproduces": {"a": "MaskDit"}}), metrics=tmp_path, out=tmp_path / "t.csv")
 
 
@@ -314,7 +315,7 @@ def middles(file):
 
 def test_a_strip_has_a_row_a_noise_and_model_and_a_column_a_milestone_and_names_both(trained, monkeypatch):
     figures = []
-    monkeypatch.setattr("matplotlib.pyplot.close", figures.append)
+    monkeypatch.setattr("maskdit.reporting.pictures.save", lambda figure, out: (figures.append(figure), save(figure, out)))
     strip(STRIP, results=trained / "results", out=trained / "s.png")
     where = middles(trained / "s.png")
     across, down = (sorted({place[side] for place in where.values()}) for side in (0, 1))
@@ -340,7 +341,7 @@ def test_samples_that_are_gone_are_white_in_a_strip_and_others_than_were_evaluat
     with pytest.raises(UserError, match="samples/dit-2: not the images that dit-2 was evaluated on"):
         strip(STRIP, results=trained / "results", out=trained / "s.png")
     shutil.rmtree(samples)
-    with pytest.raises(UserError, match=r"s\.png: none of the samples that it shows is here"):
+    with pytest.raises(UserError, match=r"s\.png: none of its samples exist"):
         strip(STRIP, results=trained / "results", out=trained / "s.png")
 
 

@@ -150,13 +150,13 @@ def test_a_verdict_that_got_worse_is_named_and_no_other(old, tmp_path):
     if RANKS.index(old) <= RANKS.index("TIE"):
         claims(entry, results=tmp_path, against=before, out=tmp_path / "claims.csv")
         return
-    with pytest.raises(UserError, match=rf"worse than there: it \({old}, now TIE\)"):
+    with pytest.raises(UserError, match=rf"has better verdicts for it \({old}, now TIE\)"):
         claims(entry, results=tmp_path, against=before, out=tmp_path / "claims.csv")
     assert not (tmp_path / "claims.csv").exists()
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("", "no ledger"), ("a,b\n1,2\n", "no ledger"), ("claim,verdict\nx,GOOD\n", "no verdict is 'GOOD'")]
+    ("text", "said"), [("", "not a ledger"), ("a,b\n1,2\n", "not a ledger"), ("claim,verdict\nx,GOOD\n", "unknown verdict 'GOOD'")]
 )
 def test_what_is_no_ledger_is_refused(text, said, tmp_path):
     (tmp_path / "before.csv").write_text(text)
@@ -177,7 +177,7 @@ def test_the_command_ends_with_code_2_and_one_line_if_a_claim_is_lost(tmp_path, 
     for words in ((*command, "--against", "before.csv"), command):
         assert main(words) == 2
         said = capsys.readouterr().err
-        assert said == "maskdit: before.csv: worse than there: quality (REPRODUCED, now NOT RUN)\n"
+        assert said == "maskdit: before.csv: has better verdicts for quality (REPRODUCED, now NOT RUN)\n"
         monkeypatch.setenv("MASKDIT_AGAINST", "before.csv")
     assert (tmp_path / "results" / "claims.csv").read_text() == before
 
@@ -207,14 +207,14 @@ GUIDANCES = {**LESS, "of": ["demo-maskdit-guided"], "over": ["demo-dit-plain"]}
 MISTAKES = {
     "guidances": (
         {"evidence": GUIDANCES},
-        r"claims\.claims\.claims\.it: what is compared has one guidance, these have \[1\.0, 2\.0\]",
+        r"claims\.claims\.claims\.it: the samples must have the same guidance, but have \[1\.0, 2\.0\]",
     ),
     "metrc": ({"evidence": {**NUMBER, "kind": "metrc"}}, r"claims\.claims\.claims\.it\.evidence.*'metric', 'ratio'"),
     "unknown": ({"evidence": {**LESS, "of": ["demo-dit-plane"]}}, "has no entry 'demo-dit-plane'; did you mean 'demo-dit-plain'"),
     "no paper": ({"paper": None, "evidence": {**NUMBER, "evals": ["demo-dit-plain"]}}, "paper is missing"),
     "bench": ({"evidence": {"kind": "pair", "bench": "cpuu", "pair": "p"}}, "bench has no entry 'cpuu'"),
     "curves": ({"evidence": {**TIME, "study": "dem"}}, "curves has no entry 'dem'; did you mean 'demo'"),
-    "scaled": ({"evidence": TIME, "scaled": NUMBER}, "a number of a smaller size compares with nothing"),
+    "scaled": ({"evidence": TIME, "scaled": NUMBER}, "scaled cannot be a metric"),
 }
 
 

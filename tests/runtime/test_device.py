@@ -62,7 +62,7 @@ def test_what_is_written_out_is_obeyed_with_one_loud_line_where_it_is_emulated(
     assert settled("bf16", CPU) == "bf16"
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "precision bf16 is emulated on this device, and several times slower than fp32" in said
+    assert "precision bf16 is emulated on this device and several times slower than fp32" in said
     for mine, precision in (("bf16", "bf16"), ("fp32", "fp32"), ("bf16", "fp32")):
         fast(mine)
         assert settled(precision, CPU) == precision
@@ -121,8 +121,8 @@ def test_a_recipe_goes_on_in_the_precision_in_which_it_was_begun(
     capsys.readouterr()
     assert pretrain() == begun
     said = capsys.readouterr().err
-    assert "going on from step 10" in said
-    assert ("in which this was begun, is emulated on this device" in said) == slow
+    assert "resuming from step 10" in said
+    assert ("in which this work started, is emulated on this device" in said) == slow
 
 
 def test_the_manifest_tells_what_auto_became_and_auto_takes_it_as_current(fast: Any, home: Path) -> None:

@@ -200,7 +200,7 @@ def test_samples_are_packed_as_adm_s_evaluator_reads_them(made, tmp_path, monkey
         np.testing.assert_array_equal(stored["arr_1"], np.load(out / "labels.npy"))
         assert stored["arr_0"].dtype == np.uint8
     np.testing.assert_array_equal(npz_images(tmp_path / "x.npz"), np.concatenate(shards))  # where it lies in the file
-    with pytest.raises(UserError, match="already there"):
+    with pytest.raises(UserError, match="already exists"):
         pack(out, tmp_path / "x.npz")
     os.utime(out / "images-0000.npy")
     pack(out, tmp_path / "y.npz")

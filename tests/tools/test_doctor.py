@@ -16,13 +16,13 @@ MEAN = RNG.normal(0, 4, (16, 4, 8, 8)).astype(np.float32)
 MOMENTS = np.concatenate([MEAN, np.full_like(MEAN, -12.0)], axis=1)
 
 
-def mends(findings):
-    return [finding.mend for finding in findings if finding.mend]
+def fixes(findings):
+    return [finding.fix for finding in findings if finding.fix]
 
 
 def test_healthy_latents_have_no_finding():
-    assert mends(latent_values(MOMENTS, RNG.permuted(MOMENTS, axis=3))) == []
-    assert scaled(0.5 * RNG.standard_normal((8, 4, 8, 8))).mend == ""
+    assert fixes(latent_values(MOMENTS, RNG.permuted(MOMENTS, axis=3))) == []
+    assert scaled(0.5 * RNG.standard_normal((8, 4, 8, 8))).fix == ""
 
 
 @pytest.mark.parametrize(
@@ -37,19 +37,19 @@ def test_healthy_latents_have_no_finding():
     ids=["four channels", "flipped", "no mirror", "nan", "order"],
 )
 def test_an_illness_of_latents_is_named(moments, mirrored, said):
-    ill = [finding for finding in latent_values(moments, mirrored) if finding.mend]
+    ill = [finding for finding in latent_values(moments, mirrored) if finding.fix]
     assert said in ill[0].text
 
 
 @pytest.mark.parametrize(("factor", "said"), [(1 / 0.18215, "the scale is missing"), (0.18215, "applied twice")])
 def test_a_wrong_scale_is_told_from_a_missing_one(factor, said):
-    assert said in scaled(0.5 * factor * RNG.standard_normal((8, 4, 8, 8))).mend
+    assert said in scaled(0.5 * factor * RNG.standard_normal((8, 4, 8, 8))).fix
 
 
 def test_labels_outside_and_empty_classes_are_found():
     assert "outside 0 to 2" in next(labels(np.array([0, 1, 3]), 3)).text
     assert "1 of 3 classes" in next(labels(np.array([0, 0, 2]), 3)).text
-    assert mends(labels(np.array([0, 1, 2]), 3)) == []
+    assert fixes(labels(np.array([0, 1, 2]), 3)) == []
 
 
 def test_a_reference_batch_is_told_from_statistics_of_another_network(tmp_path):
@@ -57,10 +57,10 @@ def test_a_reference_batch_is_told_from_statistics_of_another_network(tmp_path):
     path = tmp_path / "batch.npz"
     np.savez(path, arr_0=np.zeros((3, 8, 8, 3), np.uint8), **whole)
     found = list(batch(path))
-    assert mends(found) == []
+    assert fixes(found) == []
     assert "3 images of 8 x 8 pixels" in found[-1].text
     np.savez(path, arr_0=np.zeros((3, 8, 8, 3), np.float32), **{**whole, "mu": np.zeros(768)})
-    assert [line.split(":")[0] for line in (finding.text for finding in batch(path) if finding.mend)] == [
+    assert [line.split(":")[0] for line in (finding.text for finding in batch(path) if finding.fix)] == [
         "mu is 768 wide, not 2048",
         "arr_0 is float32 (3, 8, 8, 3), not uint8 (N, H, W, 3)",
     ]
@@ -113,6 +113,6 @@ def test_any_artifact_is_examined_by_its_manifest(tmp_path, monkeypatch):
     (tmp_path / "real.json").write_text("{}")
     whole = {"real.json": {"bytes": 2, "sha256": sha256(tmp_path / "real.json")}}
     write_json(tmp_path / "manifest.json", {"node": "reference/toy", "files": whole, "lineage": {}, "made": {}})
-    assert mends(examine(tmp_path)) == []
+    assert fixes(examine(tmp_path)) == []
     (tmp_path / "real.json").write_text("{ ")
-    assert "delete" in " ".join(mends(examine(tmp_path)))
+    assert "delete" in " ".join(fixes(examine(tmp_path)))

@@ -54,7 +54,7 @@ def test_a_plan_takes_no_torch_and_less_than_two_seconds():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [({"device": "abacus"}, "known are a100"), ({"mfu": 0.0}, "--mfu"), ({"bench": "x"}, "no entry 'x'")]
+    ("change", "said"), [({"device": "abacus"}, "choose one of a100"), ({"mfu": 0.0}, "--mfu"), ({"bench": "x"}, "no entry 'x'")]
 )
 def test_a_plan_that_makes_no_sense_is_refused(change, said):
     words = {"bench": "demo", "device": "cpu", "mfu": 0.5, "devices": 1, "limit": 0.0, "budget": None}

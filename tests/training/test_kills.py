@@ -142,7 +142,7 @@ def test_twenty_damaged_newest_states_are_set_aside_and_no_bit_is_lost(latents, 
         again = pretrained(latents, f"again-{number}", config)
         said = capsys.readouterr().err
         assert "damaged; set aside as state-000000009.damaged" in said
-        assert "going on from step 6" in said
+        assert "resuming from step 6" in said
         assert weights(again) == whole
 
 
@@ -156,9 +156,7 @@ def test_a_command_that_finds_damaged_states_only_ends_with_2_and_one_line_each_
         capsys.readouterr()
         assert cli.main(["show"]) == 2
         said = capsys.readouterr().err
-        assert (
-            said.splitlines()[-1] == f"maskdit: {folder}: none of its states is whole; remove the folder to start again from step 0"
-        )
+        assert said.splitlines()[-1] == f"maskdit: {folder}: all its states are damaged; remove the folder to restart from step 0"
         assert "Traceback" not in said
     assert not (folder / "net-0000012.safetensors").exists()
 

@@ -126,7 +126,7 @@ def test_half_precision_rounds_products_and_keeps_weights_in_float32(precision):
             each.gradients(batch(step), 8)
             each.update(step)
     assert rounded.masters.dtype == rounded.gradient.dtype == rounded.average.dtype == torch.float32
-    assert all(weight.dtype != torch.float32 for name, weight in rounded.net.named_parameters() if name in rounded.slots)
+    assert all(weight.dtype != torch.float32 for name, weight in rounded.net.named_parameters() if name in rounded.shapes)
     torch.testing.assert_close(rounded.copy, rounded.masters.detach().to(rounded.copy.dtype))
     direction = torch.nn.functional.cosine_similarity(exact.gradient, rounded.gradient / rounded.scale, dim=0)
     assert direction > 0.999

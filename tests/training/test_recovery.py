@@ -76,7 +76,7 @@ def test_a_damaged_newest_state_is_set_aside_and_the_one_before_serves(latents, 
     again = pretrained(latents, "again", config)
     said = capsys.readouterr().err
     assert "damaged; set aside as state-000000009.damaged" in said
-    assert "going on from step 6" in said
+    assert "resuming from step 6" in said
     monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "other"))
     assert weights(again) == weights(pretrained(latents, "whole", config))
 
@@ -87,7 +87,7 @@ def test_a_training_whose_states_are_all_damaged_stops_and_never_starts_anew(lat
     for path in folder.glob("state-*.safetensors"):
         flip(path)
     for _ in range(2):
-        with pytest.raises(UserError, match="none of its states is whole; remove the folder to start again from step 0"):
+        with pytest.raises(UserError, match="all its states are damaged; remove the folder to restart from step 0"):
             pretrained(latents, f"again-{_}", config)
 
 
@@ -96,14 +96,14 @@ def test_a_state_without_its_record_does_not_count(latents, monkeypatch, often, 
     folder = interrupted(latents, monkeypatch, config, 10)
     (folder / "state-000000009.json").unlink()
     pretrained(latents, "again", config)
-    assert "going on from step 6" in capsys.readouterr().err
+    assert "resuming from step 6" in capsys.readouterr().err
 
 
 def test_a_damaged_milestone_is_not_published(latents, monkeypatch, often):
     config = masked(3, 12)
     folder = interrupted(latents, monkeypatch, config, 10)
-    flip(folder / recovery.ema_file(3))
-    with pytest.raises(UserError, match=r"ema-0000003\.safetensors: damaged; remove the folder to train this recipe again"):
+    flip(folder / recovery.milestone_file("ema", 3))
+    with pytest.raises(UserError, match=r"ema-0000003\.safetensors: damaged; remove the folder and train this recipe again"):
         pretrained(latents, "again", config)
 
 
@@ -119,7 +119,8 @@ def test_a_full_disk_first_costs_the_older_state_then_one_clear_line(latents, mo
         real(path, tensors, facts)
 
     monkeypatch.setattr(checkpoint, "save", refuse)
-    with pytest.raises(UserError, match=r"the disk is full .*; make room, then run it again: it goes on from its last state"):
+    line = r"the disk is full .*; free some space and run the command again to resume from the last state"
+    with pytest.raises(UserError, match=line):
         pretrained(latents, "run", config)
     folder = next((latents.parent / "scratch").iterdir())
     assert states(folder) == [9], "step 9 was written after step 3 was dropped"
@@ -140,7 +141,7 @@ def test_a_signal_keeps_the_state_at_the_next_step_and_nothing_is_lost(latents, 
         return real(step, **rest)
 
     before = signal.getsignal(number)
-    with monkeypatch.context() as patch, pytest.raises(Stopped, match="its state is kept; run it again to go on"):
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="saved its state; run the command again to resume"):
         patch.setattr(train, "batch_at", warned)
         train.pretrain(config, latents=latents, out=latents.parent)
     assert signal.getsignal(number) == before
@@ -211,7 +212,7 @@ def test_a_second_training_of_a_recipe_is_told_whose_the_first_is(latents, monke
             time.sleep(0.05)
         whose = f"process {first.pid} on {os.uname().nodename}" + f", Slurm job {job}" * bool(job)
         for _ in range(2):
-            with pytest.raises(UserError, match=rf"another process trains this recipe \({whose}\); wait for it or stop it$"):
+            with pytest.raises(UserError, match=rf"another process is training this recipe \({whose}\); wait for it or stop it$"):
                 pretrained(latents, f"second-{_}", masked(9, precision="fp32"))
     finally:
         first.kill()
@@ -231,7 +232,8 @@ def test_the_environment_sets_the_least_pause_between_states(latents, monkeypatc
     assert recovery.Recovery("toy", masked(2), process_group.Ranks(0, 1)).pause == 600
     for wrong in ("soon", "-1", "nan", "inf"):
         monkeypatch.setenv("MASKDIT_STATE_SECONDS", wrong)
-        with pytest.raises(UserError, match=f"^MASKDIT_STATE_SECONDS: '{wrong}' is no number of seconds; set one, or unset it$"):
+        line = f"MASKDIT_STATE_SECONDS: '{wrong}' is not a number of seconds; correct it or unset it"
+        with pytest.raises(UserError, match=f"^{line}$"):
             pretrained(latents, f"run{wrong}", masked(2))
 
 
@@ -239,7 +241,7 @@ def test_the_environment_sets_the_least_pause_between_states(latents, monkeypatc
 def test_a_number_of_threads_or_processes_that_is_none_is_refused_by_name(wrong, monkeypatch):
     for name, asked in (("MASKDIT_THREADS", device), ("MASKDIT_RANKS", process_group.local_ranks)):
         monkeypatch.setenv(name, wrong)
-        with pytest.raises(UserError, match=f"^{name}: '{wrong}' is no number from 1 to 1024; set one, or unset it$"):
+        with pytest.raises(UserError, match=f"^{name}: '{wrong}' is not a whole number from 1 to 1024; correct it or unset it$"):
             asked()
 
 
@@ -252,7 +254,7 @@ def test_a_disk_without_room_for_the_states_is_told_before_the_first_step(latent
         patch.setattr(train, "batch_at", lambda step, **_: steps.append(step))
         pretrained(latents, "again", config)
     found = re.fullmatch(
-        rf"{folder}: .* need (\d+) bytes, 7 bytes are free; make room, or set MASKDIT_SCRATCH .*", str(refusal.value)
+        rf"{folder}: .* need (\d+) bytes, but 7 bytes are free; free some space, or set MASKDIT_SCRATCH .*", str(refusal.value)
     )
     assert found, refusal.value
     assert int(found[1]) == pytest.approx(size, rel=0.3), "one state more than the two that are there"

@@ -60,7 +60,7 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(late
 def test_a_longer_pretraining_goes_on_from_the_shorter_and_ends_as_the_long_one(latents, monkeypatch, capsys):
     short = pretrained(latents, "short", masked(4, 6))
     longer = pretrained(latents, "longer", masked(4, 6, 10))
-    assert "going on from step 6" in capsys.readouterr().err
+    assert "resuming from step 6" in capsys.readouterr().err
     monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "other"))
     whole = pretrained(latents, "whole", masked(4, 6, 10))
     assert weights(longer) == weights(whole)
@@ -71,7 +71,7 @@ def test_a_longer_pretraining_goes_on_from_the_shorter_and_ends_as_the_long_one(
 def test_a_changed_recipe_never_goes_on_from_the_old_state(latents, capsys, change):
     pretrained(latents, "old", masked(2))
     new = pretrained(latents, "new", masked(4, **change))
-    assert "going on" not in capsys.readouterr().err
+    assert "resuming from" not in capsys.readouterr().err
     assert read_json(new / "index.json")["milestones"][-1]["step"] == 4
 
 
@@ -81,13 +81,13 @@ def test_other_latents_never_go_on_from_the_old_state(latents, capsys):
     index["space"]["shift"] = [0.2, 0.1]
     write_json(latents / "index.json", index)
     pretrained(latents, "new", masked(4))
-    assert "going on" not in capsys.readouterr().err
+    assert "resuming from" not in capsys.readouterr().err
 
 
 def test_a_milestone_that_was_passed_without_being_kept_starts_again_and_says_so(latents, capsys):
     pretrained(latents, "old", masked(6))
     again = pretrained(latents, "again", masked(3, 6))
-    assert "milestone 3 was not kept" in capsys.readouterr().err
+    assert "milestone 3 was not saved" in capsys.readouterr().err
     assert [mark["step"] for mark in read_json(again / "index.json")["milestones"]] == [3, 6]
 
 
@@ -179,7 +179,7 @@ def test_two_trainings_of_one_recipe_at_once_are_refused(latents):
     config = masked(2)
     out = pretrained(latents, "run", config)
     home = next((latents.parent / "scratch").iterdir())
-    with Recovery(home.name, config, Ranks(0, 1)), pytest.raises(UserError, match="another process trains this recipe"):
+    with Recovery(home.name, config, Ranks(0, 1)), pytest.raises(UserError, match="another process is training this recipe"):
         train.pretrain(config, latents=latents, out=out)
 
 
@@ -187,7 +187,7 @@ def test_a_diverging_loss_stops_with_a_line_that_says_what_to_do(latents, monkey
     monkeypatch.setattr(train, "LOG_STEPS", 1)
     real = learner.loss
     monkeypatch.setattr(learner, "loss", lambda *given, **more: tuple(term * torch.inf for term in real(*given, **more)))
-    with pytest.raises(UserError, match="no finite gradient in 5 steps up to 5; lower lr"):
+    with pytest.raises(UserError, match="no finite gradient in 5 steps up to step 5; lower lr"):
         pretrained(latents, "run", masked(20))
 
 
@@ -225,7 +225,7 @@ def test_a_cosine_unmasking_runs_to_its_end_and_beyond_without_a_nan(latents, mo
 
 @pytest.mark.parametrize("changes", [{"mask_schedule": "cosine4"}, {"schedule_steps": 8}])
 def test_a_schedule_has_a_length_and_a_constant_mask_has_none(changes):
-    with pytest.raises(ValueError, match="schedule_steps is for a mask_schedule"):
+    with pytest.raises(ValueError, match="schedule_steps is required with mask_schedule cosine4"):
         masked(4, **changes)
 
 

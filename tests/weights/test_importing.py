@@ -225,20 +225,20 @@ def damaged(kind: str, file: Path) -> object:
 
 
 REFUSALS = {
-    "truncated": "not a file of torch.save, or truncated",
-    "text": "not a file of torch.save",
-    "old": "not a file of torch.save",
+    "truncated": "not a file written by torch.save, or truncated",
+    "text": "not a file written by torch.save",
+    "old": "not a file written by torch.save",
     "missing": "decoder_blocks.0.mlp.fc1.bias is missing",
     "unknown": "extra is not a tensor of this network",
-    "shape": "blocks.1.attn.proj.bias is (31,), the network wants (32,)",
-    "type": "mask_token is torch.float16, the network wants torch.float32",
-    "infinite": "final_layer.linear.bias holds a number that is not finite",
-    "nan": "final_layer.linear.bias holds a number that is not finite",
-    "value": "'model.mask_token', which is no tensor",
-    "twins": "mask_token: there are two tensors of this name",
-    "list": "holds no dictionary of tensors",
-    "empty": "ema holds no tensors",
-    "places": "pos_embed: 15 places are no square",
+    "shape": "blocks.1.attn.proj.bias is (31,) torch.float32, the network needs (32,) torch.float32",
+    "type": "mask_token is (1, 1, 16) torch.float16, the network needs (1, 1, 16) torch.float32",
+    "infinite": "final_layer.linear.bias contains a number that is not finite",
+    "nan": "final_layer.linear.bias contains a number that is not finite",
+    "value": "'model.mask_token', which is not a tensor",
+    "twins": "mask_token: two tensors have this name",
+    "list": "contains no dictionary of tensors",
+    "empty": "ema contains no tensors",
+    "places": "pos_embed: 15 positions do not form a square",
     "dimensions": "x_embedder.proj.weight: has shape (3,)",
 }
 
@@ -254,19 +254,19 @@ def test_what_is_not_wholly_the_network_is_refused_by_name(capsys, file, vae, tm
 
 def test_what_the_file_does_not_tell_is_asked_for(capsys, file, vae, tmp_path):
     words = ("import", file, "--vae", vae, "--out", tmp_path / "run")
-    assert "name it with --step N" in refused(capsys, *words)
-    assert "name them with --heads" in refused(capsys, *words, "--step", 1)
+    assert "set it with --step N" in refused(capsys, *words)
+    assert "set them with --heads" in refused(capsys, *words, "--step", 1)
     assert "heads: 5 at width 32" in refused(capsys, *words, "--step", 1, "--heads", 5, 2)
     assert "in the format upstream, not dit" in refused(capsys, *words, "--step", 1, "--format", "dit")
     (tmp_path / "run").mkdir()
-    assert "is already there" in refused(capsys, *words, "--step", 1)
+    assert "already exists" in refused(capsys, *words, "--step", 1)
 
 
 def test_an_autoencoder_with_other_channels_is_refused(capsys, file, vae, tmp_path):
     shutil.copytree(vae, tmp_path / "vae")
     write_json(tmp_path / "vae" / "config.json", {**read_json(vae / "config.json"), "latent_channels": 16})
     line = refused(capsys, "import", file, "--vae", tmp_path / "vae", "--out", tmp_path / "run", "--step", 1, *HEADS)
-    assert "16 latent channels, the weights are for 4" in line
+    assert "16 latent channels, the weights need 4" in line
 
 
 # DiT, as its authors and as diffusers have it
@@ -357,12 +357,12 @@ def test_the_null_class_moves_into_the_time_exactly(dit):
 
 
 FOLDERS = {
-    "copies": "differs from that of another block",
+    "copies": "differs between blocks",
     "unknown": "extra: not a tensor of DiT",
     "pickle": "only safetensors are read",
-    "half": "to_q, to_k and to_v do not make one",
+    "half": "needs to_q, to_k and to_v of matching shapes",
     "norm": "config.json: norm_type is 'layer_norm', DiT has 'ada_norm_zero'",
-    "class": "holds no DiTTransformer2DModel",
+    "class": "contains no DiTTransformer2DModel",
     "damaged": "damaged",
     "sizes": "needs sample_size, patch_size and num_attention_heads",
 }
@@ -407,8 +407,8 @@ def test_an_export_that_the_format_cannot_hold_is_refused(bring, file, capsys, t
     )
     folder = ("export", run, "--format", "diffusers", "--out")
     assert "needs --vae" in refused(capsys, *folder, tmp_path / "x")
-    assert "holds one: --weights" in refused(capsys, *folder, tmp_path / "x", "--vae", vae, "--weights", "both")
-    assert "is already there" in refused(capsys, *folder, run)
+    assert "holds one set of weights; use --weights" in refused(capsys, *folder, tmp_path / "x", "--vae", vae, "--weights", "both")
+    assert "already exists" in refused(capsys, *folder, run)
     torch.save({"ema": upstream(1)}, tmp_path / "one.pt")
     one = bring(tmp_path / "one.pt", *HEADS, "--step", 3, out="one")
     words = ("--format", "upstream", "--out", tmp_path / "x")
@@ -483,7 +483,7 @@ def test_released_weights_are_fetched_checked_and_become_a_run(file, vae, tmp_pa
     entry = {"url": file.as_uri(), "sha256": None, "format": "upstream", "vae": "toy", "dataset": "toy", "step": 9, "heads": [4, 2]}
     (tmp_path / "run").mkdir()
     importing.released(Released.model_validate(entry), vae=vae, out=tmp_path / "run")
-    assert f"TRUSTED UNSEEN, for the entry has no sha256; from now on write sha256: {sha256(file)}" in capsys.readouterr().err
+    assert f"TRUSTED UNSEEN, because the entry has no sha256; add sha256: {sha256(file)}" in capsys.readouterr().err
     index = read_json(tmp_path / "run" / "index.json")
     assert index["source"] == {"file": "ckpt.pt", "sha256": sha256(file), "url": file.as_uri(), "format": "upstream"}
     assert index["milestones"][0]["step"] == 9

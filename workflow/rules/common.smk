@@ -4,9 +4,9 @@ from maskdit.artifacts.freshness import Freshness
 from maskdit.artifacts.stamps import STALE, set_stamps, waits_for
 from maskdit.cli import against
 
-# The commands read params.yaml themselves: another configuration would change the graph and not the jobs.
+# The commands read params.yaml themselves, so another configuration would change the graph but not the jobs.
 if config != tree:
-    raise WorkflowError("params.yaml is the only configuration: edit it, --config and --configfile are refused")
+    raise WorkflowError("params.yaml is the only configuration; edit it instead of using --config or --configfile")
 
 
 os.environ["MASKDIT_BARS"] = "0"  # several steps share this terminal
@@ -16,19 +16,19 @@ wildcard_constraints:
     key=r"[a-z0-9]+(-[a-z0-9]+)*",
 
 
-SHARE = max(1, (workflow.cores or 1) // 2)  # threads of a step that computes: two trainings side by side
+SHARE = max(1, (workflow.cores or 1) // 2)  # threads of a compute step, so that two trainings can run side by side
 
-# What is current is judged by the artifacts' manifests, not by the times of files: see maskdit.artifacts.freshness.
+# The manifests of the artifacts decide what is current, not the times of files: see maskdit.artifacts.freshness.
 fresh = Freshness(params) if workflow.is_main_process else None
 if fresh:
     try:
         set_stamps(fresh)
     except OSError as error:
-        raise WorkflowError(f"{error.filename}: {error.strerror}; Snakemake plans by the files in there")
+        raise WorkflowError(f"{error.filename}: {error.strerror}; Snakemake needs the files in it to plan")
 
 
 def before(verb, place):
-    """What a job waits for; its command finds its inputs by itself."""
+    """The files that a job waits for; its command finds its inputs itself."""
 
     def files(wildcards):
         try:
@@ -40,17 +40,17 @@ def before(verb, place):
 
 
 def made_before(verb):
-    """What makes a job run again when it is made again."""
+    """Files whose update reruns the job."""
     return before(verb, 0)
 
 
 def kept_before(verb):
-    """What a result shows that is as current as the result, whatever the times of the two."""
+    """Files that a current result shows, whose times do not matter."""
     return before(verb, 1)
 
 
 def mark_of(verb):
-    """The mark of a result that is stale, without which Snakemake would take it for made."""
+    """The mark of a stale result, which is newer than the result."""
 
     def mark(wildcards):
         path = STALE / verb / wildcards.key
@@ -59,7 +59,7 @@ def mark_of(verb):
     return mark
 
 
-# Steps that can be cut into jobs of their own, and into how many: a profile says set-scatter: [sample=16, encode=8].
+# Steps that can be split into several jobs. A profile sets their number, for example set-scatter: [sample=16, encode=8].
 scattergather:
     encode=1,
     reference=1,
@@ -68,7 +68,7 @@ scattergather:
 
 
 def parts_of(verb):
-    """The marks that the parts of a step leave; none where it is one job."""
+    """The marker files of a step's parts; none if the step is a single job."""
 
     def marks(wildcards):
         made = getattr(gather, verb)(f".scratch/parts/{verb}/{wildcards.key}/{{scatteritem}}")
@@ -78,5 +78,5 @@ def parts_of(verb):
 
 
 def part_of(wildcards):
-    """3-of-16 as the command line wants it."""
+    """The part in the form of --part: 3/16 for 3-of-16."""
     return wildcards.scatteritem.replace("-of-", "/")

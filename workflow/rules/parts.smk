@@ -1,4 +1,4 @@
-# Shares of a step as jobs of their own: each makes its shards and publishes nothing; the step then takes them all.
+# Parts of a step as separate jobs: each makes its shards and publishes nothing; the step itself then collects all shards.
 
 
 rule encode_part:

@@ -1,4 +1,4 @@
-# Results: files that people look at, which are kept while they are made again.
+# Results: the files that people look at. Snakemake restores them if the job that updates them fails.
 
 
 rule table:
@@ -104,7 +104,7 @@ rule claims:
         made_before("claims"),
         ancient(kept_before("claims")),
         stale=mark_of("claims"),
-        against=against() or [],  # of the environment, where the command finds it, too
+        against=against() or [],  # from the environment, which the command reads, too
     output:
         csv=report(update("results/{key}.csv"), caption="../report/claims.rst", category="Claims"),
         md=update("results/{key}.md"),

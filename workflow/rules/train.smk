@@ -7,7 +7,7 @@ rule pretrain:
         "logs/pretrain/{key}.log",
     benchmark:
         "logs/benchmarks/pretrain/{key}.tsv"
-    priority: 1  # the longest way to the end: before any sampling
+    priority: 1  # trainings take longest, so they start before any sampling
     threads: SHARE
     shell:
         "maskdit pretrain {wildcards.key}"

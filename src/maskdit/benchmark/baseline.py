@@ -1,6 +1,6 @@
-"""The yardstick of the benchmark: DiT and MaskDiT as one writes them from timm's blocks, eager, with a stock optimiser.
+"""The benchmark's baseline: DiT and MaskDiT written with timm's blocks, eager, for PyTorch's own optimiser.
 
-The same mathematics and parameter names as `model/transformer.py`, none of its code and none of its measures. Shapes as there.
+Mathematics, parameter names and shapes are those of `model/transformer.py`; its code and its optimisations are not used.
 """
 
 import torch
@@ -13,7 +13,7 @@ from maskdit.training.batches import Batch
 
 
 class PlainBlock(nn.Module):
-    """timm's attention and MLP, modulated by the condition."""
+    """timm's attention and MLP with adaptive layer norm."""
 
     def __init__(self, width: int, heads: int, condition: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainOut(nn.Module):
-    """A modulated norm and a linear layer."""
+    """Adaptive layer norm and a linear layer."""
 
     def __init__(self, width: int, out: int, condition: int) -> None:
         super().__init__()
@@ -43,41 +43,20 @@ class PlainOut(nn.Module):
         return self.linear(self.norm(x) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1))
 
 
-class PlainTime(nn.Module):
-    """The noise level's sinusoid through two linear layers."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, t: Tensor) -> Tensor:
-        angle = t[:, None].float() * torch.exp(torch.arange(128, device=t.device) * (-torch.log(torch.tensor(10000.0)) / 128))
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
-
-
-class PlainLabel(nn.Module):
-    """A linear layer over one-hot labels; the null label is the zero vector."""
-
-    def __init__(self, classes: int, width: int) -> None:
-        super().__init__()
-        self.classes = classes
-        self.embedding_table = nn.Linear(classes, width, bias=False)
-
-    def forward(self, labels: Tensor) -> Tensor:
-        return self.embedding_table(F.one_hot(labels + 1, self.classes + 1)[:, 1:].float())
-
-
 class Plain(nn.Module):
-    """MaskDiT, or with decoder None DiT; takes a random score per patch, of which the smallest are kept, as MAE does."""
+    """MaskDiT, or DiT if `decoder` is None. As in MAE, the `keep` patches with the smallest random scores are kept.
+
+    The noise level goes through a sinusoid and two linear layers; a linear layer embeds the labels, and -1 as the zero vector.
+    """
 
     def __init__(self, *, side: int, channels: int, classes: int, encoder: dict[str, int], decoder: dict[str, int] | None) -> None:
         super().__init__()
         width, patch = encoder["width"], encoder["patch"]
         tokens = (side // patch) ** 2
-        self.patch, self.channels = patch, channels
+        self.patch, self.channels, self.classes = patch, channels, classes
         self.x_embedder = PatchEmbed(side, patch, channels, width)
-        self.t_embedder = PlainTime(width)
-        self.y_embedder = PlainLabel(classes, width)
+        self.t_embedder = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))})
+        self.y_embedder = nn.ModuleDict({"embedding_table": nn.Linear(classes, width, bias=False)})
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width), requires_grad=False)
         self.blocks = nn.ModuleList(PlainBlock(width, encoder["heads"], width) for _ in range(encoder["depth"]))
         inner = width
@@ -90,7 +69,9 @@ class Plain(nn.Module):
         self.final_layer = PlainOut(inner, patch**2 * channels, width)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor, scores: Tensor | None = None, keep: int = 0) -> Tensor:
-        c = self.t_embedder(t) + self.y_embedder(labels)
+        angle = t[:, None].float() * torch.exp(torch.arange(128, device=t.device) * (-torch.log(torch.tensor(10000.0)) / 128))
+        one_hot = F.one_hot(labels + 1, self.classes + 1)[:, 1:].float()
+        c = self.t_embedder["mlp"](torch.cat([angle.cos(), angle.sin()], dim=-1)) + self.y_embedder["embedding_table"](one_hot)
         h = self.x_embedder(x) + self.pos_embed
         B, L, D = h.shape
         if scores is not None:
@@ -112,7 +93,7 @@ class Plain(nn.Module):
 
 
 def plain_denoise(net: Plain, y: Tensor, sigma: Tensor, labels: Tensor, scores: Tensor | None = None, keep: int = 0) -> Tensor:
-    """EDM's preconditioning with sigma_data 0.5."""
+    """The denoiser with EDM's preconditioning, for sigma_data 0.5."""
     s = sigma.reshape(-1, 1, 1, 1).float()
     root = (s**2 + 0.25).sqrt()
     raw = net(y.float() / root, sigma.float().log() / 4, labels, scores, keep)
@@ -120,7 +101,7 @@ def plain_denoise(net: Plain, y: Tensor, sigma: Tensor, labels: Tensor, scores: 
 
 
 def plain_loss(net: Plain, batch: Batch, keep: int, mae_weight: float, label_dropout: float) -> Tensor:
-    """The mean of MaskDiT's loss, over maps of one number a patch."""
+    """The mean of MaskDiT's loss over the batch."""
     draw, p = batch.draw, net.patch
     sigma = (draw.normal_B * 1.2 - 1.2).exp()
     y = batch.clean + sigma[:, None, None, None] * draw.noise_BCHW

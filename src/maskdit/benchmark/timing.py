@@ -1,6 +1,6 @@
-"""A case of the benchmark, made ready and timed: beside others, in turn, in one process.
+"""Times the cases of the benchmark alternately in one process.
 
-On a CPU the clock is that of CPU seconds at one thread, so that other processes disturb it little.
+On a CPU the clock counts the process's CPU seconds, so that other processes disturb it little.
 """
 
 import contextlib
@@ -8,7 +8,8 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ CLASSES, STEPS, GUIDANCE = 1000, 4, 1.5
 
 
 def training(case: Case) -> Pretrain:
-    """A case as the entry of a training."""
+    """A case as an entry of pretrain."""
     fixed = {"dataset": "bench", "seed": 0, "mae_weight": 0.1, "milestones": (10**6,), "lr": 1e-4, "betas": (0.9, 0.999)}
     fixed |= {"warmup": 0, "ema": 0.9999, "ema_warmup": 1, "label_dropout": 0.1}
     shared = {name: getattr(case, name) for name in ("mask_ratio", "batch", "precision", "compile", "checkpointing")}
@@ -42,14 +43,13 @@ def training(case: Case) -> Pretrain:
 
 def architecture(case: Case) -> dict[str, Any]:
     """A case's network as the arguments of MaskDiT."""
-    decoder = case.decoder.model_dump(exclude={"revision"}) if case.decoder else None
-    return {"side": case.side, "channels": 4, "classes": CLASSES, "encoder": case.encoder.model_dump(exclude={"revision"})} | {
-        "decoder": decoder
-    }
+    encoder = case.encoder.model_dump(exclude={"revision"})
+    decoder = case.decoder and case.decoder.model_dump(exclude={"revision"})
+    return {"side": case.side, "channels": 4, "classes": CLASSES, "encoder": encoder, "decoder": decoder}
 
 
-def network(case: Case) -> torch.nn.Module:
-    """The case's network with random weights: zeros would spare the products."""
+def network(case: Case) -> Any:
+    """The case's network, MaskDiT or Plain, with random weights, because products with zeros could be faster."""
     torch.manual_seed(0)
     net = (MaskDiT if case.network == "ours" else Plain)(**architecture(case))
     for weight in net.parameters():
@@ -59,7 +59,7 @@ def network(case: Case) -> torch.nn.Module:
 
 
 def batch_of(case: Case) -> Batch:
-    """Random latents, labels and draws."""
+    """Random latents and draws, with labels."""
     B, shape = case.batch, (case.batch, 4, case.side, case.side)
     draw = Draw(torch.randn(B), torch.randn(shape), torch.rand(B, (case.side // case.encoder.patch) ** 2), torch.rand(B))
     return Batch(torch.randn(shape), torch.arange(B) % CLASSES, draw)
@@ -67,16 +67,16 @@ def batch_of(case: Case) -> Batch:
 
 @dataclass
 class Ready:
-    """A case that can be run again and again: `once` does its work on one batch, `states` are bytes that outlive a run."""
+    """A case that can be run repeatedly: `once` works on one batch, `states` is the size of its rounded weights in bytes."""
 
     case: Case
     once: Callable[[], Any]
-    flops: float  # of one image
-    states: int
+    flops: float  # per image
+    states: int = 0
 
 
 def ready(case: Case, where: torch.device) -> Ready:
-    """Build a case's network and what it runs."""
+    """Build a case's network and the function to time."""
     with torch.device("meta"):
         counted = MaskDiT(**architecture(case))
     tokens = counted.pos_embed.shape[1]
@@ -84,43 +84,36 @@ def ready(case: Case, where: torch.device) -> Ready:
     given, net = batch_of(case).to(where), network(case).to(where)
     if case.sampling:
         return sampling(case, net, given, where, counted.flops(tokens))
+    flops = 3 * counted.flops(keep)
     if case.network == "ours":
-        assert isinstance(net, MaskDiT)
         learner = Learner(net, net.state_dict(), training(case), where, Ranks(0, 1))
         if not case.update:
-            learner.average = torch.empty(0)  # room for the other network
+            learner.average = torch.empty(0)  # leaves memory for the other network
 
         def step() -> None:
             learner.gradients(given, keep)
             if case.update:
                 learner.update(0)
 
-        states = 0 if learner.copy.dtype == torch.float32 else learner.copy.nbytes
-        return Ready(case, step, 3 * counted.flops(keep), states)
-    assert isinstance(net, Plain)
+        return Ready(case, step, flops, 0 if learner.copy.dtype == torch.float32 else learner.copy.nbytes)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=0.0)
+    average = [weight.detach().clone() for weight in net.parameters() if case.update]
 
-    def gradients() -> None:
+    def plain_step() -> None:
         net.zero_grad()
         with autocast(where, case.precision):
             value = plain_loss(net, given, keep, 0.1, 0.1)
         torch.autograd.backward(value)
+        if case.update:
+            optimizer.step()
+            for mean, weight in zip(average, net.parameters(), strict=True):
+                mean.mul_(0.9999).add_(weight.detach(), alpha=0.0001)
 
-    if not case.update:
-        return Ready(case, gradients, 3 * counted.flops(keep), 0)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=0.0)
-    average = [weight.detach().clone() for weight in net.parameters()]
-
-    def plain_step() -> None:
-        gradients()
-        optimizer.step()
-        for mean, weight in zip(average, net.parameters(), strict=True):
-            mean.mul_(0.9999).add_(weight.detach(), alpha=0.0001)
-
-    return Ready(case, plain_step, 3 * counted.flops(keep), 0)
+    return Ready(case, plain_step, flops)
 
 
-def sampling(case: Case, net: torch.nn.Module, given: Batch, where: torch.device, flops: int) -> Ready:
-    """A case that draws latents."""
+def sampling(case: Case, net: Any, given: Batch, where: torch.device, flops: int) -> Ready:
+    """A case that samples latents; `flops` is the cost of one forward pass of one image."""
     net.eval().requires_grad_(False)
     if isinstance(net, MaskDiT) and case.precision in ("bf16", "fp16"):
         for_inference(net, half(case.precision))
@@ -136,21 +129,18 @@ def sampling(case: Case, net: torch.nn.Module, given: Batch, where: torch.device
             heun(guided(net, given.labels, GUIDANCE, ask=ask, interval=case.interval), given.clean, sigma_steps(STEPS))
 
     draw()
-    return Ready(case, draw, flops * sum(passes) / case.batch, 0)
+    return Ready(case, draw, flops * sum(passes) / case.batch)
 
 
-@contextlib.contextmanager
-def attention(case: Case) -> Iterator[None]:
-    """The case's attention kernel."""
-    if case.attention == "sdpa":
-        with mock.patch.object(transformer, "attend", torch.nn.functional.scaled_dot_product_attention):
-            yield
-    else:
-        yield
+def attention(case: Case) -> AbstractContextManager[Any]:
+    """A context in which networks use the case's attention kernel."""
+    if case.attention != "sdpa":
+        return contextlib.nullcontext()
+    return mock.patch.object(transformer, "attend", torch.nn.functional.scaled_dot_product_attention)
 
 
 def clock(where: torch.device) -> float:
-    """Seconds: of the CPU on a CPU; on a GPU those of the wall, when it has done what it was asked."""
+    """CPU seconds of this process on a CPU; wall seconds, after all queued work, on a GPU."""
     if where.type == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
@@ -166,7 +156,7 @@ def timed(one: Ready, where: torch.device) -> float:
 
 
 def tidy() -> None:
-    """Give freed memory back, so that the next peak is the next case's own."""
+    """Return freed memory to the system, so that the next peak belongs to the next case alone."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -179,23 +169,26 @@ def resident(field: str) -> int:
 
 
 def peak_of(one: Ready, where: torch.device) -> int:
-    """Bytes that a run needs at once above parameters, gradients, moments and average."""
+    """Peak memory of a run in bytes, beyond parameters, gradients, moments and average."""
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         one.once()
         return peak_memory(where) - before + one.states
     with mock.patch.object(torch.nn.Module, "zero_grad"), attention(one.case):
-        one.once()  # now the gradients are there
+        one.once()  # allocates the gradients
         tidy()
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         before = resident("VmRSS")
         one.once()
     return resident("VmHWM") - before + one.states
 
 
 def measure(cases: dict[str, Case], rounds: int, where: torch.device, with_memory: bool = False) -> dict[str, dict[str, Any]]:
-    """Each case's seconds per image round by round, its FLOPs and peak memory, and the peak of matrix products in each round."""
+    """Time the cases. Returns for each one seconds per image in each round, FLOPs per image, MFU, and peak memory in bytes.
+
+    MFU is relative to the rate of matrix products measured in the same round.
+    """
     torch.compiler.reset()
     tidy()
     built = {name: ready(case, where) for name, case in cases.items()}
@@ -203,16 +196,16 @@ def measure(cases: dict[str, Case], rounds: int, where: torch.device, with_memor
         timed(one, where)  # compiles
     memory = {name: peak_of(one, where) for name, one in built.items()} if with_memory else {}
     seconds: dict[str, list[float]] = {name: [] for name in built}
-    peaks: dict[str, list[float]] = {precision: [] for precision in {case.precision for case in cases.values()}}
+    shares: dict[str, list[float]] = {name: [] for name in built}
     for _ in range(rounds):
-        for precision, rates in peaks.items():
-            rates.append(gemm_rate(where, precision))
+        peaks = {precision: gemm_rate(where, precision) for precision in {case.precision for case in cases.values()}}
         for name, one in built.items():
-            seconds[name].append(timed(one, where))
+            taken = timed(one, where)
+            seconds[name].append(taken)
+            shares[name].append(one.flops / taken / peaks[one.case.precision])
     found = {}
     for name, one in built.items():
-        peak = peaks[one.case.precision]
-        mfu = statistics.median(one.flops / taken / rate for taken, rate in zip(seconds[name], peak, strict=True))
+        mfu = statistics.median(shares[name])
         found[name] = {"seconds": seconds[name], "flops": one.flops, "mfu": mfu, "memory": memory.get(name)}
         say(f"bench: {name}: {statistics.median(seconds[name]):.3f} s per image, MFU {mfu:.3f}")
     return found

@@ -1,1 +1,1 @@
-"""params.yaml, typed: text in; frozen models, their cross-checks and the graph of a study out. Imports no other room."""
+"""Reads params.yaml into frozen, typed models, checks them and derives the graph. Imports no other package of maskdit."""

@@ -1,20 +1,18 @@
-"""What the paper claims, and what would show it: the claims of params.yaml, typed."""
+"""The section of params.yaml about the paper's claims and the evidence for each."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from maskdit.config.base import Key, Section
+from maskdit.config.base import Key, ListOf, Section
 
 RECORDS = ("evaluate", "reconstruct")
-Evals = Annotated[
-    tuple[Key, ...], Field(strict=False, min_length=1)
-]  # seeds of one recipe, or recipes of which the best one counts
+Evals = Annotated[ListOf[Key], Field(min_length=1)]  # seeds of one recipe, or recipes of which the best counts
 
 
 class Metric(Section):
-    """A number of evaluations or reconstructions."""
+    """A metric of evaluations or reconstructions."""
 
     kind: Literal["metric"]
     metric: str
@@ -22,7 +20,7 @@ class Metric(Section):
 
 
 class Ratio(Section):
-    """A number of some evaluations over that of others: a metric, or speed or memory of the training behind them."""
+    """The ratio of some evaluations to others: of a metric, or of the speed or memory of the trainings behind them."""
 
     kind: Literal["ratio"]
     metric: str
@@ -31,7 +29,7 @@ class Ratio(Section):
 
 
 class Crossing(Section):
-    """What MaskDiT has spent, in parts of what DiT has, when it is as good as DiT at its last milestone."""
+    """The cost at which MaskDiT reaches the quality of DiT's last milestone, as a fraction of DiT's cost."""
 
     kind: Literal["crossing"]
     study: Key  # an entry of curves
@@ -47,7 +45,7 @@ class Pair(Section):
 
 
 class Cell(Section):
-    """A column of the benchmark's factorial, of one model over that of another at the same settings."""
+    """A column of the benchmark's factorial: the ratio of one model to another at the same settings."""
 
     kind: Literal["factorial"]
     bench: Key
@@ -60,24 +58,21 @@ Evidence = Annotated[Metric | Ratio | Crossing | Pair | Cell, Field(discriminato
 
 
 class Claim(Section):
-    """One claim: a number, which ours should reach, or that something is less (or more) than something else.
-
-    The second kind has a ratio as its evidence; a claimed size of it is `paper`, null if it is not known here.
-    """
+    """One claim: a number that ours should reach, or a ratio that should be below (or above) 1, for which `paper` may be null."""
 
     says: str
     source: str
     paper: float | None = None
     better: Literal["lower", "higher"] = "lower"
     evidence: Evidence
-    scaled: Evidence | None = None  # the same at a smaller size, which tells a direction at best
+    scaled: Evidence | None = None  # the same at a smaller size, which can show a direction at most
 
     @model_validator(mode="after")
     def _measurable(self) -> Self:
         if isinstance(self.evidence, Metric) and self.paper is None:
-            raise ValueError("a number is compared with the paper's, and paper is missing")
+            raise ValueError("evidence of kind metric is compared with the paper's number, but paper is missing")
         if isinstance(self.scaled, Metric):
-            raise ValueError("a number of a smaller size compares with nothing; scaled takes a ratio, crossing, pair or factorial")
+            raise ValueError("scaled cannot be a metric; use a ratio, crossing, pair or factorial")
         return self
 
 
@@ -85,11 +80,11 @@ class Claims(Section):
     """A ledger of claims."""
 
     title: str
-    study: Key  # whose results are made before; of all others what is there is read
+    study: Key  # its results are made first; results of other studies are read if they exist
     claims: Annotated[dict[Key, Claim], Field(min_length=1)]
 
     def needs(self) -> Iterator[tuple[str, tuple[str, ...], str]]:
-        """Each claim, the verbs one of which must have an entry, and the key of that entry."""
+        """For each entry that a claim needs: the claim, the verbs of which one must have the entry, and its key."""
         for name, claim in self.claims.items():
             for evidence in (claim.evidence, claim.scaled):
                 match evidence:
@@ -102,14 +97,7 @@ class Claims(Section):
                     case Pair() | Cell():
                         yield name, ("bench",), evidence.bench
 
-    def compared(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Each claim with records that are set beside each other, and those."""
-        for name, claim in self.claims.items():
-            for evidence in (claim.evidence, claim.scaled):
-                if isinstance(evidence, Ratio):
-                    yield name, (*evidence.of, *evidence.over)
-
     @property
     def evals(self) -> tuple[str, ...]:
-        """The records that are looked for."""
+        """All evaluations and reconstructions that the claims refer to, without duplicates."""
         return tuple(dict.fromkeys(name for _, verbs, name in self.needs() if verbs == RECORDS))

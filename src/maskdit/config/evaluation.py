@@ -8,24 +8,24 @@ from maskdit.config.base import Count, Key, Positive, Section, Seed
 
 
 class Reference(Section):
-    """Statistics of the real images in a feature space, and a class probe fitted on them."""
+    """Statistics of the real images in a feature space, and a class probe fitted to them."""
 
     dataset: Key
     extractor: Key  # an entry of fetch whose source is extractor
     batch: Count
     shards: Count = 1
-    neighbours_from: Count | None = None  # precision and recall see so many of the images, drawn by the number; null: all
+    neighbours_from: Count | None = None  # number of images drawn for precision and recall; null: all
 
 
 class Features(Section):
-    """Images to feature vectors."""
+    """Feature vectors of images."""
 
     extractor: Key  # an entry of fetch whose source is extractor
     batch: Count
 
 
 class Evaluate(Section):
-    """Metrics of one evaluation against the reference of its data set."""
+    """Metrics of one evaluation against the reference of its dataset."""
 
     bench: Key
     dataset: Key
@@ -33,7 +33,7 @@ class Evaluate(Section):
 
 
 class Reconstruct(Section):
-    """Held-out images through an autoencoder and back: rFID, PSNR, SSIM."""
+    """Held-out images encoded and decoded by an autoencoder: rFID, PSNR, SSIM."""
 
     bench: Key
     dataset: Key
@@ -46,7 +46,7 @@ class Reconstruct(Section):
 
 
 class Calibrate(Section):
-    """Images whose metrics others have published: what the evaluator must find."""
+    """A check of the evaluator on images whose metrics are published."""
 
     dataset: Key  # an entry of fetch whose source is npz: the images
     reference: Key
@@ -55,10 +55,10 @@ class Calibrate(Section):
     shards: Count
     neighbours: Count
     expected: dict[str, float]  # metric -> published value
-    tolerance: dict[str, Positive]  # metric -> largest absolute difference
+    tolerance: dict[str, Positive]  # metric -> largest allowed absolute difference
 
     @model_validator(mode="after")
     def _same(self) -> Self:
         if self.expected.keys() != self.tolerance.keys():
-            raise ValueError("expected and tolerance name the same metrics")
+            raise ValueError("expected and tolerance must name the same metrics")
         return self

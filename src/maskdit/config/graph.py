@@ -1,25 +1,15 @@
-"""The graph of a study: its nodes, and what each is made from."""
+"""The graph of a study: its nodes, and the nodes that each one reads."""
 
 from maskdit.config.params import Params
 
-COLUMNS = (
-    ("fetch",),
-    ("vae",),
-    ("encode",),
-    ("pretrain",),
-    ("finetune", "released"),
-    ("sample",),
-    ("features", "reference"),
-    ("evaluate", "reconstruct"),
-    ("table", "curves", "grid", "strip", "recon", "calibrate"),
-    ("report",),
-)
-
-Edges = dict[str, set[str]]  # node -> the nodes that it is made from
+COLUMNS: tuple[tuple[str, ...], ...] = (("fetch",), ("vae",), ("encode",), ("pretrain",), ("finetune", "released"), ("sample",))
+COLUMNS += (("features", "reference"), ("evaluate", "reconstruct"))
+COLUMNS += (("table", "curves", "grid", "strip", "recon", "calibrate"), ("report",))
+Edges = dict[str, set[str]]  # node -> the nodes that it reads
 
 
 def study(params: Params, target: str) -> Edges:
-    """A node and all that it is made from, in the order of the verbs and of params.yaml."""
+    """A node and everything upstream of it, in the order of COLUMNS and of params.yaml."""
     found: Edges = {}
     left = [target]
     while left:

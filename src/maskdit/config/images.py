@@ -1,61 +1,58 @@
-"""What comes from outside: one model per source of fetch."""
+"""The section `fetch` of params.yaml: one model per source of images or weights."""
 
-import math
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import StringConstraints
 
-from maskdit.config.base import Count, Family, Fraction, Line, Section, Seed, Sha, Url
+from maskdit.config.base import Count, Family, Fraction, Line, Natural, Section, Seed, Sha, Url
 
-VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"  # of an autoencoder in diffusers' layout, beside its config.json
+VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"  # weights of an autoencoder in diffusers' layout, next to config.json
 Root = Annotated[Line, StringConstraints(min_length=1)]
-Policy = Literal[
-    "fail", "skip", "list"
-]  # what a damaged image does: ends at the first, is left out, or all are listed, then it ends
+Policy = Literal["fail", "skip", "list"]  # damaged images: fail at the first, skip them, or list all and then fail
 
 
 class Pictures(Section):
-    """Labelled images of one side."""
+    """Labelled images of one side length."""
 
     resolution: Count
-    images: Count  # how many there must be: fetch fails if it finds another number
+    images: Count  # expected number; fetch fails if it finds another
 
     @property
     def training(self) -> int:
-        """How many of the images are trained on, at least."""
+        """The minimum number of training images."""
         return self.images
 
 
 class Divided(Pictures):
-    """Images without a validation set of their own: a share of them is set aside by the seed."""
+    """Images without their own validation set: a fraction of them, drawn by the seed, is held out."""
 
     heldout: Fraction = 0.0
     seed: Seed = 0
 
     @property
     def training(self) -> int:
-        """How many of the images are trained on, at least."""
-        return math.floor(self.images * (1 - self.heldout))
+        """The minimum number of training images."""
+        return int(self.images * (1 - self.heldout))
 
 
 class Openmoji(Divided):
-    """OpenMoji's drawings, split by emoji."""
+    """OpenMoji drawings, split by emoji."""
 
     source: Literal["openmoji"]
-    per_class: Count | None  # at most so many images of a class, drawn by the seed; null: all
+    per_class: Count | None  # maximum number of images per class, drawn by the seed; null: all
 
 
 class Fashion(Pictures):
-    """Fashion-MNIST on a border that makes its side 32; `images` counts the training images, the test images are held out."""
+    """Fashion-MNIST, padded to 32 pixels. `images` counts the training images; the test images are held out."""
 
     source: Literal["fashion-mnist"]
-    root: Annotated[str, StringConstraints(min_length=1)]  # holds the four files, or Debian's dataset-fashion-mnist does
-    url: Url | None  # of a folder to fetch them from if they are in neither place
+    root: Annotated[str, StringConstraints(min_length=1)]  # holds the four files, unless Debian's dataset-fashion-mnist has them
+    url: Url | None  # of a folder to download them from if they are in neither place
     resolution: Literal[32]
 
 
 class Folder(Divided):
-    """Images of one's own: ROOT/CLASS/…/image, tar or zip files with CLASS/…/image inside; root may be one such file."""
+    """The user's own images: ROOT/CLASS/…/image, or tar or zip files that contain CLASS/…/image. Root may be one such file."""
 
     source: Literal["folder"]
     root: Root  # relative to the project, or absolute
@@ -63,18 +60,18 @@ class Folder(Divided):
 
 
 class ImageNet(Pictures):
-    """ImageNet-1k (ILSVRC 2012), from whatever form of it lies in root; `images` counts the training images."""
+    """ImageNet-1k (ILSVRC 2012), in any supported form found in root. `images` counts the training images."""
 
     source: Literal["imagenet"]
     root: Root
-    origin: Literal["local", "huggingface", "official", "kaggle"]  # where it is got from if root lacks it
-    validation: Annotated[int, Field(ge=0)]  # how many held-out images there must be; 0: none are needed
+    origin: Literal["local", "huggingface", "official", "kaggle"]  # where to download it from if root lacks it
+    validation: Natural  # expected number of held-out images; 0: none needed
     classes: Count
     bad: Policy
 
 
 class PublishedLatents(Pictures):
-    """Moments that others have encoded, as upstream stores them: nothing is encoded again."""
+    """Published latent moments in the format of the authors' code. Nothing is encoded again."""
 
     source: Literal["latents"]
     format: Literal["lmdb", "webdataset"]
@@ -83,15 +80,15 @@ class PublishedLatents(Pictures):
 
 
 class Npz(Pictures):
-    """A batch of images as ADM's evaluator stores it, with or without statistics of a larger set."""
+    """A batch of images in the format of ADM's evaluator, with or without statistics of a larger set."""
 
     source: Literal["npz"]
     url: Url
-    sha256: Sha | None  # null: trust what comes, and say its hash
+    sha256: Sha | None  # null: accept any file and report its hash
 
 
 class Autoencoder(Section):
-    """A published autoencoder, in a model repository of the Hugging Face hub or of its layout."""
+    """A published autoencoder, in a model repository of the Hugging Face Hub or one with the same layout."""
 
     source: Literal["autoencoder"]
     url: Url  # of a folder that holds config.json and the weights

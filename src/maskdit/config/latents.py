@@ -1,14 +1,14 @@
-"""Sections of params.yaml: the autoencoder, and the latents that it makes."""
+"""Sections of params.yaml: the autoencoder, and the latents it produces."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from maskdit.config.base import Count, Key, Positive, Section, Seed
+from maskdit.config.base import Count, Key, ListOf, Positive, Section, Seed
 
 
 class DownloadedVae(Section):
-    """An autoencoder that others have published."""
+    """A published autoencoder."""
 
     source: Literal["download"]
     dataset: Key  # an entry of fetch whose source is autoencoder
@@ -17,11 +17,11 @@ class DownloadedVae(Section):
 
 
 class Vae(Section):
-    """The autoencoder, trained here: diffusers' AutoencoderKL with len(channels) levels."""
+    """An autoencoder trained by this pipeline: diffusers' AutoencoderKL with len(channels) levels."""
 
     source: Literal["train"]
     dataset: Key
-    channels: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
+    channels: Annotated[ListOf[Count], Field(min_length=1)]
     layers_per_block: Count
     latent_channels: Count
     steps: Count
@@ -38,10 +38,10 @@ class Vae(Section):
 
 
 class Encode(Section):
-    """Images to posterior moments of the VAE, stored as float16."""
+    """Posterior moments of the VAE for every image, stored as float16."""
 
     dataset: Key
     vae: Key
     batch: Count
-    mirror: bool  # also store the moments of the mirrored image: a latent must not be flipped
-    shards: Count = 1  # files, each made by one of any number of processes
+    mirror: bool  # also store the moments of the mirrored image, because latents must not be flipped
+    shards: Count = 1  # number of files; any number of processes can share the work

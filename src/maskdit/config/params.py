@@ -1,5 +1,6 @@
-"""The whole of params.yaml: one dictionary per step, one entry per node of the graph, and how the entries refer to each other."""
+"""All sections of params.yaml: one dictionary per step, one entry per node of the graph, and the references between entries."""
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,11 +14,30 @@ from maskdit.config.images import Fetch, Pictures
 from maskdit.config.latents import DownloadedVae, Encode, Vae
 from maskdit.config.reporting import Curves, Efficiency, Grid, Recon, Report, Strip, Table
 from maskdit.config.sampling import Sample
-from maskdit.config.training import Finetune, Pretrain, Released, ema_file, net_file, posthoc_file
+from maskdit.config.training import Finetune, Pretrain, Released, milestone_file
+
+OF_REPORT = ("table", "curves", "efficiency", "strip")  # sections that a report shows, under its own key
+READS = {  # verb -> field -> verb of the entries that the field names, whose artifacts the step reads
+    "vae": {"dataset": "fetch"},
+    "encode": {"dataset": "fetch", "vae": "vae"},
+    "reference": {"dataset": "fetch", "extractor": "fetch"},
+    "reconstruct": {"dataset": "fetch", "vae": "vae", "extractor": "fetch"},
+    "recon": {"evals": "reconstruct"},
+    "calibrate": {"dataset": "fetch", "reference": "reference", "extractor": "fetch"},
+    "pretrain": {"dataset": "encode"},
+    "finetune": {"dataset": "encode", "run": "pretrain"},
+    "released": {"vae": "vae"},
+    "sample": {"run": "phase", "vae": "vae"},  # the run's verb is the sample's phase
+    "grid": {"dataset": "fetch", "sample": "sample"},
+    "claims": {"study": "curves"},
+    "report": {"grids": "grid", "ledger": "claims"},
+    **{verb: {"evals": "evaluate"} for verb in OF_REPORT},
+}
+OF_DATASET = {"pretrain": "latents", "finetune": "latents"}  # verb -> the option of its dataset, else images
 
 
 class Params(BaseModel):
-    """Every step's entries by key."""
+    """The entries of every step, by key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     fetch: dict[Key, Annotated[Fetch, Field(discriminator="source")]]
@@ -43,10 +63,7 @@ class Params(BaseModel):
     report: dict[Key, Report]
 
     def entry(self, verb: str, key: str) -> Any:
-        """The entry that a verb sees.
-
-        Raises UserError, with the nearest known key, if there is none.
-        """
+        """The entry of a step; raises UserError, with the nearest known key, if it does not exist."""
         entries = getattr(self, verb) if verb in VERBS else {}
         if key not in entries:
             raise UserError(f"params.yaml: {verb} has no entry '{key}'{nearest(key, entries)}")
@@ -56,62 +73,51 @@ class Params(BaseModel):
         """The inputs of a step that are one node's artifact each: the name of its option, and the node VERB/KEY."""
         entry = self.entry(verb, key)
         match verb:
-            case "vae":
-                return {"images": f"fetch/{entry.dataset}"}
-            case "reference":
-                return {"images": f"fetch/{entry.dataset}", "extractor": f"fetch/{entry.extractor}"}
-            case "encode":
-                return {"images": f"fetch/{entry.dataset}", "vae": f"vae/{entry.vae}"}
-            case "pretrain":
-                return {"latents": f"encode/{entry.dataset}"}
-            case "finetune":
-                return {"latents": f"encode/{entry.dataset}", "pretrained": f"pretrain/{entry.run}"}
-            case "released":
-                return {"vae": f"vae/{entry.vae}"}
-            case "sample":
-                return {"run": f"{entry.phase}/{entry.run}", "vae": f"vae/{entry.vae}"}
             case "features":
                 return {"samples": f"sample/{key}", "extractor": f"fetch/{entry.extractor}"}
             case "evaluate":
                 return {"features": f"features/{key}", "reference": f"reference/{entry.dataset}"}
-            case "grid":
-                return {"images": f"fetch/{entry.dataset}", "samples": f"sample/{entry.sample}"}
-            case "reconstruct":
-                return {"images": f"fetch/{entry.dataset}", "vae": f"vae/{entry.vae}", "extractor": f"fetch/{entry.extractor}"}
-            case "calibrate":
-                reference, extractor = f"reference/{entry.reference}", f"fetch/{entry.extractor}"
-                return {"images": f"fetch/{entry.dataset}", "reference": reference, "extractor": extractor}
-        return {}
+            case "recon" | "claims" | "report" | "table" | "curves" | "efficiency" | "strip":  # which read folders of records
+                return {}
+        options = {"dataset": OF_DATASET.get(verb, "images"), "sample": "samples"} | (
+            {"run": "pretrained"} if verb == "finetune" else {}
+        )
+        named = self.named(verb, key, READS.get(verb, {}))
+        return {options.get(field, field): f"{target}/{name}" for field, target, name in named}
+
+    def named(self, verb: str, key: str, fields: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+        """For each entry that the `fields` of an entry name: the field, and the verb and key of the named entry."""
+        entry = self.entry(verb, key)
+        for field, target in fields.items():
+            names = getattr(entry, field)
+            for name in names if isinstance(names, tuple) else (names,):
+                yield field, entry.phase if target == "phase" else target, name
 
     def upstream(self, verb: str, key: str) -> set[str]:
         """The nodes VERB/KEY whose artifacts a node reads."""
+        nodes = {f"{target}/{name}" for _, target, name in self.named(verb, key, READS.get(verb, {}))}
         entry = self.entry(verb, key)
         match verb:
-            case "table" | "curves" | "efficiency" | "strip":
-                return {f"evaluate/{name}" for name in entry.evals}
             case "claims":
-                return {f"curves/{entry.study}"} | {f"evaluate/{name}" for name in self.of(entry.study)}
+                nodes |= {f"evaluate/{name}" for name in self.of(entry.study)}
             case "report":
-                made = {f"{each}/{key}" for each in OF_REPORT} | {f"grid/{name}" for name in entry.grids}
-                return made | {f"claims/{entry.ledger}"} | {f"evaluate/{name}" for name in self.of(key)}
-            case "recon":
-                return {f"reconstruct/{name}" for name in entry.evals}
-        return set(self.sources(verb, key).values())
+                nodes |= {f"{each}/{key}" for each in OF_REPORT} | {f"evaluate/{name}" for name in self.of(key)}
+        return nodes | set(self.sources(verb, key).values())
 
     def reads(self, verb: str, key: str) -> dict[str, tuple[str, ...]]:
         """The files that a node reads of a training's artifact, by that node; the other inputs are read as a whole."""
         entry = self.entry(verb, key)
         if verb == "finetune":
             last = self.pretrain[entry.run].milestones[-1]
-            return {f"pretrain/{entry.run}": (ema_file(last), net_file(last))}
+            return {f"pretrain/{entry.run}": (milestone_file("ema", last), milestone_file("net", last))}
         if verb != "sample" or entry.phase == "released":
             return {}
         training = getattr(self, entry.phase)[entry.run]
         step = training.milestones[-1] if entry.step == "final" else entry.step
-        files = [ema_file(step)]
+        files = [milestone_file("ema", step)]
         if entry.ema_width:
             marks = [mark for mark in training.milestones if mark <= step]
-            files += [posthoc_file(number, mark) for mark in marks for number in range(len(training.posthoc_ema))]
+            files += [milestone_file(f"posthoc-{number}", mark) for mark in marks for number in range(len(training.posthoc_ema))]
         return {f"{entry.phase}/{entry.run}": tuple(files)}
 
     def beside(self, verb: str, key: str) -> set[str]:
@@ -134,11 +140,10 @@ class Params(BaseModel):
         return getattr(self.entry(verb, key), "evals", None)
 
     def pictures(self, dataset: str) -> Pictures:
-        """An entry of fetch that is known to hold images."""
+        """An entry of fetch that is known to be a source of images."""
         entry = self.fetch[dataset]
         assert isinstance(entry, Pictures)
         return entry
 
 
 VERBS = tuple(Params.model_fields)
-OF_REPORT = ("table", "curves", "efficiency", "strip")  # what a report shows of its own key

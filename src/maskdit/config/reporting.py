@@ -1,10 +1,10 @@
-"""What is shown of results: one model per step that makes tables, curves, pictures and reports."""
+"""Sections of params.yaml: tables, curves, pictures and reports."""
 
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from maskdit.config.base import Count, Key, Line, Place, Positive, Section
+from maskdit.config.base import Count, Key, Line, ListOf, Natural, Place, Positive, Section
 
 
 class Recon(Section):
@@ -12,33 +12,33 @@ class Recon(Section):
 
     title: Line
     published: Key | None = None
-    evals: Annotated[tuple[Key, ...], Field(strict=False, min_length=1)]
+    evals: Annotated[ListOf[Key], Field(min_length=1)]
 
 
 class Grid(Section):
-    """A picture of samples by class beside real images."""
+    """A picture of samples by class, next to real images."""
 
     dataset: Key
     sample: Key
     columns: Count
-    classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = ()  # whose rows are shown; (): all
+    classes: ListOf[Natural] = ()  # classes to show; (): all
 
 
 class Strip(Section):
-    """A picture of the same noise and classes through training: evaluations of one protocol at milestones of several runs."""
+    """A picture of the same noise and classes at milestones of several runs, sampled with the same settings."""
 
-    images: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]  # by their numbers
-    evals: Annotated[tuple[Key, ...], Field(strict=False)]  # that its `select` fits, in the order of params.yaml
+    images: Annotated[ListOf[Natural], Field(min_length=1)]  # indices of the images
+    evals: ListOf[Key]  # matched by `select`, in the order of params.yaml
 
 
 class Table(Section):
     """Rows of a benchmark's table, in order."""
 
     title: Line
-    published: Key | None = None  # the benchmark in published.csv whose rows are added: what others report
-    evals: Annotated[tuple[Key, ...], Field(strict=False)]  # that its `select` fits, in the order of params.yaml
-    reproduces: dict[Key, str] = Field(default={})  # evaluation -> the method in published.csv whose row it should reproduce
-    numbers: Annotated[tuple[Place, ...], Field(strict=False)] = ()  # shown as columns: what the rows of an ablation differ in
+    published: Key | None = None  # benchmark in published.csv whose reported rows are added
+    evals: ListOf[Key]  # matched by `select`, in the order of params.yaml
+    reproduces: dict[Key, str] = Field(default={})  # evaluation -> the method in published.csv that it should reproduce
+    numbers: ListOf[Place] = ()  # shown as columns: the settings that differ between rows of an ablation
 
     @model_validator(mode="after")
     def _reproduced(self) -> Self:
@@ -51,22 +51,22 @@ class Curves(Section):
     """Points of a benchmark's curves: evaluations at milestones."""
 
     title: Line
-    published: Annotated[tuple[Key, ...], Field(strict=False)] = ()  # benchmarks in published.csv whose points are overlaid
-    price_per_device_hour: Positive | None = None  # in any currency; null: no curve of cost
-    evals: Annotated[tuple[Key, ...], Field(strict=False)]  # that its `select` fits, in the order of params.yaml
+    published: ListOf[Key] = ()  # benchmarks in published.csv whose points are overlaid
+    price_per_device_hour: Positive | None = None  # in any currency; null: no cost curve
+    evals: ListOf[Key]  # matched by `select`, in the order of params.yaml
 
 
 class Efficiency(Section):
-    """Rows of a table of speed and memory: the trainings behind these evaluations, the first one being the yardstick."""
+    """Rows of a table of speed and memory: the trainings behind these evaluations. The first row is the baseline."""
 
     title: Line
     published: Key | None = None
-    evals: Annotated[tuple[Key, ...], Field(strict=False)]  # that its `select` fits, in the order of params.yaml
+    evals: ListOf[Key]  # matched by `select`, in the order of params.yaml
 
 
 class Report(Section):
-    """A benchmark's report: its key is that of a table and of curves."""
+    """A benchmark's report. A table, curves, efficiency and a strip with the same key must exist."""
 
     grids: Annotated[tuple[Key, Key], Field(strict=False)]  # samples of the two models
     ledger: Key  # an entry of claims
-    mixed: bool = False  # whether artifacts may be of several commits
+    mixed: bool = False  # whether artifacts from different commits are allowed

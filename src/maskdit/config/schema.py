@@ -1,36 +1,28 @@
-"""The schema of params.yaml for editors, from its models; `make schema` writes it."""
+"""Writes the JSON schema of params.yaml for editors, from the models; run by `make schema`."""
 
 import json
-from typing import Any
 
 from maskdit.config.expand import Drawn, Shown, Written
 from maskdit.config.params import OF_REPORT, Params
 
-MAPS = ("$defs", "properties")
 
-
-def schema() -> dict[str, Any]:
-    """The JSON schema of params.yaml as it is written, before its entries are expanded."""
+def text() -> str:
+    """The JSON schema of params.yaml before expansion, with one line for each section and each model."""
     tree, written = Params.model_json_schema(), Written.model_json_schema()
-    models, parts = tree["$defs"], written["$defs"]
-    models |= {name: parts[name] for name in ("Choice", "Measured", "Judged")}
+    models = tree["$defs"] | {name: written["$defs"][name] for name in ("Choice", "Measured", "Judged")}
     for section in ("features", "evaluate"):
         tree["properties"][section] = written["properties"][section]
+        del models[section.capitalize()]  # describes the expanded entries
     models["Sample"]["properties"] |= Drawn.model_json_schema()["properties"]
     models["Sample"]["required"] += [*Drawn.model_fields]
     for name in map(str.capitalize, OF_REPORT):
         models[name]["properties"]["select"] = Shown.model_json_schema()["properties"]["select"]
         del models[name]["properties"]["evals"]
         models[name]["required"].remove("evals")
-    unused = {"Features", "Evaluate"}
-    tree["$defs"] = {name: model for name, model in sorted(models.items()) if name not in unused}
-    return tree
-
-
-def text() -> str:
-    """The same as the file holds it: a line for each section and each model."""
-    tree = schema()
-    parts = {name: ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in tree.pop(name).items()) for name in MAPS}
+    tree["$defs"] = dict(sorted(models.items()))
+    parts = {}
+    for name in ("$defs", "properties"):
+        parts[name] = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in tree.pop(name).items())
     return "{\n" + "".join(f"{json.dumps(name)}: {{\n{lines}\n}},\n" for name, lines in parts.items()) + json.dumps(tree)[1:] + "\n"
 
 

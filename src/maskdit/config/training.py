@@ -1,11 +1,11 @@
-"""Sections of params.yaml: pretraining, finetuning, and weights that others have published."""
+"""Sections of params.yaml: pretraining, finetuning, and published weights."""
 
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from maskdit.config.base import Count, Fraction, Key, Positive, Precision, Section, Seed, Sha, Url
+from maskdit.config.base import Count, Fraction, Key, ListOf, Natural, Positive, Precision, Section, Seed, Sha, Url
 
 
 class Transformer(Section):
@@ -15,29 +15,27 @@ class Transformer(Section):
     width: Count
     heads: Count
 
-    @field_validator("heads")
-    @classmethod
-    def _divides_width(cls, heads: int, info: Any) -> int:
-        width = info.data.get("width")
-        if width is not None and width % heads:
-            raise ValueError(f"heads {heads} must divide width {width}")
-        if width is not None and width % 4:
-            raise ValueError(f"width {width} must be a multiple of 4 (two-dimensional sine and cosine positions)")
-        return heads
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} must divide width {self.width}")
+        if self.width % 4:
+            raise ValueError(f"width {self.width} must be a multiple of 4 (two-dimensional sine and cosine positions)")
+        return self
 
 
 class Encoder(Transformer):
-    """The half that sees the kept tokens only."""
+    """The half that processes the kept tokens only."""
 
     patch: Count
 
 
 class Route(Section):
-    """TREAD (Krause et al. 2025): in training some tokens skip blocks of the encoder, and come back to their places after them."""
+    """TREAD (Krause et al. 2025): in training, some tokens skip a range of encoder blocks and rejoin after it."""
 
-    first: Annotated[int, Field(ge=0)]  # of the blocks, counted from 0
-    last: Annotated[int, Field(ge=0)]
-    ratio: Annotated[float, Field(gt=0, lt=1)]  # share of the tokens that skip them
+    first: Natural  # block index, counted from 0
+    last: Natural
+    ratio: Annotated[float, Field(gt=0, lt=1)]  # fraction of the tokens that skip the blocks
 
     @model_validator(mode="after")
     def _some(self) -> Self:
@@ -50,46 +48,41 @@ class Training(Section):
     """What pretraining and finetuning have in common (PAPER: AdamW, constant rate, EMA, class dropout)."""
 
     seed: Seed
-    mask_ratio: Fraction  # share of tokens hidden from the encoder; int(tokens * (1 - ratio)) are kept
+    mask_ratio: Fraction  # fraction of tokens hidden from the encoder; int(tokens * (1 - ratio)) are kept
     mask_schedule: Literal["constant", "cosine4"] = "constant"  # cosine4: mask_ratio * cos(pi / 2 * step / schedule_steps)^4
     schedule_steps: Count | None = None
-    defer: Annotated[int, Field(ge=0)] = 0  # blocks of the encoder that see all tokens before the mask hides some (MicroDiT)
+    defer: Natural = 0  # encoder blocks that see all tokens before the mask is applied (MicroDiT)
     route: Route | None = None
     mae_weight: Annotated[float, Field(ge=0)]  # lambda of the reconstruction term
-    dsm: Literal["kept", "all"] = "kept"  # the tokens that the denoising term is taken over; kept is the paper's
+    dsm: Literal["kept", "all"] = "kept"  # tokens that the denoising term covers; the paper uses kept
     batch: Count  # images per step over all ranks
-    micro_batch: Count | None = None  # images at once on one rank; null is its whole share
-    milestones: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]  # steps; the last one ends the phase
+    micro_batch: Count | None = None  # images per forward pass on one rank; null: the rank's whole share
+    milestones: Annotated[ListOf[Count], Field(min_length=1)]  # steps; the last one ends the phase
     lr: Positive
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)]
-    warmup: Annotated[int, Field(ge=0)]  # steps of linear warm-up
+    warmup: Natural  # steps of linear warm-up
     ema: Fraction
-    ema_warmup: Count  # decay at step t is min(ema, (t + 1) / (t + ema_warmup)); 1 means no warm-up
-    posthoc_ema: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # relative widths of EDM2's averages, as 0.05
+    ema_warmup: Count  # decay at step t is min(ema, (t + 1) / (t + ema_warmup)); 1: no warm-up
+    posthoc_ema: ListOf[Positive] = ()  # relative widths of EDM2's averages, for example 0.05
     label_dropout: Fraction
     precision: Precision
     compile: bool = False  # torch.compile each block
-    checkpointing: bool = False  # compute each block again in the backward pass instead of keeping its activations
-
-    @field_validator("milestones")
-    @classmethod
-    def _ascending(cls, milestones: tuple[int, ...]) -> tuple[int, ...]:
-        if list(milestones) != sorted(set(milestones)):
-            raise ValueError("steps must ascend")
-        return milestones
+    checkpointing: bool = False  # recompute each block's activations in the backward pass
 
     @model_validator(mode="after")
     def _schedule(self) -> Self:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must ascend, not {list(self.milestones)}")
         if (self.schedule_steps is None) != (self.mask_schedule == "constant"):
-            raise ValueError("schedule_steps is for a mask_schedule other than constant, and each such one needs it")
+            raise ValueError("schedule_steps is required with mask_schedule cosine4, and not allowed with constant")
         if self.route and (self.mask_ratio or self.defer):
-            raise ValueError("route sends all tokens on their way: set mask_ratio: 0.0 and defer: 0")
+            raise ValueError("route cannot be combined with a mask; set mask_ratio: 0.0 and defer: 0")
         if self.defer and not self.mask_ratio:
-            raise ValueError("defer waits for a mask: set a mask_ratio above 0, or defer: 0")
+            raise ValueError("defer has no effect without a mask; set a mask_ratio above 0, or defer: 0")
         return self
 
     def recipe(self) -> dict[str, Any]:
-        """What determines a step: the entry without its length and without what only trades memory for time."""
+        """What determines a step: the entry without its length and without settings that only trade memory for time."""
         return self.model_dump(mode="json", exclude={"milestones", "micro_batch", "checkpointing", "compile"})
 
     def mask_at(self, step: int) -> float:
@@ -100,7 +93,7 @@ class Training(Section):
 
 
 class Pretrain(Training):
-    """A run from random weights; decoder null and mask_ratio 0 make it DiT under the same loop."""
+    """A run from random weights. With decoder null and mask_ratio 0 it is DiT, trained by the same loop."""
 
     dataset: Key
     encoder: Encoder
@@ -108,22 +101,22 @@ class Pretrain(Training):
 
 
 class Finetune(Training):
-    """A second phase of a run; the architecture comes from its checkpoint."""
+    """A second phase of a run. The architecture comes from the run's checkpoint."""
 
     run: Key  # an entry of pretrain
     dataset: Key
 
 
 class Released(Section):
-    """Weights that others have published, for sampling and evaluation beside ours."""
+    """Published weights, sampled and evaluated for comparison with ours."""
 
     url: Url
-    sha256: Sha | None  # null: trust what comes, and say its hash
+    sha256: Sha | None  # null: accept any file and report its hash
     format: Literal["upstream", "dit"]
-    vae: Key  # the autoencoder that made the latents
-    dataset: Key  # the reference that its samples are measured against
+    vae: Key  # the autoencoder that produced the latents
+    dataset: Key  # the reference for evaluating its samples
     step: Count
-    heads: Annotated[tuple[Count, ...], Field(strict=False, max_length=2)] = ()  # of encoder and decoder, if not the usual ones
+    heads: Annotated[ListOf[Count], Field(max_length=2)] = ()  # of encoder and decoder, if they differ from the usual ones
 
 
 def kept_tokens(tokens: int, mask_ratio: float) -> int:
@@ -131,16 +124,6 @@ def kept_tokens(tokens: int, mask_ratio: float) -> int:
     return int(tokens * (1 - mask_ratio))
 
 
-def ema_file(step: int) -> str:
-    """Name of a milestone's averaged weights."""
-    return f"ema-{step:07d}.safetensors"
-
-
-def net_file(step: int) -> str:
-    """Name of a milestone's raw weights, from which a finetuning starts."""
-    return f"net-{step:07d}.safetensors"
-
-
-def posthoc_file(number: int, step: int) -> str:
-    """Name of a milestone's average by a power function, the `number`-th of posthoc_ema."""
-    return f"posthoc-{number}-{step:07d}.safetensors"
+def milestone_file(kind: str, step: int) -> str:
+    """File name of a milestone's weights: kind `ema`, `net` (raw; finetuning starts from them) or `posthoc-K` (of posthoc_ema)."""
+    return f"{kind}-{step:07d}.safetensors"

@@ -1,1 +1,1 @@
-"""Images to features to metrics: feature networks, references, FID and its relatives, reconstructions, calibration."""
+"""Images to features to metrics: feature networks, references, FID and related metrics, reconstructions, calibration."""

@@ -1,4 +1,4 @@
-"""The evaluator against numbers that others have published of images that they have published."""
+"""Comparison of this evaluator with metrics that others have published for images that they have published."""
 
 from pathlib import Path
 
@@ -17,21 +17,20 @@ from maskdit.runtime.progress import say
 
 
 def calibrate(config: Calibrate, *, images: Path, reference: Path, extractor: Path, out: Path) -> None:
-    """Extract the features of a published batch of samples, score them, and compare with what its authors say.
+    """Extract the features of published samples, compute their metrics, and compare these with the authors' values.
 
-    Writes a table of metric, expected and found value, difference and tolerance. Raises UserError, naming each metric that is out
-    of its tolerance, for then no number of this evaluator is comparable with theirs.
+    Writes a table of metric, expected and found value, difference, tolerance and verdict. Raises UserError, naming the metrics, if
+    any is out of its tolerance, because this evaluator's values then cannot be compared with theirs.
     """
-    unknown = sorted(config.expected.keys() - set(METRICS))
-    if unknown:
+    if unknown := sorted(config.expected.keys() - set(METRICS)):
         raise UserError(f"calibrate.expected: no metric {unknown[0]}; known: {', '.join(METRICS)}")
     data, net, real = Images.load(images), Network(extractor), read_json(reference / "real.json", "extractor_sha256")
     if real["extractor_sha256"] != net.sha256:
-        raise UserError(f"{reference}: of another network than {extractor}; make it again")
+        raise UserError(f"{reference}: made with another network than {extractor}; rerun the reference step")
     if real.get("resolution") != data.pixels.shape[1]:
-        raise UserError(f"{images}: of {data.pixels.shape[1]} pixels, the reference {reference} of {real.get('resolution')}")
+        raise UserError(f"{images}: {data.pixels.shape[1]} pixels, but the reference {reference} has {real.get('resolution')}")
     if config.shards > len(data.pixels):
-        raise UserError(f"calibrate.shards: {config.shards} shards of {len(data.pixels)} images; lower it")
+        raise UserError(f"calibrate.shards: {config.shards} shards for {len(data.pixels)} images; lower it")
     parts = np.array_split(np.arange(len(data.pixels)), config.shards)
     names = [f"features-{number:04d}.npz" for number in range(config.shards)]
     work = Shards("calibrate", [config.batch, config.shards, net.sha256, sha256(images / "manifest.json")], names)
@@ -42,7 +41,7 @@ def calibrate(config: Calibrate, *, images: Path, reference: Path, extractor: Pa
     metrics = scored(found, known, config.neighbours, name, images)
     plain = {metric.removesuffix(name).replace("fd", "fid"): value for metric, value in metrics.items()}
     if absent := sorted(config.expected.keys() - plain.keys()):
-        raise UserError(f"calibrate.expected: {absent[0]} cannot be computed of these images, only {', '.join(plain)}")
+        raise UserError(f"calibrate.expected: {absent[0]} cannot be computed for these images, only {', '.join(plain)}")
     frame = compared(config, plain)
     for line in frame.to_string(index=False).splitlines():
         say(f"calibrate: {line}")
@@ -53,7 +52,7 @@ def calibrate(config: Calibrate, *, images: Path, reference: Path, extractor: Pa
 
 
 def compared(config: Calibrate, found: dict[str, float]) -> pd.DataFrame:
-    """A row a metric: expected and found value, difference, tolerance, and whether it is within it."""
+    """One row per metric: expected and found value, difference, tolerance, and a verdict, within or outside."""
     names = list(config.expected)
     frame = pd.DataFrame({"metric": names, "expected": config.expected.values(), "found": [found[name] for name in names]})
     frame["difference"] = frame["found"] - frame["expected"]
@@ -67,4 +66,4 @@ def demand_within(frame: pd.DataFrame) -> None:
     outside = frame[frame["verdict"] == "outside"]
     if len(outside):
         said = "; ".join(f"{row.metric} is {row.found:.6g}, published {row.expected:.6g}" for row in outside.itertuples())
-        raise UserError(f"calibrate: {said}: numbers of this evaluator are not comparable with theirs")
+        raise UserError(f"calibrate: {said}: values of this evaluator are not comparable with theirs")

@@ -1,7 +1,4 @@
-"""The frozen feature networks: Inception of 2015, for FID; torchvision's MobileNetV2, whose weights come in a pip package; DINOv2.
-
-What MobileNetV2 measures is called `..._mobilenet`, never FID.
-"""
+"""Frozen feature networks: Inception of 2015 for FID, MobileNetV2, whose metrics are never called FID, and DINOv2."""
 
 import warnings
 from collections.abc import Iterator
@@ -25,14 +22,14 @@ from maskdit.runtime.device import device
 from maskdit.runtime.environment import demand_own
 from maskdit.runtime.progress import progress
 
-SIDE = 64  # pixels of MobileNetV2, after resizing: twice the demo's
-DINO = "vit_large_patch14_dinov2.lvd142m"  # of timm
+SIDE = 64  # pixels of MobileNetV2's input: twice the demo's images
+DINO = "vit_large_patch14_dinov2.lvd142m"  # in timm
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Arrays = dict[str, NDArray[np.float32]]
 
 
 def resized(pixels_BHWC: Tensor, side: int, mode: str) -> Tensor:
-    """uint8 images to what networks trained on ImageNet see (B, 3, side, side): resized, then normalised."""
+    """uint8 images, resized and normalised for networks trained on ImageNet (B, 3, side, side)."""
     images = pixels_BHWC.permute(0, 3, 1, 2).float() / 255
     images = F.interpolate(images, size=(side, side), mode=mode, align_corners=False, antialias=mode == "bicubic")
     mean, std = (torch.tensor(triple, device=images.device).reshape(1, 3, 1, 1) for triple in (MEAN, STD))
@@ -40,7 +37,7 @@ def resized(pixels_BHWC: Tensor, side: int, mode: str) -> Tensor:
 
 
 class MobileNet(torch.nn.Module):
-    """uint8 images (B, H, W, 3) to features (B, 1280) and logits (B, 1000) of ImageNet, float32."""
+    """uint8 images (B, H, W, 3) to features (B, 1280) and ImageNet logits (B, 1000), float32."""
 
     RESIZE, WIDTHS = f"{SIDE} pixels, bilinear", {"features": 1280}
 
@@ -50,7 +47,6 @@ class MobileNet(torch.nn.Module):
         super().__init__()
         self.net = mobilenet_v2(weights=None)
         self.net.load_state_dict(tensors)
-        self.eval().requires_grad_(False)
 
     def forward(self, pixels_BHWC: Tensor) -> dict[str, Tensor]:
         features = self.net.features(resized(pixels_BHWC, SIDE, "bilinear")).mean((2, 3))
@@ -58,7 +54,7 @@ class MobileNet(torch.nn.Module):
 
 
 class Dino(torch.nn.Module):
-    """uint8 images (B, H, W, 3) to DINOv2's features (B, 1024): ViT-L/14 at 224 pixels, its positions resampled as timm does."""
+    """uint8 images (B, H, W, 3) to DINOv2 features (B, 1024) by ViT-L/14 at 224 pixels, with positions resampled as timm does."""
 
     RESIZE, WIDTHS = "224 pixels, bicubic with antialiasing; timm", {"features": 1024}
 
@@ -69,7 +65,6 @@ class Dino(torch.nn.Module):
 
         self.net = timm.create_model(DINO, pretrained=False, num_classes=0, img_size=224)
         self.net.load_state_dict(checkpoint_filter_fn(tensors, self.net))
-        self.eval().requires_grad_(False)
 
     def forward(self, pixels_BHWC: Tensor) -> dict[str, Tensor]:
         return {"features": self.net(resized(pixels_BHWC, 224, "bicubic"))}
@@ -79,35 +74,32 @@ NETWORKS: dict[str, Any] = {"mobilenet-v2": MobileNet, "inception-2015": Incepti
 
 
 class Network:
-    """The network of a folder that `fetch` has made: its family, the sha256 of its weights, and what it says of images.
-
-    Raises UserError if the weights are damaged, or those of another network.
-    """
+    """The feature network in a folder made by `fetch`. Raises UserError if its weights are damaged or of another network."""
 
     def __init__(self, folder: Path) -> None:
         index = read_json(folder / "index.json", "kind")
         if index["kind"] != "extractor":
-            raise UserError(f"{folder}: holds no feature network; name an entry of fetch whose source is extractor")
+            raise UserError(f"{folder}: contains no feature network; name an entry of fetch whose source is extractor")
         self.family, self.sha256, path = index["family"], index["sha256"], folder / index["file"]
         demand_own(path)
         if sha256(path) != self.sha256:
-            raise UserError(f"{path}: damaged (sha256 differs); fetch it again")
+            raise UserError(f"{path}: damaged (sha256 differs); rerun fetch")
         self.where = device()
         try:
             safe = path.suffix == ".safetensors"
-            with warnings.catch_warnings(action="ignore"):  # of what it then refuses
+            with warnings.catch_warnings(action="ignore"):  # torch.load warns about files that it then refuses
                 tensors = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
-            self.net = NETWORKS[self.family](tensors).to(self.where)
+            self.net = NETWORKS[self.family](tensors).eval().requires_grad_(False).to(self.where)
         except (RuntimeError, UnpicklingError, SafetensorError, AttributeError, TypeError, EOFError, KeyError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{path}: not the weights of {self.family} ({reason[:120]})") from None
 
     def protocol(self) -> dict[str, str]:
-        """What a record says of it."""
+        """Fields of a record that identify the network and its resizing."""
         return {"family": self.family, "extractor_sha256": self.sha256, "resize": NETWORKS[self.family].RESIZE}
 
     def see(self, pixels_BHWC: NDArray[np.uint8]) -> Arrays:
-        """What the network says of a batch, in float32: no TF32, no autocast, no choice of kernels by their speed."""
+        """The network's outputs for a batch, by name, in float32: without TF32, autocast, and the choice of kernels by speed."""
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         torch.set_float32_matmul_precision("highest")
         with torch.inference_mode(), exact, torch.autocast(self.where.type, enabled=False):
@@ -115,27 +107,25 @@ class Network:
             return {name: out.float().cpu().numpy() for name, out in found.items()}
 
     def stream(self, pixels: Any, rows: NDArray[Any], batch: int) -> Iterator[Arrays]:
-        """What the network says of the images numbered `rows` of an array-like (N, H, W, 3) of uint8, by name, batch by batch.
+        """The network's outputs for the images numbered `rows` of an array-like (N, H, W, 3) of uint8, batch by batch.
 
-        Batches are filled up to one size, so that it does not depend on which images come together. One is read while the one
-        before is looked at.
+        The last batch is padded to full size, so outputs do not depend on the number of images in it. The next batch is read while
+        the network processes the current one.
         """
         starts = range(0, len(rows), batch)
 
-        def read(number: int) -> NDArray[np.uint8]:
-            chosen = rows[starts[number] : starts[number] + batch]
-            return np.ascontiguousarray(pixels[np.resize(chosen, batch)])
+        def read(start: int) -> NDArray[np.uint8]:
+            return np.ascontiguousarray(pixels[np.resize(rows[start : start + batch], batch)])
 
         with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(read, 0) if starts else None
-            for number in progress(range(len(starts)), "features", len(starts)):
-                assert coming is not None
+            coming = pool.submit(read, 0)
+            for start in progress(starts, "features", len(starts)):
                 here = coming.result()
-                coming = pool.submit(read, number + 1) if number + 1 < len(starts) else None
-                count = min(batch, len(rows) - starts[number])
-                yield {name: array[:count] for name, array in self.see(here).items()}
+                if start + batch < len(rows):
+                    coming = pool.submit(read, start + batch)
+                yield {name: array[: len(rows) - start] for name, array in self.see(here).items()}
 
     def extract(self, pixels: Any, rows: NDArray[Any], batch: int) -> Arrays:
-        """The same of all of them at once."""
+        """The outputs of `stream`, concatenated."""
         parts = list(self.stream(pixels, rows, batch))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

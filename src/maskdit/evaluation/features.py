@@ -13,17 +13,17 @@ from maskdit.evaluation.extractors import Network
 
 
 def features(config: Features, *, samples: Path, extractor: Path, out: Path) -> None:
-    """What the network says of each shard of images, as one npz a shard, and the index of the samples with the extractor's.
+    """A network's outputs for each shard of images as one npz, and the samples' index, extended by the extractor's protocol.
 
-    Raises UserError if a shard does not hold images, or all together not as many as their index says.
+    Raises UserError if a shard does not hold images of the same size, or if the number of images differs from the index.
     """
     index, net = read_json(samples / "index.json", "shards", "protocol"), Network(extractor)
     shards = [read_array(samples / name, mapped=True) for name in index["shards"]]
     for name, pixels in zip(index["shards"], shards, strict=True):
         if pixels.dtype != np.uint8 or pixels.shape[1:] != shards[0].shape[1:]:
-            raise UserError(f"{samples / name}: {pixels.dtype} {pixels.shape}, not images as in the others; sample again")
+            raise UserError(f"{samples / name}: {pixels.dtype} {pixels.shape}, not images like the others; rerun the sample step")
     if (count := sum(map(len, shards))) != index["protocol"]["images"]:
-        raise UserError(f"{samples}: {count} images, its index says {index['protocol']['images']}; sample again")
+        raise UserError(f"{samples}: {count} images, the index lists {index['protocol']['images']}; rerun the sample step")
     names = [f"features-{number:04d}.npz" for number in range(len(shards))]
     work = Shards("features", [config.model_dump(), net.sha256, sha256(samples / "manifest.json")], names)
     if not work.fill(lambda number, path: savez(path, net.extract(shards[number], np.arange(len(shards[number])), config.batch))):

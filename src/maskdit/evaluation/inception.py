@@ -1,4 +1,4 @@
-"""The Inception network of 2015 as ADM's evaluator sees it: torch-fidelity's, with the spatial features of sFID."""
+"""Inception of 2015 as in ADM's evaluator: torch-fidelity's network, extended by the spatial features of sFID."""
 
 import io
 from typing import Any
@@ -12,7 +12,7 @@ CHANNELS = 7  # of 192: 17 x 17 x 7 = 2023 numbers
 class Inception(torch.nn.Module):
     """uint8 images (B, H, W, 3) to features (B, 2048), spatial (B, 2023) and logits without bias (B, 1008), float32.
 
-    Spatial features are the first seven channels of what TensorFlow calls mixed_6/conv, place by place, channels last.
+    The spatial features are the first seven channels of what TensorFlow calls mixed_6/conv, position by position, channels last.
     """
 
     RESIZE, WIDTHS = "299 pixels, bilinear as in TensorFlow 1", {"features": 2048, "spatial": 2023}
@@ -21,12 +21,11 @@ class Inception(torch.nn.Module):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         super().__init__()
-        copy = io.BytesIO()  # of what was read here: the library itself would download, and execute what it loads
+        copy = io.BytesIO()  # given a path, torch-fidelity would load the file without weights_only; given none, download one
         torch.save(tensors, copy)
         copy.seek(0)
         self.net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=copy)
         self.net.Mixed_6d.branch1x1.register_forward_hook(self._keep)
-        self.eval().requires_grad_(False)
 
     def _keep(self, module: torch.nn.Module, given: Any, found_BCHW: Tensor) -> None:
         self.spatial = found_BCHW[:, :CHANNELS].permute(0, 2, 3, 1).flatten(1)

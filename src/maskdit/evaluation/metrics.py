@@ -1,7 +1,4 @@
-"""Distances between sets of features: NumPy only.
-
-Shapes: N images, F features, C classes.
-"""
+"""Distances between sets of features, in NumPy only. Shapes: N and M images, F features, C classes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +9,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Draws = np.random.Generator | np.random.RandomState
-SPLIT = 5000  # images of one Inception Score, as in ADM's evaluator
-SUBSET, SUBSETS = 1000, 100  # images of one KID, and how many are averaged, as in torch-fidelity
+SPLIT = 5000  # images per Inception Score, as in ADM's evaluator
+SUBSET, SUBSETS = 1000, 100  # images per KID, and number of KIDs averaged, as in torch-fidelity
 NEAR = 5  # neighbours of density and coverage, as in their paper
 BLOCK = 2**26  # distances held at once, 256 MiB in float32
 PART = 4096  # images held at once in float64
@@ -21,7 +18,7 @@ PART = 4096  # images held at once in float64
 
 @dataclass(frozen=True)
 class Sums:
-    """Features of images added up in float64: how many, their mean (F,), sum of outer products of what differs from it (F, F)."""
+    """Sums of features in float64: number of images, mean (F,), and sum of outer products of deviations from the mean (F, F)."""
 
     count: int
     mean: Array
@@ -29,7 +26,7 @@ class Sums:
 
     @classmethod
     def of(cls, features_NF: Array) -> "Sums":
-        """Of images that are all here; their copy in float64 is made part by part."""
+        """From all images at once; they are converted to float64 part by part."""
         mean = features_NF.mean(0, dtype=np.float64)
         scatter = np.zeros((len(mean), len(mean)))
         for at in range(0, len(features_NF), PART):
@@ -38,13 +35,13 @@ class Sums:
         return cls(len(features_NF), mean, scatter)
 
     def __add__(self, other: "Sums") -> "Sums":
-        """Of both (Chan, Golub and LeVeque 1979)."""
+        """Sums of both sets (Chan, Golub and LeVeque 1979)."""
         count, apart = self.count + other.count, other.mean - self.mean
         scatter = self.scatter + other.scatter + np.outer(apart, apart * (self.count * other.count / count))
         return Sums(count, self.mean + apart * (other.count / count), scatter)
 
     def moments(self) -> tuple[Array, Array]:
-        """Mean, and unbiased covariance; that of one image is 0."""
+        """Mean and unbiased covariance, which is 0 for one image."""
         return self.mean, self.scatter / max(1, self.count - 1)
 
 
@@ -54,17 +51,17 @@ def moments(features_NF: Array) -> tuple[Array, Array]:
 
 
 def factor(sigma_FF: Array) -> Array:
-    """A matrix (F, R) whose product with its transpose is this covariance; R is its rank."""
+    """A matrix A (F, R) with A A^T equal to this covariance of rank R."""
     values, vectors = np.linalg.eigh(sigma_FF)
-    real = values > values[-1] * len(values) * np.finfo(values.dtype).eps  # the rest is what rounding left
+    real = values > values[-1] * len(values) * np.finfo(values.dtype).eps  # smaller eigenvalues are rounding errors
     return vectors[:, real] * np.sqrt(values[real])
 
 
 def frechet_distance(one: tuple[Array, Array], other: tuple[Array, Array], factored: Array | None = None) -> float:
     """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of two Gaussians given by mean and covariance (Dowson and Landau 1982).
 
-    The trace of the root is the sum of the square roots of the eigenvalues of A^T S1 A, which is symmetric, where S2 = A A^T.
-    `factored` is that A, if it is known.
+    The trace of the root is the sum of the square roots of the eigenvalues of the symmetric A^T S1 A, where S2 = A A^T.
+    `factored` is A, if it is known.
     """
     (mu1, sigma1), (mu2, sigma2) = one, other
     half = factor(sigma2) if factored is None else factored
@@ -74,9 +71,9 @@ def frechet_distance(one: tuple[Array, Array], other: tuple[Array, Array], facto
 
 
 def frechet_at_infinity(features_NF: Array, real: tuple[Array, Array], rng: Draws) -> float:
-    """The distance of unboundedly many images: a line in 1 / N through fifteen numbers of them (Chong and Forsyth 2020).
+    """Fréchet distance for infinitely many images: a line in 1 / N through the distances of 15 subsets (Chong and Forsyth 2020).
 
-    The numbers go from a tenth of the images, which should not be fewer than the features, to all; each draw is without repetition.
+    The sizes go from a tenth of the images, which should be no fewer than the features, to all; draws are without replacement.
     """
     sizes = np.linspace(len(features_NF) / 10, len(features_NF), 15).astype(int)
     draws = (np.sort(rng.permutation(len(features_NF))[:size]) for size in sizes)
@@ -88,7 +85,7 @@ def frechet_at_infinity(features_NF: Array, real: tuple[Array, Array], rng: Draw
 def inception_score(logits_NC: Array) -> float:
     """Exp of the mean KL divergence of each image's class probabilities from their mean (Salimans et al. 2016), in float64.
 
-    As in ADM's evaluator the images are taken as they come, 5,000 at a time, and the scores are averaged.
+    As in ADM's evaluator, the score is the average over consecutive parts of 5,000 images.
     """
 
     def score(part: Array) -> float:
@@ -96,7 +93,7 @@ def inception_score(logits_NC: Array) -> float:
         shifted -= shifted.max(1, keepdims=True)
         logs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
         p = np.exp(logs)
-        mean = p.mean(0).clip(min=np.finfo(float).tiny)  # a class that no image is of adds nothing
+        mean = p.mean(0).clip(min=np.finfo(float).tiny)  # a class without images adds nothing
         return float(np.exp((p * (logs - np.log(mean))).sum(1).mean()))
 
     return float(np.mean([score(logits_NC[at : at + SPLIT]) for at in range(0, len(logits_NC), SPLIT)]))
@@ -108,9 +105,9 @@ def squared_norms(points_NF: Array) -> Array:
 
 
 def squared_distances(a_NF: Array, b_MF: Array) -> Iterator[tuple[slice, Array]]:
-    """Blocks of rows of the squared Euclidean distances (N, M), in the features' precision, with the rows' numbers.
+    """Squared Euclidean distances (N, M) in the features' precision: blocks of rows, each after the slice of its row numbers.
 
-    As ADM's evaluator has them: |a|^2 - 2 a b + |b|^2, not below 0.
+    As in ADM's evaluator: |a|^2 - 2 a b + |b|^2, clipped at 0.
     """
     lengths, size = squared_norms(b_MF), max(1, BLOCK // len(b_MF))
     for start in range(0, len(a_NF), size):
@@ -123,7 +120,7 @@ def squared_distances(a_NF: Array, b_MF: Array) -> Iterator[tuple[slice, Array]]
 
 
 def radii(points_NF: Array, *neighbours: int) -> Array:
-    """Squared distance of each point to its k-th nearest neighbour, for each k; the nearest of all is the point itself."""
+    """Squared distance of each point to its k-th nearest neighbour, one row per k; the 0-th is the point itself."""
     found = np.empty((len(neighbours), len(points_NF)), points_NF.dtype)
     for at, block in squared_distances(points_NF, points_NF):
         block.partition(neighbours, axis=1)
@@ -145,16 +142,14 @@ def overlap(generated_NF: Array, real_MF: Array, k: int, near: int = NEAR) -> Ov
     """Precision and recall with k neighbours (Kynkaanniemi et al. 2019), density and coverage with `near` (Naeem et al. 2020).
 
     A manifold is the union of balls around its points that reach to their k-th nearest neighbour. Precision is the share of
-    generated features within the real one, recall that of real ones within the generated, borders included. Density is how many
-    real balls hold a generated feature, over `near`; coverage the share of real balls that hold one, borders not included.
+    generated features in the real manifold, recall that of real features in the generated one; borders count as inside. Density is
+    the mean number of real balls that contain a generated feature, divided by `near`; coverage is the share of real balls that
+    contain one; borders count as outside.
     """
     (of_generated,), (of_real, close) = radii(generated_NF, k), radii(real_MF, k, near)
-    inside, reached, covered, held = (
-        np.zeros(len(generated_NF), bool),
-        np.zeros(len(real_MF), bool),
-        np.zeros(len(real_MF), bool),
-        0,
-    )
+    inside = np.zeros(len(generated_NF), bool)
+    reached, covered = np.zeros((2, len(real_MF)), bool)
+    held = 0
     for at, block in squared_distances(generated_NF, real_MF):
         inside[at] = (block <= of_real).any(1)
         reached |= (block <= of_generated[at, None]).any(0)
@@ -167,7 +162,7 @@ def overlap(generated_NF: Array, real_MF: Array, k: int, near: int = NEAR) -> Ov
 def kernel_distance(one_NF: Array, other_MF: Array, rng: Draws, size: int = SUBSET, subsets: int = SUBSETS) -> float:
     """KID: mean over subsets of the unbiased squared MMD with the kernel (x y / F + 1)^3 (Binkowski et al. 2018), in float64.
 
-    Of fewer images than `size` a subset is as large as the smaller set.
+    If a set has fewer than `size` images, subsets are as large as the smaller set.
     """
     size = min(size, len(one_NF), len(other_MF))
 
@@ -179,5 +174,5 @@ def kernel_distance(one_NF: Array, other_MF: Array, rng: Draws, size: int = SUBS
         own = sum(found.sum() - np.trace(found) for found in (kernel(x, x), kernel(y, y)))
         return float(own / (size * (size - 1)) - 2 * kernel(x, y).mean())
 
-    whole = len(one_NF) == len(other_MF) == size  # each draw is the same
+    whole = len(one_NF) == len(other_MF) == size  # all draws are equal
     return float(np.mean([once() for _ in range(1 if whole else subsets)]))

@@ -1,4 +1,4 @@
-"""Statistics of the real images in a feature space; of a small set also what held-out images score there, and a class probe."""
+"""Statistics of the real images in a feature space; for small data sets also the scores of held-out images and a class probe."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,21 +13,21 @@ from maskdit.config.base import UserError
 from maskdit.config.evaluation import Reference
 from maskdit.evaluation.extractors import Arrays, Network
 from maskdit.evaluation.metrics import PART, Sums, frechet_distance, inception_score, moments
-from maskdit.evaluation.protocol import suffix
+from maskdit.evaluation.protocol import probe_accuracy, suffix
 from maskdit.images.dataset import Images
 from maskdit.runtime.progress import say
 from maskdit.runtime.random import generator
 
-SPACES = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # as ADM's reference batches name their statistics
-PROBED = 50_000  # images that a class probe is fitted on, at most
+SPACES = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # names of the statistics in ADM's reference batches
+PROBED = 50_000  # largest number of images that a class probe is fitted to
 
 
 def reference(config: Reference, *, images: Path, extractor: Path, out: Path) -> None:
-    """Mean and covariance of the training images' features, and the features that precision and recall compare with.
+    """Mean and covariance of the training images' features, and the features for precision and recall.
 
-    An npz batch that brings its statistics, as ADM's do, is believed. Of a small set with classes and held-out images real.json
-    holds what these score: their distance is the floor of the metric at their number, and the probe's accuracy what a perfect
-    sampler would reach. Raises UserError if there are no two images, or more shards than images.
+    Statistics in an npz batch, such as ADM's, are used as they are. For a small data set with classes and held-out images real.json
+    also contains the scores of these: their Fréchet distance is the floor of that metric for this number of images, and the probe's
+    accuracy is that of a perfect sampler. Raises UserError if there are fewer than two images, or more shards than images.
     """
     data, net = Images.load(images), Network(extractor)
     rows = data.rows(heldout=False)
@@ -36,7 +36,7 @@ def reference(config: Reference, *, images: Path, extractor: Path, out: Path) ->
     given = brought(images)
     for space, (mean, _) in SPACES.items():
         if mean in given and len(given[mean]) != net.net.WIDTHS.get(space):
-            raise UserError(f"{images / 'batch.npz'}: {mean} {given[mean].shape} is not of {net.family}; take the batch for it")
+            raise UserError(f"{images / 'batch.npz'}: {mean} {given[mean].shape} does not fit {net.family}; use another batch")
     kept = np.sort(generator(0, "neighbours").permutation(rows)[: config.neighbours_from or len(rows)])
     parts = np.array_split(rows, config.shards)
     names = [f"reference-{number:04d}.npz" for number in range(config.shards)]
@@ -47,15 +47,9 @@ def reference(config: Reference, *, images: Path, extractor: Path, out: Path) ->
 
     if not work.fill(make):
         return
-    tree = joined(work.home / name for name in names)
-    tree |= given
-    real: dict[str, Any] = {
-        **net.protocol(),
-        "resolution": data.pixels.shape[1],
-        "train_images": len(rows),
-        "statistics": "given" if given else "computed",
-        "heldout": None,
-    }
+    tree = joined(work.home / name for name in names) | given
+    real: dict[str, Any] = {**net.protocol(), "resolution": data.pixels.shape[1], "train_images": len(rows)}
+    real |= {"statistics": "given" if given else "computed", "heldout": None}
     unseen = data.rows(heldout=True)
     if len(unseen) > 1 and len(tree["features"]) == len(rows) <= PROBED and len(np.unique(data.labels[rows])) > 1:
         tree |= fitted(tree["features"], data.labels[rows])
@@ -67,17 +61,10 @@ def reference(config: Reference, *, images: Path, extractor: Path, out: Path) ->
 
 
 def summed(seen: Iterator[Arrays], keep_N: Array, statistics: bool) -> dict[str, Array]:
-    """Features of the images to keep, and if statistics are wanted the sums of all in each space; few are held at once."""
+    """Features to keep and, if wanted, the sums of all in each space; at most about PART images wait for their sums."""
     kept: list[Array] = []
     sums: dict[str, Sums] = {}
     waiting: list[Arrays] = []
-
-    def fold() -> None:
-        for space in SPACES.keys() & waiting[0].keys():
-            more = Sums.of(np.concatenate([found[space] for found in waiting]))
-            sums[space] = sums[space] + more if space in sums else more
-        waiting.clear()
-
     at = 0
     for found in seen:
         count = len(found["features"])
@@ -85,8 +72,11 @@ def summed(seen: Iterator[Arrays], keep_N: Array, statistics: bool) -> dict[str,
         at += count
         if statistics:
             waiting.append(found)
-            if at % PART < count or at == len(keep_N):
-                fold()
+        if waiting and (at % PART < count or at == len(keep_N)):
+            for space in SPACES.keys() & found.keys():
+                more = Sums.of(np.concatenate([each[space] for each in waiting]))
+                sums[space] = sums[space] + more if space in sums else more
+            waiting.clear()
     tree = {"kept": np.concatenate(kept)}
     for space, total in sums.items():
         tree |= {f"count_{space}": np.array(total.count), f"mean_{space}": total.mean, f"scatter_{space}": total.scatter}
@@ -94,7 +84,7 @@ def summed(seen: Iterator[Arrays], keep_N: Array, statistics: bool) -> dict[str,
 
 
 def joined(paths: Iterable[Path]) -> dict[str, Array]:
-    """Kept features, and mean and covariance of each space, of all shards; one is held at a time."""
+    """Kept features, and mean and covariance in each space, of all shards; one shard is held at a time."""
     kept: list[Array] = []
     sums: dict[str, Sums] = {}
     for path in paths:
@@ -111,51 +101,45 @@ def joined(paths: Iterable[Path]) -> dict[str, Array]:
 
 
 def brought(images: Path) -> dict[str, Array]:
-    """The statistics that a batch brings, in float64; none if it brings none.
-
-    Raises UserError if one of a pair is missing, or they are no mean and covariance.
-    """
+    """Statistics in an npz batch, in float64; empty for other images. Raises UserError if they are incomplete or invalid."""
     if read_json(images / "index.json", "kind")["kind"] != "npz":
         return {}
-    path, given = images / "batch.npz", dict[str, Array]()
-    stored = read_arrays(path, *(name for pair in SPACES.values() for name in pair))
-    for pair in SPACES.values():
-        here = [name for name in pair if name in stored]
-        if len(here) == 1:
-            raise UserError(f"{path}: holds {here[0]} without its fellow of {' and '.join(pair)}; get it again")
-        try:
-            given |= {name: stored[name].astype(np.float64) for name in here}
-        except ValueError as error:
-            raise UserError(f"{path}: {' or '.join(pair)} is no array of numbers ({error}); get it again") from None
-        if here:
-            mean, spread = (given[name] for name in pair)
+    path, names = images / "batch.npz", [name for pair in SPACES.values() for name in pair]
+    stored = read_arrays(path, *names)
+    here = [name for name in names if name in stored]
+    if here not in ([], names[:2], names):
+        raise UserError(f"{path}: contains only {', '.join(here)} of the statistics {', '.join(names)}; download it again")
+    try:
+        given = {name: stored[name].astype(np.float64) for name in here}
+    except ValueError as error:
+        raise UserError(f"{path}: the statistics {', '.join(here)} are not all numbers ({error}); download it again") from None
+    for name, other in SPACES.values():
+        if name in given:
+            mean, spread = given[name], given[other]
             if spread.shape != mean.shape * 2 or not (np.isfinite(mean).all() and np.isfinite(spread).all()):
-                raise UserError(f"{path}: {pair[0]} {mean.shape} and {pair[1]} {spread.shape} are no mean and covariance")
-    if given and "mu" not in given:
-        raise UserError(f"{path}: holds mu_s without mu; get it again")
+                raise UserError(f"{path}: {name} {mean.shape} and {other} {spread.shape} are not a mean and a covariance")
     return given
 
 
 def held(net: Network, found: Arrays, labels_N: Array, known: dict[str, Array]) -> dict[str, Any]:
-    """What held-out images score."""
+    """Scores of held-out images."""
     features, name = found["features"], suffix(net.family, net.sha256, len(labels_N))
-    guessed = (features @ known["probe_weight"].T + known["probe_bias"]).argmax(1)
     return {
         "images": len(labels_N),
         f"{'fd' if name else 'fid'}{name}": frechet_distance(moments(features), (known["mu"], known["sigma"])),
         **({f"is{name}": inception_score(found["logits"])} if "logits" in found else {}),
-        "probe_accuracy": float((guessed == labels_N).mean()),
+        "probe_accuracy": probe_accuracy(features, labels_N, known),
     }
 
 
 def fitted(features_NF: Array, labels_N: Array) -> dict[str, Array]:
-    """A logistic probe for the class."""
+    """A logistic class probe: weight (classes, F) and bias for features as they are, fitted to standardised ones."""
     from sklearn.linear_model import LogisticRegression
 
     mean, spread = features_NF.mean(0), features_NF.std(0) + 1e-6
     fit = LogisticRegression(C=0.01, max_iter=300).fit((features_NF - mean) / spread, labels_N)
     coefficients, intercept = fit.coef_, fit.intercept_
-    if len(coefficients) == 1:  # of two classes scikit-learn keeps one
+    if len(coefficients) == 1:  # for two classes scikit-learn keeps one row
         coefficients, intercept = np.concatenate([-coefficients, coefficients]) / 2, np.concatenate([-intercept, intercept]) / 2
     weight = coefficients / spread
     return {"probe_weight": weight, "probe_bias": intercept - weight @ mean}

@@ -1,1 +1,1 @@
-"""What lies outside to pixels: downloads, ImageNet, folders, archives, drawings; each image is read where it lies."""
+"""Acquires images: downloads, ImageNet, folders, archives, rendered drawings. Images are read without unpacking."""

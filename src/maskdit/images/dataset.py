@@ -1,4 +1,4 @@
-"""Images as the steps see them: where `fetch` has put them, and their labels."""
+"""Images as the steps read them from a folder that `fetch` has written, with their labels."""
 
 import zipfile
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from maskdit.images.index import Encoded, Found
 class Images:
     """Labelled images: pixels (N, H, W, 3) uint8, labels (N,) int64, class names; heldout marks the validation split.
 
-    pixels is an array, or what reads each image where it lies when it is indexed, by a number, a slice or an array of numbers.
+    `pixels` is an array or an object that decodes images when it is indexed, by a number, a slice or an array of numbers.
     """
 
     pixels: Any
@@ -35,7 +35,7 @@ class Images:
 
     @classmethod
     def load(cls, folder: Path) -> "Images":
-        """Read what `fetch` made; pixels stay on the disk until they are asked for. Raises UserError if it is not images."""
+        """Read what `fetch` wrote; pixels stay on disk until they are indexed. Raises UserError if it does not hold images."""
         index = read_json(folder / "index.json", "kind")
         shape = tuple(index.get("shape", ()))
         match index["kind"]:
@@ -47,47 +47,51 @@ class Images:
                 pixels = npz_images(folder / "batch.npz")
                 return cls(pixels, np.full(len(pixels), -1), np.zeros(len(pixels), bool), ())
             case other:
-                raise UserError(f"{folder}: holds {other}, not images; name an entry of fetch with images")
+                raise UserError(f"{folder}: holds {other}, not images; name a fetch entry that provides images")
         if tuple(pixels.shape) != shape:
-            raise UserError(f"{folder}: holds images {pixels.shape}, its index says {shape}; fetch again")
+            raise UserError(f"{folder}: holds images {pixels.shape}, but its index says {shape}; run fetch again")
         labels, heldout = read_array(folder / "labels.npy"), read_array(folder / "heldout.npy")
         return cls(pixels, labels, heldout, tuple(read_json(folder / "index.json", "classes")["classes"]))
 
     def rows(self, heldout: bool) -> Array:
-        """Numbers of the images of one split, ascending."""
+        """Indices of the images of one split, ascending."""
         return np.flatnonzero(self.heldout == heldout)
 
 
-def _npz_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int, bool]:
-    """Shape and type of arr_0, where its numbers begin in the file, and whether they lie there as they are."""
+def demand_count(field: str, found: int, declared: int) -> None:
+    """Raise UserError unless the number of items that were found is the one that params.yaml declares."""
+    if found != declared:
+        raise UserError(f"fetch: {found} {field} found, params.yaml declares {field}: {declared}; correct it, or the data")
+
+
+def _npz_header(path: Path) -> tuple[tuple[int, ...], int | None]:
+    """Shape of arr_0, and the offset of its numbers in the file; None if they are compressed or in Fortran order."""
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             member = archive.getinfo("arr_0.npy")
             with archive.open(member) as stream:
                 shape, fortran, kind = array_header(stream)
-                long = stream.tell()
+                header = stream.tell()
             file.seek(member.header_offset)
-            start = member.header_offset + header_length(file.read(30)) + long
-            return shape, kind, start, member.compress_type == zipfile.ZIP_STORED and not fortran
+            start = member.header_offset + header_length(file.read(30)) + header
     except (OSError, *DAMAGE) as error:
-        raise UserError(f"{path}: no batch of images as ADM's evaluator stores it ({error}); get it again") from None
+        raise UserError(f"{path}: not an image batch in the format of ADM's evaluator ({error}); get it again") from None
+    if kind != np.uint8 or len(shape) != 4 or shape[-1] != 3:
+        raise UserError(f"{path}: arr_0 is {kind} {shape}, not uint8 (N, H, W, 3); use another file")
+    return shape, start if member.compress_type == zipfile.ZIP_STORED and not fortran else None
 
 
 def npz_shape(path: Path) -> tuple[int, ...]:
-    """Shape of the images of an npz, which are not read; raises UserError if they are not uint8 (N, H, W, 3)."""
-    shape, kind, _, _ = _npz_header(path)
-    if kind != np.uint8 or len(shape) != 4 or shape[-1] != 3:
-        raise UserError(f"{path}: arr_0 is {kind} {shape}, not uint8 (N, H, W, 3)")
-    return shape
+    """Shape of the images in an npz, without reading them. Raises UserError if they are not uint8 (N, H, W, 3)."""
+    return _npz_header(path)[0]
 
 
 def npz_images(path: Path) -> Array:
-    """arr_0 of an npz, memory-mapped if it is stored as it is."""
-    shape = npz_shape(path)
-    _, kind, start, plain = _npz_header(path)
+    """arr_0 of an npz, memory-mapped if it is not compressed. Raises the same errors as `npz_shape`."""
+    shape, start = _npz_header(path)
     try:
-        if plain:
-            return np.memmap(path, kind, "r", start, shape)
+        if start is not None:
+            return np.memmap(path, np.uint8, "r", start, shape)
         with np.load(path, allow_pickle=False) as stored:
             return stored["arr_0"]
     except (OSError, *DAMAGE) as error:

@@ -1,4 +1,4 @@
-"""Encoded pictures to pixels: what is opened at all, how it becomes RGB, and ADM's crop."""
+"""Decodes encoded images to RGB pixels, for allowed formats only, and crops them as ADM does."""
 
 import io
 import warnings
@@ -9,28 +9,25 @@ from PIL import Image, UnidentifiedImageError
 
 from maskdit.config.base import UserError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no others are tried: some decoders of Pillow run programs
-LONGEST = 100  # times the shorter side: a thinner image would fill the memory when its shorter side is enlarged
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no others: some of Pillow's decoders run programs
+LONGEST = 100  # maximum aspect ratio: the crop of a thinner image would need too much memory
 
-warnings.simplefilter("error", Image.DecompressionBombWarning)  # once, for what each thread sets and resets is set for all
+warnings.simplefilter("error", Image.DecompressionBombWarning)  # set once at import, because filters are not thread-safe
 
 
 def decode(data: bytes, name: str = "image") -> Image.Image:
-    """An encoded image as RGB: CMYK, grey and palettes converted, transparency laid on white, 16 bits cut to 8.
-
-    EXIF's orientation is not applied, as ADM does not. Raises UserError if it is damaged, or large enough to be a bomb.
-    """
+    """Decode an image to RGB, ignoring EXIF's orientation as ADM does. Raises UserError if it is damaged or far too large."""
     try:
         image = opened(data)
         image.load()
         return flat(image)
-    except Exception as error:  # decoders raise whatever hostile bytes make them
+    except Exception as error:  # decoders raise all kinds of errors for malformed bytes
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())[:160]
         raise UserError(f"{name}: damaged ({reason or type(error).__name__})") from None
 
 
 def opened(data: bytes) -> Image.Image:
-    """An image whose format, mode and size are known, not decoded yet; raises what Pillow raises, ValueError for a thread."""
+    """An image with known format, mode and size, not decoded yet. Raises Pillow's errors, or ValueError if it is too thin."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if max(image.size) > LONGEST * min(image.size):
         raise ValueError(f"{image.width} x {image.height} pixels")
@@ -38,7 +35,7 @@ def opened(data: bytes) -> Image.Image:
 
 
 def flat(image: Image.Image) -> Image.Image:
-    """A decoded image as RGB of 8 bits; raises ValueError for one of floating-point numbers."""
+    """Convert to RGB with 8 bits, the upper ones of 16, and transparency on white. Raises ValueError for floating-point pixels."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
     if image.mode.startswith("I"):
@@ -50,9 +47,9 @@ def flat(image: Image.Image) -> Image.Image:
 
 
 def centre_crop(image: Image.Image, side: int) -> NDArray[np.uint8]:
-    """The centre (side, side, 3) of an image whose shorter side is brought to `side`, as ADM prepares ImageNet.
+    """The centre (side, side, 3) of an image, after its shorter side is resized to `side` as ADM prepares ImageNet.
 
-    It is halved by averaging while it is at least twice as large, and then resized by bicubic interpolation.
+    The image is halved with a box filter while it is at least twice as large, then resized with bicubic interpolation.
     """
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)

@@ -1,4 +1,4 @@
-"""A large file from the net: resumed where it was cut, checked, and only then given its name."""
+"""Downloads of large files, which resume after interruptions and get their name only after a check."""
 
 import hashlib
 import os
@@ -18,14 +18,15 @@ from maskdit.artifacts.atomic import read_json, sha256, write_json, writing
 from maskdit.config.base import UserError
 from maskdit.runtime.progress import LOG_SECONDS, say
 
-ATTEMPTS = 5  # in a row without a byte more
-WAIT = 2.0  # seconds before the first of them, twice as many before each next
+ATTEMPTS = 5  # maximum number of consecutive retries without progress
+WAIT = 2.0  # seconds before the first retry; doubles with each further one
 TIMEOUT = 60.0  # seconds without an answer
-CHUNK = 2**20
+CHUNK = 2**20  # bytes
+PAGE = "is an HTML page, not a file; open it in a browser to see what it says"
 
 
 def allowed(url: str) -> bool:
-    """Whether a file may come from there: https, a file, or this machine's own loopback."""
+    """Whether a file may be read from an address: https, a local file, or the loopback interface."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -38,16 +39,16 @@ def allowed(url: str) -> bool:
 
 
 def name_of(url: str) -> str:
-    """The name of a file by its address; 'weights' where that is none that is harmless."""
+    """The file name in an address; 'weights' if it is missing or unsafe."""
     name = Path(unquote(urlsplit(url).path)).name
     return name if re.fullmatch(r"\w[\w.+-]*", name) else "weights"
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a file is; `token` is told to that host alone, and `shown` stands in its place where the address is a secret.
+    """Address of a file.
 
-    advice: what to do if the server refuses.
+    token: sent to this host only. shown: printed in place of a secret address. advice: what to do if the server refuses.
     """
 
     url: str = field(repr=False)
@@ -59,63 +60,58 @@ class Address:
         return self.shown or self.url
 
     def demand(self) -> None:
-        """Raise UserError unless the address is allowed, and the token one that can be sent."""
+        """Raise UserError unless the address is allowed and the token can be sent in a header."""
         if not allowed(self.url):
-            raise UserError(f"{self}: only https:// and file:// are read")
+            raise UserError(f"{self}: only https:// and file:// addresses are supported")
         if self.token is not None and not re.fullmatch(r"[!-~]+", self.token):
-            raise UserError(f"{self}: the token is empty, or holds blanks or other characters that no token has; set it again")
+            raise UserError(f"{self}: the token is empty, or contains blanks or non-ASCII characters; set it again")
 
     def request(self, **headers: str) -> Request:
-        """A request whose token urllib itself does not send on when the host sends on."""
+        """A request for the file, whose token urllib does not forward when the host redirects."""
         request = Request(self.url, headers={"Accept-Encoding": "identity", "User-Agent": "maskdit", **headers})
         self.sign(request)
         return request
 
     def sign(self, request: Request) -> None:
-        """Add the token if the request is to this address's own host."""
+        """Add the token if the request goes to the host of this address."""
         ours, theirs = urlsplit(self.url), urlsplit(request.full_url)
         if self.token and (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc):
             request.add_unredirected_header("Authorization", f"Bearer {self.token}")
 
     def reason(self, error: BaseException) -> str:
-        """What an error says, without what it may tell of a secret address."""
+        """The message of an error, without details that could reveal a secret address."""
         if self.shown:
             return getattr(error, "strerror", None) or type(error).__name__
         return " ".join(str(error).split()) or type(error).__name__
 
 
 class Redirects(HTTPRedirectHandler):
-    """Redirections, but only to where a file may come from; urllib itself follows none to a file of this machine."""
+    """Follows redirects to allowed addresses, or none. urllib itself refuses redirects to local files."""
 
-    def __init__(self, address: Address) -> None:
-        self.address = address
+    def __init__(self, address: Address, follow: bool = True) -> None:
+        self.address, self.follow = address, follow
 
     def redirect_request(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str) -> Any:
-        """The request to follow; raises UserError for one that leaves https."""
+        """The redirected request; None makes the redirect itself the answer. Raises UserError if the request leaves https."""
+        if not self.follow:
+            return None
         if not allowed(newurl):
             fp.close()
             place = "an address" if self.address.shown else newurl
-            raise UserError(f"{self.address}: sends on to {place}, which is not https")
+            raise UserError(f"{self.address}: redirects to {place}, which is not https; correct the url")
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None:
             self.address.sign(request)
         return request
 
 
-class Stay(HTTPRedirectHandler):
-    """No redirection at all."""
-
-    def redirect_request(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str) -> None:
-        """None: the answer itself is wanted."""
-
-
 def headers_of(address: Address) -> Any:
-    """What the host itself tells of a file before it sends on; empty if it refuses to tell."""
+    """Headers of a file from its host, before any redirect; empty if the host refuses."""
     address.demand()
     request = address.request()
     request.method = "HEAD"
     try:
-        with build_opener(Stay).open(request, timeout=TIMEOUT) as answer:
+        with build_opener(Redirects(address, follow=False)).open(request, timeout=TIMEOUT) as answer:
             return answer.headers
     except HTTPError as error:
         error.close()
@@ -126,50 +122,46 @@ def headers_of(address: Address) -> Any:
 
 @dataclass(frozen=True)
 class Partial:
-    """A download under way: the bytes so far, and beside them what they are part of."""
+    """An unfinished download: the bytes so far, and a JSON file with their source, version and full size."""
 
     part: Path
     note: Path
 
     def known(self, url: str) -> tuple[int, str | None, int | None]:
-        """Bytes so far, the version that they are of, and its size; nothing if they cannot be gone on from."""
-        if not self.part.exists() or not self.note.exists():
-            return 0, None, None
-        note = read_json(self.note)
-        if note["url"] != url or note["version"] is None:
-            return 0, None, None
-        return self.part.stat().st_size, note["version"], note["size"]
+        """Number of bytes so far, their version, and the full size; (0, None, None) if the download cannot be resumed."""
+        if self.part.exists() and self.note.exists():
+            note = read_json(self.note)
+            if note["url"] == url and note["version"] is not None:
+                return self.part.stat().st_size, note["version"], note["size"]
+        return 0, None, None
 
     def forget(self) -> None:
-        """Remove both."""
+        """Delete both files."""
         self.part.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
 
 
 def version_of(headers: Any) -> str | None:
-    """What If-Range may compare: a strong ETag, else the date; None: a cut download starts again."""
+    """The value for If-Range: a strong ETag, else the date; None if an interrupted download must restart."""
     tag = headers.get("ETag")
     return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
 
 
 def demand_room(address: Address, partial: Partial, size: int) -> None:
-    """Raise UserError unless a file of this size, which takes the place of what is there of it, fits on its disk."""
-    old = partial.part.stat().st_size if partial.part.exists() else 0
-    free = shutil.disk_usage(partial.part.parent).free + old
+    """Raise UserError unless a file of this size fits on the disk if it replaces the partial one."""
+    old, place = partial.part.stat().st_size if partial.part.exists() else 0, partial.part.parent
+    free = shutil.disk_usage(place).free + old
     if free < size:
-        place = partial.part.parent
-        raise UserError(
-            f"{address}: has {size / 1e9:.1f} GB, {place} has {free / 1e9:.1f} GB free; make room, or link it elsewhere"
-        )
+        raise UserError(f"{address}: has {size / 1e9:.1f} GB, {place} has {free / 1e9:.1f} GB free; make room or link it elsewhere")
 
 
 def fetch_rest(url: Address, partial: Partial) -> int | None:
-    """Ask for what is missing and append it; the size of the whole, None if the server does not tell.
+    """Download the missing bytes and append them. Returns the full size; None if the server does not report it.
 
-    A server that answers with the whole file, since it knows no ranges or the file has changed, makes it start again.
-    Raises UserError for a page in place of a file, OSError or HTTPException for what another attempt may mend.
+    Restarts if the server answers with the whole file, because it does not support ranges or the file has changed.
+    Raises UserError for an HTML page, OSError or HTTPException if a retry may help.
     """
-    name = hashlib.sha256(url.url.encode()).hexdigest()  # an address may be a secret
+    name = hashlib.sha256(url.url.encode()).hexdigest()  # not the address itself, which may be secret
     have, version, size = partial.known(name)
     if size is not None and have == size:
         return size
@@ -179,10 +171,10 @@ def fetch_rest(url: Address, partial: Partial) -> int | None:
         resumed = answer.status == 206 and came.startswith(f"{have}-")
         if answer.status == 206 and not resumed:
             partial.forget()
-            raise ConnectionError(f"answers with bytes {came}, asked for those from {have}")
+            raise ConnectionError(f"answered with bytes {came}, not with those from {have}")
         if answer.headers.get_content_type() == "text/html":
             partial.forget()
-            raise UserError(f"{url}: answers with a page, not a file; open it in a browser to see what it says")
+            raise UserError(f"{url}: {PAGE}")
         total = came.partition("/")[2] if resumed else answer.headers.get("Content-Length")
         size = int(total) if total and total.isdigit() else None
         if not resumed:
@@ -203,7 +195,7 @@ def fetch_rest(url: Address, partial: Partial) -> int | None:
 
 
 def fetch_all(url: Address, partial: Partial) -> int | None:
-    """Go on until all is there; the size of the whole. Raises UserError if that comes to nothing; what came is kept."""
+    """Download with retries until the file is complete. Returns its size, if known. Raises UserError and keeps the bytes so far."""
     failures, best = 0, -1
     while True:
         try:
@@ -211,13 +203,13 @@ def fetch_all(url: Address, partial: Partial) -> int | None:
             have = partial.part.stat().st_size
             if size is None or have == size:
                 return size
-            problem = f"ends after {have} of {size} bytes"
+            problem = f"stopped after {have} of {size} bytes"
             if have > size:
                 partial.forget()
         except HTTPError as error:
             error.close()
             problem = f"answers {error.code}" if url.shown else f"answers {error.code} {error.reason}"
-            if error.code == 416:  # what we have is no beginning of what they have
+            if error.code == 416:  # the bytes so far are not a beginning of the file
                 partial.forget()
             elif error.code < 500 and error.code not in (408, 429):
                 raise UserError(f"{url}: {problem}; {url.advice}") from None
@@ -229,16 +221,16 @@ def fetch_all(url: Address, partial: Partial) -> int | None:
         have = partial.part.stat().st_size if partial.part.exists() else 0
         failures, best = (0, have) if have > best else (failures + 1, best)
         if failures >= ATTEMPTS:
-            raise UserError(f"{url}: {problem}; run it again to go on")
-        say(f"download: {problem}; going on from {have / 1e6:.0f} MB")
+            raise UserError(f"{url}: {problem}; run the step again to resume")
+        say(f"download: {problem}; resuming at {have / 1e6:.0f} MB")
         time.sleep(WAIT * 2**failures)
 
 
 def download(url: str | Address, path: Path, wanted: str | None) -> str:
-    """Get a file and return its sha256; `wanted` is what it must be, None to take what comes.
+    """Download a file and return its sha256, which must be `wanted` unless that is None.
 
-    What is half there lies beside it as .part and is gone on from. Raises UserError, in one line, for an address that is not https,
-    a refusal, a page of HTML, a wrong size or a wrong hash; of the last three nothing is kept.
+    An unfinished download is kept as .part and resumed. Raises UserError for an address that is not allowed, a refusal, and for an
+    HTML page, an unknown size or a wrong hash; in these three cases the bytes are deleted.
     """
     address = Address(url) if isinstance(url, str) else url
     address.demand()
@@ -252,11 +244,11 @@ def download(url: str | Address, path: Path, wanted: str | None) -> str:
     found = sha256(partial.part)
     refusal = None
     if start.startswith((b"<!doctype html", b"<html")):
-        refusal = "is a page, not a file; open it in a browser to see what it says"
+        refusal = PAGE
     elif wanted is not None and found != wanted:
-        refusal = f"has sha256 {found}, not {wanted}; nothing is kept"
+        refusal = f"has sha256 {found}, not {wanted}, and was deleted; correct the sha256 or the url"
     elif wanted is None and size is None:
-        refusal = "does not tell its size, so a cut would go unseen; name its sha256"
+        refusal = "the server does not report its size, so a truncated file would go unnoticed; set its sha256"
     if refusal:
         partial.forget()
         raise UserError(f"{address}: {refusal}")

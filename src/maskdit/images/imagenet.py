@@ -1,4 +1,4 @@
-"""ImageNet-1k (ILSVRC 2012) in every form that it comes in, read where it lies."""
+"""Finds the images and labels of ImageNet-1k (ILSVRC 2012) in each form that it is distributed in."""
 
 import csv
 import gzip
@@ -14,65 +14,57 @@ from typing import IO
 import numpy as np
 
 from maskdit.config.base import UserError
-from maskdit.config.images import ImageNet, PublishedLatents
-from maskdit.images import tar_members
-from maskdit.images.archives import TABLE
-from maskdit.images.index import RECORD, Found, classified, gathered, listed, records_of
+from maskdit.config.images import ImageNet
+from maskdit.images.archives import TABLE, tar_members
+from maskdit.images.index import RECORD, Found, classified, gathered, listed
 
 REVISION = "49e2ee26f3810fb5a7536bbf732a7b07389a47b5"  # of ILSVRC/imagenet-1k on the hub
 COMPETITION = "imagenet-object-localization-challenge"
 WNID = re.compile(r"n\d{8}")
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 SOLUTION = "LOC_val_solution.csv"
-CLASSES = 2**16  # at most
-LARGEST = 2**24  # bytes of a list of labels
+CLASSES = 2**16  # maximum number of classes
+LARGEST = 2**24  # maximum bytes of a list of labels
 
 
 def form(root: Path) -> str | None:
-    """Which form of ImageNet lies in a folder."""
+    """The form of ImageNet that a folder contains; None if there is none."""
     if home(root, "train") is not None:
         return "folders"
     if (root / "ILSVRC2012_img_train.tar").exists():
         return "tars"
     if (root / f"{COMPETITION}.zip").exists():
         return "kaggle"
-    if tables(root, "train"):
-        return "tables"
-    return None
+    return "tables" if tables(root, "train") else None
 
 
 def home(root: Path, split: str) -> Path | None:
-    """The folder of a split, as the tars or Kaggle's archive unpack to; None if there is none with something in it."""
+    """The non-empty folder of a split, in the layout of unpacked tars or of Kaggle's archive; None if there is none."""
     names = (split, f"ILSVRC/Data/CLS-LOC/{split}", *(["validation"] if split == "val" else []))
     return next((root / name for name in names if any((root / name).glob("*"))), None)
 
 
 def tables(root: Path, split: str) -> list[Path]:
-    """The parquet files of a split, in order; raises UserError if their names tell that one is missing."""
+    """The parquet files of a split, in order. Raises UserError if their names show that one is missing."""
     files = sorted([*root.glob(f"{split}-*.parquet"), *root.glob(f"data/{split}-*.parquet")])
     for number, path in enumerate(files):
-        told = re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", path.name)
-        if told and (int(told[1]) != number or int(told[2]) != len(files)):
-            raise UserError(f"{path.parent}: {len(files)} of {int(told[2])} files {split}-*.parquet; get the others, or all again")
+        name = re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", path.name)
+        if name and (int(name[1]) != number or int(name[2]) != len(files)):
+            raise UserError(f"{path.parent}: {len(files)} of {int(name[2])} files {split}-*.parquet; download the missing ones")
     return files
 
 
 def scanned(config: ImageNet) -> tuple[Found, Found]:
-    """The training images, sorted by wnid and name, and the validation images; labels of the latter are -1 where none are told."""
+    """The training images, sorted by wnid and name, and the validation images, whose labels are -1 if nothing tells them."""
     root = Path(config.root)
     match form(root):
         case "folders":
             train, validation = below(root, home(root, "train")), below(root, home(root, "val"))
         case "tars":
-            train, validation = (
-                in_files(root, [root / "ILSVRC2012_img_train.tar"]),
-                in_files(root, [root / "ILSVRC2012_img_val.tar"]),
-            )
+            train, validation = (in_files(root, [root / f"ILSVRC2012_img_{split}.tar"]) for split in ("train", "val"))
         case "kaggle":
-            path = root / f"{COMPETITION}.zip"
-            every = in_files(root, [path])
-            base = "ILSVRC/Data/CLS-LOC"
-            train, validation = (part(every, f"{base}/{split}/") for split in ("train", "val"))
+            every = in_files(root, [root / f"{COMPETITION}.zip"])
+            train, validation = (part(every, f"ILSVRC/Data/CLS-LOC/{split}/") for split in ("train", "val"))
         case _:
             train, validation = (in_tables(root, split) for split in ("train", "validation"))
     if len(validation) and not validation.classes and (answers := solution(root)):
@@ -80,37 +72,35 @@ def scanned(config: ImageNet) -> tuple[Found, Found]:
     if not config.validation:
         validation = validation.only(np.arange(0))
     if len(train) and not train.classes:
-        raise UserError(f"{root}: {train.names[0]} lies in no wnid (n and eight digits), which the folder of an image is")
+        raise UserError(f"{root}: {train.names[0]} is in no folder named by a wnid (n and eight digits); use WNID/image")
     return train, validation
 
 
 def below(root: Path, folder: Path | None) -> Found:
-    """The images below a folder of the root, and in archives there; none without a folder."""
+    """The images below a folder of the root, including those in archives; none if folder is None."""
     if folder is None:
         return in_files(root, [])
-    loose = in_files(root, listed(folder))
-    prefix = f"{folder.relative_to(root)}/"
-    return named(replace(loose, names=tuple(name.removeprefix(prefix) for name in loose.names)))
+    return relative(in_files(root, listed(folder)), f"{folder.relative_to(root)}/")
 
 
 def in_files(root: Path, files: list[Path]) -> Found:
-    """The images of some files, by name."""
-    containers, sizes, found = gathered(root, [path for path in files if path.exists()])
-    found = sorted(found, key=lambda each: each[1][0])
-    names = tuple(entry[0] for _, entry in found)
-    labels = np.full(len(names), -1)
-    return named(Found(root, tuple(containers), tuple(sizes), records_of(found), names, labels, ()))
+    """The images of the files that exist, sorted by name."""
+    return named(gathered(root, [path for path in files if path.exists()]))
 
 
 def part(found: Found, prefix: str) -> Found:
-    """The images whose names begin so, without it."""
+    """The images whose names start with a prefix, which is removed."""
     rows = np.array([row for row, name in enumerate(found.names) if name.startswith(prefix)], int)
-    kept = found.only(rows)
-    return named(replace(kept, names=tuple(name.removeprefix(prefix) for name in kept.names)))
+    return relative(found.only(rows), prefix)
+
+
+def relative(found: Found, prefix: str) -> Found:
+    """The same images, with a prefix removed from their names, and labelled again."""
+    return named(replace(found, names=tuple(name.removeprefix(prefix) for name in found.names)))
 
 
 def named(found: Found) -> Found:
-    """With labels and classes by the folders in the names, if those are wnids; else neither is known."""
+    """Set labels and classes from the folders in the names if these are wnids; otherwise mark both as unknown."""
     labels, classes = classified(found.names)
     if all(WNID.fullmatch(name) for name in classes):
         return replace(found, labels=labels, classes=classes)
@@ -118,7 +108,7 @@ def named(found: Found) -> Found:
 
 
 def told(found: Found, wnids: dict[str, str]) -> Found:
-    """With the class of each image by the stem of its file."""
+    """Set the class of each image from a table of wnids by file stem."""
     classes = tuple(sorted(set(wnids.values())))
     number = {name: label for label, name in enumerate(classes)}
     labels = [number.get(wnids.get(Path(name).stem, ""), -1) for name in found.names]
@@ -126,14 +116,14 @@ def told(found: Found, wnids: dict[str, str]) -> Found:
 
 
 def solution(root: Path) -> dict[str, str]:
-    """The wnid of each validation image, by its stem: from Kaggle's table, beside or in its zip, or the development kit.
+    """The wnid of each validation image by file stem: from Kaggle's table, on its own or in the zip, or the development kit.
 
-    Raises UserError if what tells them is damaged; empty if nothing tells them.
+    Empty if none of these exists. Raises UserError if one is damaged.
     """
-    table, archive, kit = root / SOLUTION, root / f"{COMPETITION}.zip", root / DEVKIT
+    archive, kit = root / f"{COMPETITION}.zip", root / DEVKIT
     try:
-        if table.exists():
-            with table.open("rb") as stream:
+        if (root / SOLUTION).exists():
+            with (root / SOLUTION).open("rb") as stream:
                 return from_csv(stream)
         if archive.exists():
             with zipfile.ZipFile(archive) as members:
@@ -142,22 +132,22 @@ def solution(root: Path) -> dict[str, str]:
                         return from_csv(stream)
         return from_kit(kit) if kit.exists() else {}
     except (ValueError, LookupError, zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError, zlib.error, EOFError) as error:
-        raise UserError(f"{root}: the labels of the validation images cannot be read ({error}); get their file again") from None
+        raise UserError(f"{root}: the labels of the validation images cannot be read ({error}); get them again") from None
 
 
 def from_csv(stream: IO[bytes]) -> dict[str, str]:
-    """Kaggle's table: an image's name, and its wnid before the boxes."""
+    """Wnids by file stem from Kaggle's table, where each is followed by bounding boxes."""
     rows = csv.DictReader(io.StringIO(stream.read(LARGEST).decode()))
     return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
 
 
 def from_kit(path: Path) -> dict[str, str]:
-    """The development kit: numbers of the classes of the images in order, and Matlab's table of the numbers' wnids."""
+    """Wnids by file stem from the development kit: a list of class numbers, and a Matlab table of their wnids."""
     from scipy.io import loadmat
 
     found: dict[str, bytes] = {}
     with gzip.open(path) as kit:
-        for member in tar_members.members(kit):
+        for member in tar_members(kit):
             name = PurePosixPath(member.name).name
             if member.isreg() and name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt") and member.size <= LARGEST:
                 kit.seek(member.offset_data)
@@ -169,7 +159,7 @@ def from_kit(path: Path) -> dict[str, str]:
 
 
 def in_tables(root: Path, split: str) -> Found:
-    """The images of parquet tables; labels are the tables' own, which must follow the wnids in the names."""
+    """The images of a split's parquet tables, with their labels. Raises UserError if these are not in the order of the wnids."""
     from pyarrow import ArrowException, parquet
 
     records, names, labels = [], [], []
@@ -180,54 +170,40 @@ def in_tables(root: Path, split: str) -> Found:
             for group in range(table.num_row_groups):
                 columns = table.read_row_group(group, columns=["image.path", "label"])
                 known = columns.column("label").to_pylist()
-                told_names = columns.column("image").combine_chunks().field("path").to_pylist()
+                paths = columns.column("image").combine_chunks().field("path").to_pylist()
                 records += [(container, TABLE, group, row, 0) for row in range(len(known))]
-                names += [name or f"{path.name}/{group}/{row}" for row, name in enumerate(told_names)]
+                names += [name or f"{path.name}/{group}/{row}" for row, name in enumerate(paths)]
                 labels += [-1 if label is None else label for label in known]
         except (ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path}: not one of the hub's tables ({next(iter(str(error).splitlines()), '')}); get it again"
-            ) from None
+            reason = next(iter(str(error).splitlines()), "")
+            raise UserError(f"{path}: not one of the hub's tables ({reason}); download it again") from None
     if odd := [label for label in labels if not isinstance(label, int) or not -1 <= label < CLASSES]:
-        raise UserError(f"{root}: {split} has the label {str(odd[0])[:20]}, which is no class; get the tables again")
+        raise UserError(f"{root}: {split} has the label {str(odd[0])[:20]}, which is not a class; download the tables again")
     wnids = [WNID.search(name) for name in names]
     pairs = sorted({(label, found[0]) for label, found in zip(labels, wnids, strict=True) if found})
-    told_by_name = dict(pairs)
-    if len(told_by_name) < len(pairs) or [wnid for _, wnid in pairs] != sorted(set(told_by_name.values())):
-        raise UserError(f"{root}: labels of {split} do not follow the order of the wnids; get the tables of revision {REVISION}")
-    classes = tuple(told_by_name.get(label, f"n{label:08d}") for label in range(max(labels, default=-1) + 1))
-    relative = tuple(str(path.relative_to(root)) for path in files)
-    sizes = tuple(path.stat().st_size for path in files)
-    return Found(root, relative, sizes, np.array(records, RECORD), tuple(names), np.array(labels, np.int64), classes)
+    by_label = dict(pairs)
+    if len(by_label) < len(pairs) or [wnid for _, wnid in pairs] != sorted(set(by_label.values())):
+        raise UserError(f"{root}: labels of {split} do not follow the order of the wnids; download revision {REVISION}")
+    classes = tuple(by_label.get(label, f"n{label:08d}") for label in range(max(labels, default=-1) + 1))
+    containers, sizes = tuple(str(path.relative_to(root)) for path in files), tuple(path.stat().st_size for path in files)
+    return Found(root, containers, sizes, np.array(records, RECORD), tuple(names), np.array(labels, np.int64), classes)
 
 
 def joined(train: Found, validation: Found) -> Found:
-    """Training images, then validation images; classes are those of the former.
-
-    Raises UserError if the latter are of other classes.
-    """
-    if validation.labels.max(initial=-1) >= 0 and not set(validation.classes) <= set(train.classes):
-        other = sorted(set(validation.classes) - set(train.classes))[0]
-        raise UserError(f"{validation.root}: the validation images have the class {other}, the training images do not")
+    """Training images followed by validation images. Raises UserError if the latter have a class that the former lack."""
+    if validation.labels.max(initial=-1) >= 0 and (other := sorted(set(validation.classes) - set(train.classes))):
+        raise UserError(
+            f"{validation.root}: the validation images have class {other[0]}, which the training images lack; correct one of them"
+        )
     number = {name: label for label, name in enumerate(train.classes)}
-    moved = np.array([number.get(name, -1) for name in validation.classes] or [-1])
-    labels = np.where(validation.labels >= 0, moved[validation.labels.clip(min=0)], -1)
+    moved = np.array([*(number.get(name, -1) for name in validation.classes), -1])  # the last one is for label -1
     records = validation.records.copy()
     records["container"] += len(train.containers)
-    return Found(
-        train.root,
-        train.containers + validation.containers,
-        train.sizes + validation.sizes,
-        np.concatenate([train.records, records]),
-        train.names + validation.names,
-        np.concatenate([train.labels, labels]),
-        train.classes,
+    return replace(
+        train,
+        containers=train.containers + validation.containers,
+        sizes=train.sizes + validation.sizes,
+        records=np.concatenate([train.records, records]),
+        names=train.names + validation.names,
+        labels=np.concatenate([train.labels, moved[validation.labels]]),
     )
-
-
-def demand_latents(config: PublishedLatents) -> None:
-    """Raise UserError unless the root holds latents of the format."""
-    root = Path(config.root)
-    wanted = "data.mdb" if config.format == "lmdb" else "*.tar"
-    if not any(root.glob(wanted)):
-        raise UserError(f"{root}: holds no {wanted}; lay or link the published latents there")

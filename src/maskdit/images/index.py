@@ -1,12 +1,12 @@
-"""Encoded images where they lie, in folders, tar and zip files or parquet tables: read one by one at random, never unpacked."""
+"""Random access to encoded images in folders, tar and zip files or parquet tables, without unpacking them."""
 
 import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 from maskdit.artifacts.arrays import read_array
 from maskdit.artifacts.atomic import read_json, save_array, write_json
 from maskdit.config.base import UserError
-from maskdit.images.archives import DEFLATED, IMAGES, LARGEST, STORED, TABLE, Entry, entries_of, harmless, header_length, inflated
+from maskdit.images.archives import DEFLATED, IMAGES, LARGEST, STORED, TABLE, entries_of, harmless, header_length, inflated
 from maskdit.images.decode import centre_crop, decode
 
-RECORD = np.dtype([("container", "<u4"), ("kind", "u1"), ("offset", "<u8"), ("length", "<u8"), ("crc", "<u4")])  # crc 0: not known
+RECORD = np.dtype([("container", "<u4"), ("kind", "u1"), ("offset", "<u8"), ("length", "<u8"), ("crc", "<u4")])  # crc 0: unknown
 THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
 class Found:
-    """Encoded images below a root: where each lies, its name and its class; -1 is a label that is not known."""
+    """Encoded images below a root: location, name and label of each. An unknown label is -1."""
 
     root: Path
-    containers: tuple[str, ...]  # relative to root
-    sizes: tuple[int, ...]
+    containers: tuple[str, ...]  # files, relative to root
+    sizes: tuple[int, ...]  # of the containers, in bytes
     records: NDArray[Any]
     names: tuple[str, ...]
     labels: NDArray[np.int64]
@@ -40,28 +40,29 @@ class Found:
         return len(self.names)
 
     def only(self, rows: NDArray[Any]) -> "Found":
-        """Some of the images."""
+        """A selection of the images, with copies of their records."""
         names = tuple(self.names[row] for row in rows)
-        return Found(self.root, self.containers, self.sizes, self.records[rows], names, self.labels[rows], self.classes)
+        return replace(self, records=self.records[rows], names=names, labels=self.labels[rows])
 
     def state(self, rows: range) -> list[Any]:
-        """Where some images lie and in which state: equal if, and only if, nothing was written there since."""
+        """Location of some images, and size and modification time of their containers: changes if a container is written."""
         part = self.records[rows.start : rows.stop]
-        used = {int(number): (self.root / self.containers[number]).stat() for number in np.unique(part["container"])}
-        states = {number: [self.containers[number], known.st_size, known.st_mtime_ns] for number, known in used.items()}
-        places = part[["kind", "offset", "length"]].tolist()
-        return [[*states[number], *place] for number, place in zip(part["container"].tolist(), places, strict=True)]
+        states = {number: (self.root / self.containers[number]).stat() for number in np.unique(part["container"]).tolist()}
+        return [
+            [self.containers[number], states[number].st_size, states[number].st_mtime_ns, *place]
+            for number, *place in part[["container", "kind", "offset", "length"]].tolist()
+        ]
 
     def read(self, row: int) -> bytes:
-        """The encoded bytes of an image; raises UserError if its container is gone, changed or damaged."""
+        """The encoded bytes of an image. Raises UserError if its container is missing, changed or damaged."""
         record = self.records[row]
         container = int(record["container"])
-        path = self.root / self.containers[container]
+        path, size = self.root / self.containers[container], self.sizes[container]
         offset, length = int(record["offset"]), int(record["length"])
         try:
             if record["kind"] == TABLE:
-                return _table(str(path), self.sizes[container]).row(offset, length)
-            opened = _opened(str(path), self.sizes[container])  # held while it is read
+                return _Table(str(path), size).row(offset, length)
+            opened = _Opened(str(path), size)  # this reference keeps the file open while it is read
             if record["kind"] in (STORED, DEFLATED):
                 header = os.pread(opened.number, 30, offset)
                 if not header.startswith(b"PK\3\4") or len(header) < 30:
@@ -72,7 +73,7 @@ class Found:
                 raise OSError(f"ends before byte {offset + length}")
             return inflated(data) if record["kind"] == DEFLATED else data
         except (OSError, zlib.error) as error:
-            raise UserError(f"{path}: cannot be read ({error}); mend it and fetch again") from None
+            raise UserError(f"{path}: cannot be read ({error}); repair it and run fetch again") from None
 
     def save(self, folder: Path) -> None:
         """Write the index, without the images, into a folder."""
@@ -82,15 +83,15 @@ class Found:
 
     @classmethod
     def load(cls, folder: Path) -> "Found":
-        """Read what `save` wrote; labels and classes stand elsewhere."""
+        """Read what `save` wrote, which includes neither labels nor classes."""
         tree = read_json(folder / "store.json", "root", "containers", "sizes", "names")
-        records, names = read_array(folder / "records.npy"), tuple(tree["names"])
-        unknown = np.full(len(names), -1)
-        return cls(Path(tree["root"]), tuple(tree["containers"]), tuple(tree["sizes"]), records, names, unknown, ())
+        containers, sizes, names = (tuple(tree[name]) for name in ("containers", "sizes", "names"))
+        return cls(Path(tree["root"]), containers, sizes, read_array(folder / "records.npy"), names, np.full(len(names), -1), ())
 
 
+@lru_cache(256)
 class _Opened:
-    """A container that has this size; it stays open, and is closed when nobody knows it any more."""
+    """An open container of a known size, cached, and closed when the last reference to it is gone."""
 
     def __init__(self, path: str, size: int) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -101,17 +102,15 @@ class _Opened:
             os.close(self.number)
 
 
-_opened = lru_cache(256)(_Opened)
-
-
 def demand_size(path: str, found: int, size: int) -> None:
-    """Raise UserError unless a container has the size that it had when it was fetched."""
+    """Raise UserError unless a container still has the size that it had when it was fetched."""
     if found != size:
-        raise UserError(f"{path}: has {found} bytes, not {size} as when it was fetched; fetch again")
+        raise UserError(f"{path}: has {found} bytes, not {size} as when it was fetched; run fetch again")
 
 
+@lru_cache(16)
 class _Table:
-    """A parquet table with a column `image` of bytes; the two row groups read last are kept, for threads that pass a border."""
+    """A parquet table with images in column `image`. Caches two row groups, because threads can be in neighbouring groups."""
 
     def __init__(self, path: str, size: int) -> None:
         from pyarrow import parquet
@@ -121,7 +120,7 @@ class _Table:
         self.columns: OrderedDict[int, Any] = OrderedDict()
 
     def row(self, group: int, row: int) -> bytes:
-        """The bytes of an image; raises OSError if the table is damaged there."""
+        """The bytes of an image. Raises OSError if the table is damaged there."""
         from pyarrow import ArrowException
 
         try:
@@ -136,32 +135,27 @@ class _Table:
             raise OSError(next(iter(str(error).splitlines()), "")) from None
 
 
-_table = lru_cache(16)(_Table)
-
-
-def gathered(root: Path, files: Sequence[Path]) -> tuple[list[str], list[int], list[tuple[int, Entry]]]:
-    """Containers, their sizes, and the images in them in order, each with the number of its container."""
+def gathered(root: Path, files: Sequence[Path]) -> Found:
+    """The images in some files below a root, sorted by name and without labels. Raises UserError if one is too large."""
     containers: list[str] = []
     sizes: list[int] = []
-    found: list[tuple[int, Entry]] = []
+    found: list[tuple[str, tuple[int, ...]]] = []  # names and records
     for path in files:
-        entries = list(entries_of(path, str(path.relative_to(root))))
-        if too_large := [entry[0] for entry in entries if entry[3] > LARGEST]:
-            raise UserError(f"{path}: {too_large[0]} has more than {LARGEST >> 20} MiB; take it out")
+        relative = str(path.relative_to(root))
+        entries = list(entries_of(path, relative))
+        if too_large := [name for name, _, _, length in entries if length > LARGEST]:
+            raise UserError(f"{path}: {too_large[0]} is larger than {LARGEST >> 20} MiB; remove it")
         if entries:
-            found += [(len(containers), entry) for entry in entries]
-            containers.append(str(path.relative_to(root)))
+            found += [(name, (len(containers), *where, 0)) for name, *where in entries]
+            containers.append(relative)
             sizes.append(path.stat().st_size)
-    return containers, sizes, found
-
-
-def records_of(found: Sequence[tuple[int, Entry]]) -> NDArray[Any]:
-    """The entries as an array."""
-    return np.array([(container, kind, offset, length, 0) for container, (_, kind, offset, length) in found], RECORD)
+    found.sort(key=lambda each: each[0])
+    names, records = tuple(name for name, _ in found), np.array([record for _, record in found], RECORD)
+    return Found(root, tuple(containers), tuple(sizes), records, names, np.full(len(names), -1), ())
 
 
 def classified(names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels and classes of images by the first folder in their names that is not common to all."""
+    """Labels and sorted classes of images: the class is the first folder of the name that not all images share."""
     parts = [name.split("/") for name in names]
     depth = 0
     while parts and all(len(part) > depth + 2 for part in parts) and len({part[depth] for part in parts}) == 1:
@@ -172,49 +166,39 @@ def classified(names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]
     return np.array([number[name] for name in found], np.int64), classes
 
 
-def listed(root: Path) -> list[Path]:
-    """Files below a root that are images or archives, in the order of their names.
-
-    A folder of a class may be a link; deeper links to folders are not followed, for they may go round.
-    """
+def listed(root: Path, links: bool = True) -> list[Path]:
+    """Images and archives below a root, sorted by name. Follows links to folders at the top only: deeper ones may form a cycle."""
     if root.is_file():
         return [root]
-    wanted = (*IMAGES, ".tar", ".zip")
-
-    def below(folder: str, links: bool) -> Iterator[str]:
-        with os.scandir(folder) as inside:
-            entries = sorted((entry for entry in inside if harmless(entry.name)), key=lambda entry: entry.name)
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=links):
-                yield from below(entry.path, False)
-            elif entry.name.lower().endswith(wanted) and entry.is_file():
-                yield entry.path
-
-    return [Path(name) for name in below(str(root), True)]
+    found: list[Path] = []
+    with os.scandir(root) as inside:
+        entries = sorted((entry for entry in inside if harmless(entry.name)), key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=links):
+            found += listed(Path(entry.path), links=False)
+        elif entry.name.lower().endswith((*IMAGES, ".tar", ".zip")) and entry.is_file():
+            found.append(Path(entry.path))
+    return found
 
 
 def scan(root: Path) -> Found:
-    """All images below a root, or in it if it is an archive, with their classes.
+    """All images below a root, which is a folder or an archive, with their classes.
 
-    Raises UserError if there is no such root, an archive is damaged, or images lie in no folder of a class.
+    Raises UserError if the root does not exist, an archive is damaged, or an image is not in a class folder.
     """
     if not root.exists():
-        raise UserError(f"{root}: no such file or folder; name one that holds CLASS/image, or tar or zip files of that form")
-    files = listed(root)
+        raise UserError(f"{root}: no such file or folder; name one that contains CLASS/image, or tar or zip files with that layout")
     if root.is_file() and root.suffix.lower() not in (".tar", ".zip"):
-        raise UserError(f"{root}: not a folder, .tar or .zip (a packed .tar.gz cannot be read at random: unpack it)")
-    base = root.parent if root.is_file() else root
-    containers, sizes, found = gathered(base, files)
-    found = sorted(found, key=lambda each: each[1][0])
-    names = tuple(entry[0] for _, entry in found)
-    labels, classes = classified(names)
-    if "" in classes:
-        raise UserError(f"{root}: {names[0]} lies in no folder; the folder of an image is its class")
-    return Found(base, tuple(containers), tuple(sizes), records_of(found), names, labels, classes)
+        raise UserError(f"{root}: not a folder, .tar or .zip (a .tar.gz does not allow random access: decompress it)")
+    found = gathered(root.parent if root.is_file() else root, listed(root))
+    labels, classes = classified(found.names)
+    if "" in classes:  # as label 0
+        raise UserError(f"{root}: {found.names[labels.argmin()]} is not in a folder; the folder of an image names its class")
+    return replace(found, labels=labels, classes=classes)
 
 
 class Encoded:
-    """Pixels of a store, as an array (N, side, side, 3) of uint8 that reads and decodes what it is asked for."""
+    """Acts as an array (N, side, side, 3) of uint8 that reads, decodes and crops images when it is indexed."""
 
     def __init__(self, found: Found, side: int) -> None:
         self.found, self.side = found, side
@@ -233,8 +217,8 @@ class Encoded:
             return np.stack(list(pool.map(self.one, wanted.tolist())))
 
     def one(self, row: int) -> NDArray[np.uint8]:
-        """One image."""
+        """One image. Raises UserError if it is damaged, or changed since it was fetched."""
         data, known = self.found.read(row), self.found.records[row]["crc"]
         if known and zlib.crc32(data) != known:
-            raise UserError(f"{self.found.names[row]}: changed since it was fetched; fetch again")
+            raise UserError(f"{self.found.names[row]}: changed since it was fetched; run fetch again")
         return centre_crop(decode(data, self.found.names[row]), self.side)

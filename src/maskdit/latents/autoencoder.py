@@ -1,4 +1,4 @@
-"""The frozen autoencoder: diffusers' AutoencoderKL, read from a folder that names its own configuration."""
+"""The frozen autoencoder: diffusers' AutoencoderKL, loaded from a folder with its configuration and weights."""
 
 from pathlib import Path
 
@@ -24,13 +24,13 @@ def build(config: Vae) -> AutoencoderKL:
         latent_channels=config.latent_channels,
         norm_num_groups=8,
         mid_block_add_attention=False,
-        scaling_factor=1.0,  # shift and scale per channel are kept with the latents
+        scaling_factor=1.0,  # shift and scale per channel are stored with the latents
     )
 
 
 def load(folder: Path, device: torch.device) -> AutoencoderKL:
-    """The autoencoder of a folder in diffusers' layout, frozen; raises UserError if its weights are damaged or not all there."""
-    read_json(folder / "config.json")  # a clear error if the folder is not there
+    """Load a folder in diffusers' layout and freeze the autoencoder. Raises UserError if weights are damaged or missing."""
+    read_json(folder / "config.json")  # for a clear error if the folder is missing
     try:
         demand_own(folder / VAE_WEIGHTS)
         vae, found = AutoencoderKL.from_pretrained(
@@ -38,24 +38,23 @@ def load(folder: Path, device: torch.device) -> AutoencoderKL:
         )
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"{folder / VAE_WEIGHTS}: not the weights of the autoencoder in config.json ({reason}); get it again"
-        ) from None
-    if strange := [*found["missing_keys"], *found["unexpected_keys"]]:  # diffusers would draw what is missing at random
-        raise UserError(f"{folder / VAE_WEIGHTS}: does not fit config.json, which disagrees about {strange[0]}; get it again")
+        path = folder / VAE_WEIGHTS
+        raise UserError(f"{path}: not the weights of the autoencoder in config.json ({reason}); get it again") from None
+    if strange := [*found["missing_keys"], *found["unexpected_keys"]]:  # diffusers initialises missing tensors at random
+        raise UserError(f"{folder / VAE_WEIGHTS}: does not match config.json, which disagrees about {strange[0]}; get it again")
     return vae.to(device).eval().requires_grad_(False)
 
 
 def geometry(folder: Path) -> tuple[int, int]:
-    """Pixels per latent position along one side, and channels of a latent, of an autoencoder in diffusers' layout."""
+    """Pixels per latent position along one side, and channels of a latent, from the folder's config.json."""
     config = read_json(folder / "config.json", "block_out_channels", "latent_channels")
     return 2 ** (len(config["block_out_channels"]) - 1), config["latent_channels"]
 
 
 def factors(folder: Path) -> tuple[list[float], list[float]] | None:
-    """Shift and scale per channel that are published with an autoencoder; None: they are to be found from the latents."""
+    """Shift and scale per channel that are published with an autoencoder; None if they must be fitted to the latents."""
     config = read_json(folder / "config.json")
-    scale, channels = config.get("scaling_factor", 0.18215), config["latent_channels"]  # SD's file leaves it out
+    scale, channels = config.get("scaling_factor", 0.18215), config["latent_channels"]  # missing in SD's file
     return None if scale == 1.0 else ([config.get("shift_factor") or 0.0] * channels, [scale] * channels)
 
 
@@ -67,7 +66,9 @@ def identity(folder: Path) -> str:
 def demand(folder: Path, wanted: str) -> None:
     """Raise UserError unless the folder's weights have this sha256."""
     if identity(folder) != wanted:
-        raise UserError(f"{folder}: not the autoencoder that made the latents of this run; name the one with sha256 {wanted[:12]}…")
+        raise UserError(
+            f"{folder}: not the autoencoder that made the latents of this run; select the one with sha256 {wanted[:12]}…"
+        )
 
 
 def to_unit(pixels_BHWC: Tensor) -> Tensor:
@@ -76,13 +77,13 @@ def to_unit(pixels_BHWC: Tensor) -> Tensor:
 
 
 def to_pixels(images_BCHW: Tensor, quantisation: str = "round") -> Tensor:
-    """Float (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3), clipped, by `quantisation` to the nearest level or the one below."""
+    """Float (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3), clipped; `quantisation` is "round" or "floor"."""
     levels = images_BCHW.float() * 127.5 + 127.5
     levels = levels.floor() if quantisation == "floor" else levels.round()
     return levels.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def psnr(one_BHWC: Tensor, other_BHWC: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each of two batches of uint8 images (B,)."""
+    """Peak signal-to-noise ratio in dB (B,) of each pair of images from two uint8 batches."""
     error = (one_BHWC.float() - other_BHWC.float()).square().flatten(1).mean(1)
     return 10 * torch.log10(255**2 / error.clamp(min=1e-10))

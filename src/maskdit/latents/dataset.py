@@ -1,7 +1,5 @@
-"""Latents on disk: posterior moments in memory-mapped shards, read at random a whole batch at a time."""
+"""Latents on disk: posterior moments in memory-mapped shards, with random access to whole batches."""
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +9,17 @@ from typing import Any
 import numpy as np
 
 from maskdit.artifacts.arrays import Array, read_array
-from maskdit.artifacts.atomic import read_json
+from maskdit.artifacts.atomic import digest, read_json
 from maskdit.config.base import UserError
 
-PIECE = 64  # samples copied at once: what lies between memory and a batch stays in the cache
+PIECE = 64  # samples copied at once, few enough for the CPU cache
 
 
 @dataclass(frozen=True)
 class Space:
-    """What a latent is: channels, side in positions, shift and scale per channel, and the hash of the VAE that decodes it.
+    """Describes latents: channels, side in positions, shift and scale per channel, hash of the VAE, and class names.
 
-    A network sees (latent - shift) * scale.
+    The network's input is (latent - shift) * scale.
     """
 
     channels: int
@@ -33,9 +31,9 @@ class Space:
 
     @classmethod
     def parse(cls, tree: dict[str, Any]) -> "Space":
-        """From its JSON form."""
-        lists = {name: tuple(tree[name]) for name in ("shift", "scale", "classes")}
-        return cls(channels=tree["channels"], side=tree["side"], vae=tree["vae"], **lists)
+        """Make a Space from its JSON form. Raises LookupError or TypeError for anything else."""
+        shift, scale, classes = (tuple(tree[name]) for name in ("shift", "scale", "classes"))
+        return cls(tree["channels"], tree["side"], shift, scale, tree["vae"], classes)
 
     def factors(self) -> tuple[Array, Array]:
         """Shift and scale as float32 arrays that broadcast over (B, C, H, W)."""
@@ -45,10 +43,10 @@ class Space:
 
 @dataclass(frozen=True)
 class Latents:
-    """Posterior moments of a data set, (N, mirrors, 2 C, H, W) float16 in shards, mean then log variance; labels (N,)."""
+    """Posterior moments of a dataset, (N, mirrors, 2 C, H, W) float16 in shards: mean, then log variance. Labels (N,)."""
 
-    shards: tuple[Array, ...]  # (n * mirrors,) each: the moments of one image or mirror image are one element
-    bounds: Array  # number of the first sample of each shard, and of them all
+    shards: tuple[Array, ...]  # (n * mirrors,) each; one element is all moments of one image or mirrored image
+    bounds: Array  # index of the first sample of each shard, then the number of samples
     shape: tuple[int, ...]  # N, mirrors, 2 C, H, W
     labels: Array
     space: Space
@@ -56,7 +54,7 @@ class Latents:
 
     @classmethod
     def of(cls, moments: Sequence[Array], labels: Array, space: Space, sha256: str = "") -> "Latents":
-        """From the moments (n, mirrors, 2 C, H, W) of each shard."""
+        """Make Latents from the moments (n, mirrors, 2 C, H, W) of each shard."""
         shape = moments[0].shape[1:]
         whole = np.dtype((np.void, 2 * math.prod(shape[1:])))
         shards = tuple(np.asarray(part).reshape(-1).view(whole) for part in moments)
@@ -66,32 +64,30 @@ class Latents:
     def load(cls, folder: Path) -> "Latents":
         """Read a folder written by the encode step; shards are memory-mapped.
 
-        Raises UserError if a shard is missing, cut, or not of the shape that the index says.
+        Raises UserError if a shard is missing, truncated, or has another shape than the index says.
         """
         index = read_json(folder / "index.json", "space", "shape", "shards")
         try:
             space, shape = Space.parse(index["space"]), tuple(index["shape"])
             listed = [(folder / known["file"], known["count"]) for known in index["shards"]]
         except (LookupError, TypeError):
-            raise UserError(f"{folder / 'index.json'}: not the index of latents; encode it again") from None
-        shards = []
-        for path, count in listed:
-            shards.append(read_array(path, mapped=True))
-            if shards[-1].shape != (count, *shape[1:]) or shards[-1].dtype != np.float16:
-                raise UserError(f"{path}: holds {shards[-1].dtype} {shards[-1].shape}, its index says otherwise; encode it again")
+            raise UserError(f"{folder / 'index.json'}: not an index of latents; run encode again") from None
+        shards = [read_array(path, mapped=True) for path, _ in listed]
+        for (path, count), shard in zip(listed, shards, strict=True):
+            if shard.shape != (count, *shape[1:]) or shard.dtype != np.float16:
+                raise UserError(f"{path}: holds {shard.dtype} {shard.shape}, but its index does not; run encode again")
         labels = read_array(folder / "labels.npy")
         if not (count := sum(map(len, shards))) == len(labels) == shape[0]:
-            raise UserError(f"{folder}: {count} moments and {len(labels)} labels of {shape[0]}; encode it again")
-        identity = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
-        return cls.of(shards, labels, space, identity)
+            raise UserError(f"{folder}: {count} moments and {len(labels)} labels for {shape[0]} samples; run encode again")
+        return cls.of(shards, labels, space, digest(index))
 
     @property
     def mirrors(self) -> int:
-        """1, or 2 if the moments of the mirrored images are there, too."""
+        """1, or 2 if the moments of mirrored images are stored, too."""
         return self.shape[1]
 
     def read(self, rows: Array, mirrors: Array) -> Array:
-        """Moments (B, 2 C, H, W) in float16: one indexed access to each shard that has some of them, or to each piece of them."""
+        """Moments (B, 2 C, H, W) in float16. Raises IndexError if a sample does not exist."""
         places = np.searchsorted(self.bounds, rows, side="right") - 1
         elements = (rows - self.bounds[places]) * self.mirrors + mirrors
         if len(self.shards) == 1:

@@ -1,8 +1,7 @@
-"""Latents that the authors have published: float32 moments in an LMDB or in webdataset's tar files. Nothing in them is executed."""
+"""Published latents: float32 moments in an LMDB or in webdataset's tar files. Nothing in these files is executed."""
 
 import pickletools
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskdit.config.base import UserError
-from maskdit.images import tar_members
+from maskdit.images.archives import tar_members
 
 Samples = tuple[NDArray[np.float32], NDArray[np.int64]]  # moments (n, 2 C, H, W), labels (n,)
 
 
-def label(data: bytes, where: str) -> int:
-    """A class that is written as text; raises UserError, naming the place, if it is none."""
+def number(data: bytes, where: str) -> int:
+    """An integer stored as text. Raises UserError, which names the place, for anything else."""
     try:
         return int(data)
     except ValueError:
-        raise UserError(f"{where}: '{data[:20]!r}' is no class; get it again") from None
+        raise UserError(f"{where}: {data[:20]!r} is not a number; get it again") from None
 
 
 class Lmdb:
-    """`z-I` holds the moments of sample I as bytes, `y-I` its class and `length` their number as text."""
+    """`z-I` holds the moments of sample I as bytes, `y-I` its class as text, and `length` the number of samples as text."""
 
     def __init__(self, root: Path, shape: tuple[int, ...]) -> None:
         try:
@@ -35,31 +34,30 @@ class Lmdb:
         try:
             self.environment = lmdb.open(str(root), readonly=True, create=False, lock=False, readahead=False)
         except lmdb.Error as error:
-            raise UserError(f"{root}: no LMDB of latents ({error}); get it again") from None
-        self.count = label(self.values(["length"])[0], f"{root}: length")
+            raise UserError(f"{root}: not an LMDB of latents ({error}); get it again") from None
+        self.count = number(self.value("length"), f"{root}: length")
 
-    def values(self, keys: list[str]) -> list[bytes]:
-        """The bytes under some keys; raises UserError if one has none."""
+    def value(self, key: str) -> bytes:
+        """The bytes under a key. Raises UserError if there are none."""
         try:
             with self.environment.begin() as transaction:
-                found = [transaction.get(key.encode()) for key in keys]
+                found: bytes | None = transaction.get(key.encode())
         except self.error as error:
             raise UserError(f"{self.root}: damaged ({error}); get it again") from None
-        whole = [data for data in found if data is not None]
-        if len(whole) < len(keys):
-            raise UserError(f"{self.root}: has no {keys[found.index(None)]}; get it again")
-        return whole
+        if found is None:
+            raise UserError(f"{self.root}: has no {key}; get it again")
+        return found
 
     def read(self, rows: NDArray[Any]) -> Samples:
         """Moments and labels of some samples."""
         wanted = 4 * int(np.prod(self.shape))
         moments, labels = np.empty((len(rows), *self.shape), np.float32), np.empty(len(rows), np.int64)
         for place, row in enumerate(rows):
-            data, known = self.values([f"z-{row}", f"y-{row}"])
+            data = self.value(f"z-{row}")
             if len(data) != wanted:
-                raise UserError(f"{self.root}: z-{row} has {len(data)} bytes, {wanted} are wanted for moments {self.shape}")
+                raise UserError(f"{self.root}: z-{row} has {len(data)} bytes, moments {self.shape} need {wanted}; get it again")
             moments[place] = np.frombuffer(data, "<f4").reshape(self.shape)
-            labels[place] = label(known, f"{self.root}: y-{row}")
+            labels[place] = number(self.value(f"y-{row}"), f"{self.root}: y-{row}")
         return moments, labels
 
 
@@ -71,7 +69,7 @@ class Webdataset:
         for path in sorted(root.glob("*.tar")):
             try:
                 with path.open("rb") as stream:
-                    members = {one.name: (one.offset_data, one.size) for one in tar_members.members(stream) if one.isreg()}
+                    members = {one.name: (one.offset_data, one.size) for one in tar_members(stream) if one.isreg()}
             except tarfile.TarError as error:
                 raise UserError(f"{path}: damaged ({error}); get it again") from None
             for name in sorted(name for name in members if name.endswith(".latent")):
@@ -90,105 +88,59 @@ class Webdataset:
                 stream.seek(start)
                 moments[place] = unpickled(stream.read(size), self.shape, f"{path}: {name}")
                 stream.seek(label_start)
-                labels[place] = label(stream.read(label_size), f"{path}: the class of {name}")
+                labels[place] = number(stream.read(label_size), f"{path}: the class of {name}")
         return moments, labels
-
-
-@dataclass(frozen=True)
-class Global:
-    """MODULE NAME of something that a pickle would import."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a pickle would call, and with what."""
-
-    what: Any
-    arguments: Any
-
-
-@dataclass(frozen=True)
-class State:
-    """An object that a pickle would fill, and with what."""
-
-    of: Any
-    state: Any
 
 
 PLAIN = {"BININT", "BININT1", "BININT2", "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-FLOAT32 = State(Call(Global("numpy dtype"), ("f4", False, True)), (3, "<", None, None, None, -1, -1, 0))
-RECONSTRUCT = [Global(f"numpy.{core}.multiarray _reconstruct") for core in ("core", "_core")]
-FROMBUFFER = [Global(f"numpy.{core}.numeric _frombuffer") for core in ("core", "_core")]
+SILENT = {"PROTO", "FRAME", "STOP", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "STACK_GLOBAL", "REDUCE", "BUILD"}
+FLOAT32 = ["numpy", "dtype", "f4", False, True, 3, "<", None, None, None, -1, -1, 0]
 
 
-def described(data: bytes) -> Any:
-    """What a pickle would make, as a description: nothing is imported or called.
+def constants(data: bytes) -> list[Any]:
+    """The constants of a pickle in order, including the names of what it would import and call. Nothing is imported or called.
 
-    Raises ValueError, IndexError or KeyError for a damaged pickle, or one with other opcodes than those of an array.
+    Raises ValueError, IndexError or KeyError if the pickle is damaged or has other opcodes than that of an array.
     """
-    stack: list[Any] = []
-    marks: list[int] = []
+    found: list[Any] = []
     memo: dict[int, Any] = {}
     for code, argument, _ in pickletools.genops(data):
         match code.name:
-            case "PROTO" | "FRAME" | "STOP":
-                pass
-            case "MARK":
-                marks.append(len(stack))
-            case "TUPLE":
-                at = marks.pop()
-                stack[at:] = [tuple(stack[at:])]
-            case name if name in TUPLES:
-                at = len(stack) - TUPLES[name]
-                stack[at:] = [tuple(stack[at:])]
-            case "GLOBAL":
-                stack.append(Global(str(argument)))
-            case "STACK_GLOBAL":
-                stack[-2:] = [Global(" ".join(part if isinstance(part, str) else "?" for part in stack[-2:]))]
-            case "REDUCE":
-                stack[-2:] = [Call(stack[-2], stack[-1])]
-            case "BUILD":
-                stack[-2:] = [State(stack[-2], stack[-1])]
             case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
+                memo[len(memo)] = found[-1]
             case "BINPUT" | "LONG_BINPUT":
-                memo[int(str(argument))] = stack[-1]
+                memo[int(str(argument))] = found[-1]
             case "BINGET" | "LONG_BINGET":
-                stack.append(memo[int(str(argument))])
+                found.append(memo[int(str(argument))])
+            case "GLOBAL":
+                found += str(argument).split(" ")
             case name if name in CONSTANTS:
-                stack.append(CONSTANTS[name])
+                found.append(CONSTANTS[name])
             case name if name in PLAIN:
-                stack.append(argument)
-            case name:
-                raise ValueError(f"it has {name}")
-    return stack[-1]
+                found.append(argument)
+            case name if name not in SILENT:
+                raise ValueError(f"unsupported opcode {name}")
+    return found
 
 
 def unpickled(data: bytes, shape: tuple[int, ...], where: str) -> NDArray[np.float32]:
     """A float32 array of a known shape from its pickle, of which nothing is executed.
 
-    Raises UserError for a pickle that would make anything else.
+    Raises UserError unless the pickle has exactly the constants of such an array, as NumPy 1 or 2 writes them.
     """
     try:
-        found = described(data)
+        found = constants(data)
     except (ValueError, IndexError, KeyError) as error:
         raise UserError(f"{where}: not the pickle of an array ({error}); it is not read") from None
-    numbers: Any = None
-    kind: Any = None
-    dimensions: Any = None
-    match found:
-        case State(Call(made, (Global("numpy ndarray"), (0,), b"b")), (1, dimensions, kind, False, numbers)) if made in RECONSTRUCT:
-            pass
-        case Call(made, (numbers, kind, dimensions, "C")) if made in FROMBUFFER:
-            pass
-    whole = isinstance(numbers, bytes | bytearray) and len(numbers) == 4 * int(np.prod(shape))
-    if not (whole and kind == FLOAT32 and dimensions == shape):
-        raise UserError(f"{where}: not the pickle of a float32 array {shape}; it is not read")
-    return np.frombuffer(numbers, "<f4").reshape(shape)
+    size = 4 * int(np.prod(shape))
+    numbers = next((each for each in found if isinstance(each, bytes | bytearray) and len(each) == size), b"")
+    for core in ("numpy.core", "numpy._core"):
+        rebuilt = [f"{core}.multiarray", "_reconstruct", "numpy", "ndarray", 0, b"b", 1, *shape, *FLOAT32, False, numbers]
+        buffered = [f"{core}.numeric", "_frombuffer", numbers, *FLOAT32, *shape, "C"]
+        if numbers and found in (rebuilt, buffered):
+            return np.frombuffer(numbers, "<f4").reshape(shape)
+    raise UserError(f"{where}: not the pickle of a float32 array {shape}; it is not read")
 
 
 READERS: dict[str, type[Lmdb] | type[Webdataset]] = {"lmdb": Lmdb, "webdataset": Webdataset}

@@ -1,14 +1,11 @@
-"""Obtain the autoencoder: the demo trains a small one on its own images."""
+"""Step `vae`: trains an autoencoder, or takes over a published one."""
 
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
-from torch import Tensor
 
 from maskdit.artifacts.atomic import read_json, write_json
 from maskdit.config.base import UserError
@@ -23,12 +20,6 @@ from maskdit.runtime.random import generator, order
 WARMUP = 30  # steps
 
 
-def reconstruct(net: AutoencoderKL, clean_BCHW: Tensor) -> Tensor:
-    """Decode the posterior's mean."""
-    images: Tensor = net.decode(net.encode(clean_BCHW).latent_dist.mean).sample
-    return images
-
-
 def rate(step: int, config: Vae) -> float:
     """Learning rate at a step: linear warm-up, then cosine to 2 % of the peak."""
     done = max(0.0, (step - WARMUP) / max(1, config.steps - WARMUP))
@@ -36,7 +27,7 @@ def rate(step: int, config: Vae) -> float:
 
 
 def vae(config: Vae | DownloadedVae, *, images: Path, out: Path) -> None:
-    """Obtain an autoencoder in diffusers' layout: trained on images here, or taken over from where `fetch` has put it."""
+    """Write an autoencoder in diffusers' layout: trained on images, or copied from the folder of a `fetch` entry."""
     if isinstance(config, DownloadedVae):
         take(config, images, out)
     else:
@@ -44,25 +35,24 @@ def vae(config: Vae | DownloadedVae, *, images: Path, out: Path) -> None:
 
 
 def take(config: DownloadedVae, folder: Path, out: Path) -> None:
-    """Check a published autoencoder and copy it; raises UserError if it is not whole, or not as declared."""
+    """Check a published autoencoder and copy it. Raises UserError if it is incomplete, or not as declared."""
     known = read_json(folder / "index.json", "kind")
-    if known.get("kind") != "autoencoder" or identity(folder) != known["sha256"]:
+    if known["kind"] != "autoencoder" or identity(folder) != known["sha256"]:
         raise UserError(f"{folder}: not the autoencoder that was fetched; fetch it again")
     net = load(folder, torch.device("cpu"))
     factor, channels = geometry(folder)
     if (factor, channels) != (config.factor, config.latent_channels):
-        raise UserError(
-            f"{folder}: {factor} pixels a latent and {channels} channels, vae declares {config.factor} and {config.latent_channels}"
-        )
+        declared = f"{config.factor} and {config.latent_channels}"
+        raise UserError(f"{folder}: {factor} pixels per latent and {channels} channels, vae declares {declared}; correct it")
     for name in ("config.json", VAE_WEIGHTS):
         shutil.copyfile(folder / name, out / name)
     say(f"vae: {known['url']}, scaling factor {net.config.scaling_factor}")
 
 
 def train(config: Vae, images: Path, out: Path) -> None:
-    """Train AutoencoderKL with L1 + MSE + kl_weight * KL (mean per latent number).
+    """Train AutoencoderKL with L1 + MSE + kl_weight * KL (mean per number of a latent).
 
-    metrics.json holds the PSNR in dB of the held-out images, null if there are none.
+    metrics.json receives the mean PSNR of the held-out images in dB, null if there are none.
     """
     where = device()
     data = Images.load(images)
@@ -72,13 +62,10 @@ def train(config: Vae, images: Path, out: Path) -> None:
     net = build(config).to(where)
     optimizer = torch.optim.AdamW(net.parameters(), betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     last = math.nan
-
-    def batches() -> Iterator[tuple[int, Tensor]]:
-        for step in progress(range(config.steps), "vae", config.steps, note=lambda: f"loss {last:.3f}"):
-            rows = order(config.seed, len(known), step * config.batch, (step + 1) * config.batch)
-            yield step, to_unit(torch.from_numpy(pixels[known[rows]])).to(where)
-
-    for step, clean in batches():
+    steps = progress(range(config.steps), "vae", config.steps, note=lambda: f"loss {last:.3f}")
+    for step in steps:
+        rows = order(config.seed, len(known), step * config.batch, (step + 1) * config.batch)
+        clean = to_unit(torch.from_numpy(pixels[known[rows]])).to(where)
         optimizer.param_groups[0]["lr"] = rate(step, config)
         with autocast(where, precision):
             posterior = net.encode(clean).latent_dist
@@ -98,7 +85,8 @@ def train(config: Vae, images: Path, out: Path) -> None:
         found = []
         for at in range(0, len(unseen), 64):
             real = torch.from_numpy(pixels[unseen[at : at + 64]])
-            found.append(psnr(to_pixels(reconstruct(net, to_unit(real).to(where))).cpu(), real))
+            posterior = net.encode(to_unit(real).to(where)).latent_dist
+            found.append(psnr(to_pixels(net.decode(posterior.mean).sample).cpu(), real))
     quality = torch.cat(found).mean().item() if found else None
     write_json(out / "metrics.json", {"heldout_psnr_db": quality, "heldout_images": len(unseen)})
     if quality is not None:

@@ -1,1 +1,1 @@
-"""Formulas: network, masking, preconditioning, loss, samplers, averages, FLOPs; and the file format of weights. No device."""
+"""Formulas: network, masking, preconditioning, loss, samplers, EMA, FLOPs; also the checkpoint format. No device code."""

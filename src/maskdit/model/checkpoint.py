@@ -1,4 +1,4 @@
-"""Self-describing weights: safetensors whose header says what they are."""
+"""Checkpoints: safetensors files whose header describes the weights."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from maskdit.config.base import UserError
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
-    """Write tensors and a JSON-able description atomically."""
+    """Write tensors and a JSON-serialisable description atomically."""
     ready = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     with replacing(path, sum(tensor.nbytes for tensor in ready.values())) as temporary:
         save_file(ready, temporary, {"maskdit": json.dumps(facts)})
@@ -33,15 +33,15 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def facts(path: Path) -> dict[str, Any]:
-    """The description alone; raises UserError if the file is missing, damaged or not ours."""
+    """The description alone. Raises UserError if the file is missing, damaged or not a checkpoint of this project."""
     with _opened(path) as file:
         found = json.loads((file.metadata() or {})["maskdit"])
         if not isinstance(found, dict):
-            raise TypeError("its description is no dictionary")
+            raise TypeError("its description is not a dictionary")
         return found
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors on the CPU and their description; raises UserError as `facts` does."""
+    """Tensors on the CPU and their description. Raises UserError as `facts` does."""
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, facts(path)  # noqa: SIM118, not a dict

@@ -1,7 +1,7 @@
-"""Preconditioning, loss, samplers and guidance of EDM (Karras et al. 2022), MaskDiT and DiT: formulas only.
+"""Preconditioning, loss and guidance of EDM (Karras et al. 2022), MaskDiT and DiT. Formulas only.
 
 Symbols: x0 clean latent, y = x0 + sigma * eps noisy latent, D denoiser, F raw network.
-The released DiT is a VP model (Ho et al. 2020): abar_t is its share of signal, so that sigma_t^2 = (1 - abar_t) / abar_t.
+The released DiT is a VP model (Ho et al. 2020) with signal level abar_t, so sigma_t^2 = (1 - abar_t) / abar_t.
 Shapes: B batch, C channels, H height, W width, L patches, K kept patches, P numbers in a patch.
 """
 
@@ -17,33 +17,28 @@ from maskdit.model.masking import masked, patchify, sample_mask
 SIGMA_DATA = 0.5
 P_MEAN, P_STD = -1.2, 1.2
 
-VP_STEPS = 1000
-VP_BETA_MIN, VP_BETA_MAX = 1e-4, 0.02
+VP_STEPS, VP_BETA_MIN, VP_BETA_MAX = 1000, 1e-4, 0.02
 
-Network = Callable[..., Tensor]  # of latents, noise levels, labels, and what is hidden
-Ask = Callable[[Network, Tensor, Tensor, Tensor], Tensor]  # of a network: y, sigma and labels to D, or to what else it predicts
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # y and sigma, labels and guidance inside
+Network = Callable[..., Tensor]  # (latents, noise levels, labels, kept tokens)
+Ask = Callable[[Network, Tensor, Tensor, Tensor], Tensor]  # (network, y, sigma, labels) to D or another prediction
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # (y, sigma) to D, with labels and guidance already applied
 
 
 @dataclass(frozen=True)
 class Draw:
-    """All the randomness of one training step: the loss is a deterministic function of it."""
+    """All random numbers of one training step; given them, the loss is deterministic."""
 
-    normal_B: Tensor  # ln sigma before scaling
-    noise_BCHW: Tensor
+    normal_B: Tensor  # standard normal, for ln sigma
+    noise_BCHW: Tensor  # standard normal
     scores_BL: Tensor  # uniform; the smallest are kept
-    drop_B: Tensor  # uniform; below the rate the label is dropped
-    routes_BL: Tensor | None = None  # uniform; the smallest stay on the whole way, where tokens are routed
-
-    def sigma(self) -> Tensor:
-        """Noise levels (B,): ln sigma ~ N(-1.2, 1.2^2), EDM table 1."""
-        return (self.normal_B * P_STD + P_MEAN).exp()
+    drop_B: Tensor  # uniform; the label is dropped if it is below the dropout rate
+    routes_BL: Tensor | None = None  # uniform; with routing, the tokens of the smallest pass through every block
 
 
 def denoise(net: Network, y_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor, *hidden: Tensor | None) -> Tensor:
     """D(y; sigma) = c_skip * y + c_out * F(c_in * y; c_noise), EDM eq. 7; the network computes in its own precision.
 
-    `labels_B` holds class numbers; -1 is the null label. `hidden` says which patches the encoder sees (none: all).
+    In `labels_B`, -1 is the null label. `hidden` holds the network's `kept_BK` and `stay_BK` (default: nothing is hidden).
     """
     sigma = sigma_B.reshape(-1, 1, 1, 1)
     total = sigma**2 + SIGMA_DATA**2
@@ -66,13 +61,13 @@ def loss(
     dsm: Literal["kept", "all"] = "kept",
     stay: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The two terms of MaskDiT's loss per sample, (B,) each: their sum is what is minimised.
+    """The two terms of MaskDiT's loss per sample, (B,) each; their sum is minimised. ln sigma ~ N(-1.2, 1.2^2), EDM table 1.
 
     DSM: mean over the kept patches (or over all) of (sigma^2 + 0.25) / (0.5 sigma)^2 * mean((D - x0)^2).
-    MAE: mae_weight * mean over the hidden patches of mean((D - normalised noisy patch)^2), each patch of y normalised by its
-    own mean and unbiased variance. With nothing hidden it is 0 and the loss is EDM's. `stay`: how many tokens skip no block.
+    MAE: mae_weight * mean over the hidden patches of mean((D - target)^2), with each noisy patch normalised by its own mean and
+    unbiased variance as target; 0 if nothing is hidden, so that the loss is EDM's. `stay`: number of tokens that skip no block.
     """
-    sigma_B = draw.sigma()
+    sigma_B = (draw.normal_B * P_STD + P_MEAN).exp()
     y = x0_BCHW + sigma_B.reshape(-1, 1, 1, 1) * draw.noise_BCHW
     labels_B = torch.where(draw.drop_B < label_dropout, -1, labels_B)
     patches = draw.scores_BL.shape[1]
@@ -96,14 +91,14 @@ def loss(
 
 
 def vp_sigmas() -> Tensor:
-    """sigma_t of the timesteps 0 to 999, in float64: about 0.01 to 157 (linear betas, Ho et al. 2020)."""
+    """sigma_t of the timesteps 0 to 999 in float64: about 0.01 to 157 (linear betas, Ho et al. 2020)."""
     betas = torch.linspace(VP_BETA_MIN, VP_BETA_MAX, VP_STEPS, dtype=torch.float64)
     abar = (1 - betas).cumprod(0)
     return ((1 - abar) / abar).sqrt()
 
 
 def timestep(sigma_B: Tensor) -> Tensor:
-    """The timestep (B,) whose noise level is sigma, between two of them interpolated in ln sigma; at most 999, at least 0."""
+    """The timestep (B,) in [0, 999] of each noise level, interpolated in ln sigma."""
     grid, log_B = vp_sigmas().to(sigma_B.device).log(), sigma_B.double().log()
     above_B = torch.searchsorted(grid, log_B).clamp(1, VP_STEPS - 1)
     low_B, high_B = grid[above_B - 1], grid[above_B]
@@ -111,13 +106,13 @@ def timestep(sigma_B: Tensor) -> Tensor:
 
 
 def predict_vp(net: Network, y_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor) -> Tensor:
-    """All that a VP network says of y: eps, and for a learned variance as many channels again, (B, 2 C, H, W)."""
+    """Full output of a VP network: eps (B, C, H, W), or (B, 2 C, H, W) if it also predicts a variance."""
     c_in = 1 / (sigma_B.reshape(-1, 1, 1, 1) ** 2 + 1).sqrt()
     return net((c_in * y_BCHW).float(), timestep(sigma_B).float(), labels_B, None)
 
 
 def denoise_vp(net: Network, y_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor) -> Tensor:
-    """D(y; sigma) = y - sigma * eps of a network that predicts eps: EDM table 1, column VP, with DiT's discrete timesteps."""
+    """D(y; sigma) = y - sigma * eps for a network that predicts eps: EDM table 1, column VP, with DiT's discrete timesteps."""
     eps = predict_vp(net, y_BCHW, sigma_B, labels_B)[:, : y_BCHW.shape[1]]
     return y_BCHW - sigma_B.reshape(-1, 1, 1, 1) * eps.to(y_BCHW.dtype)
 
@@ -131,14 +126,14 @@ def guided(
     channels: int | None = None,
     interval: tuple[float, float] | None = None,
 ) -> Denoiser:
-    """Classifier-free guidance: D_null + w * (D_label - D_null), for whatever `ask` predicts; w = 1 asks with the label only.
+    """Classifier-free guidance of what `ask` predicts: D_null + w * (D_label - D_null). With w = 1 only D_label is evaluated.
 
-    Only the first `channels` are guided (None: all), the others are as the label has them: DiT guides three of its four.
-    Only sigmas with low < sigma <= high of `interval` are (Kynkäänniemi et al. 2024); elsewhere the label alone is asked.
+    Only the first `channels` are guided (None: all); the others are those of D_label. DiT guides three of its four channels.
+    With an `interval`, guidance applies only where low < sigma <= high (Kynkäänniemi et al. 2024).
     """
 
     def denoiser(y: Tensor, sigma: Tensor) -> Tensor:
-        # all images of a solver's step have one sigma
+        # all images of a solver step share one sigma
         if guidance == 1 or (interval and not interval[0] < sigma[0] <= interval[1]):
             return ask(net, y, sigma, labels_B)
         labels = torch.cat([labels_B, torch.full_like(labels_B, -1)])

@@ -1,6 +1,6 @@
-"""Moving averages of weights by power functions, and any other of them afterwards (Karras et al. 2024, section 3 and appendix C).
+"""Power-function EMA of weights and post-hoc reconstruction of other widths (Karras et al. 2024, section 3 and appendix C).
 
-The average of width sigma_rel at step t weighs the weights of step s by (gamma + 1) s^gamma / t^(gamma + 1).
+At step t, the average of width sigma_rel gives the weights of step s the factor (gamma + 1) s^gamma / t^(gamma + 1).
 """
 
 import numpy as np
@@ -8,25 +8,25 @@ from numpy.typing import NDArray
 
 
 def exponent(sigma_rel: float) -> float:
-    """Gamma of a relative width: the root of sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), eq. 3 there."""
+    """Gamma of a relative width: the root of sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), eq. 3 of the paper."""
     square = sigma_rel**-2
     return float(np.roots([1, 7, 16 - square, 12 - square]).real.max())
 
 
 def decay(sigma_rel: float, step: int) -> float:
-    """Share of the old average that is kept when step number `step`, from 1, is added: (1 - 1/t)^(gamma + 1)."""
+    """Decay of the average at step t, counted from 1: (1 - 1/t)^(gamma + 1)."""
     return (1 - 1 / step) ** (exponent(sigma_rel) + 1)
 
 
 def product(gamma_a: float, step_a: float, gamma_b: float, step_b: float) -> float:
-    """Inner product of two averages' weight profiles over training time."""
+    """Inner product of the profiles of two averages over training time."""
     until = min(step_a, step_b)
     scaled = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
     return scaled * (until / step_a) ** gamma_a * (until / step_b) ** gamma_b * until / (step_a * step_b)
 
 
 def combination(kept: list[tuple[float, int]], sigma_rel: float, step: int) -> NDArray[np.floating]:
-    """Factors of the kept averages (sigma_rel, step) whose sum comes nearest, in least squares, to the wanted average."""
+    """Factors of the stored averages (sigma_rel, step) whose weighted sum is the least-squares fit of the wanted average."""
     gammas = [(exponent(width), float(at)) for width, at in kept]
     target = (exponent(sigma_rel), float(step))
     matrix = [[product(*one, *other) for other in gammas] for one in gammas]

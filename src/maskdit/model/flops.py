@@ -1,14 +1,14 @@
-"""Floating-point operations of a forward pass, in closed form: for `plan`, which has no network, and for networks."""
+"""FLOPs of a forward pass in closed form, so that `plan` needs no network."""
 
 from collections.abc import Sequence
 
 from maskdit.config.training import Route, kept_tokens
 
-FREQUENCIES = 256  # of the noise level's embedding
+FREQUENCIES = 256  # width of the noise level's sinusoidal embedding
 
 
 def seen(depth: int, tokens: int, kept: int, defer: int, route: Route | None) -> list[int]:
-    """How many of the tokens each of the encoder's blocks sees in training."""
+    """Number of tokens that each encoder block sees in training."""
     routed = dict.fromkeys(range(route.first, route.last + 1), kept_tokens(tokens, route.ratio)) if route else {}
     return [tokens if block < defer else routed.get(block, kept) for block in range(depth)]
 
@@ -16,13 +16,13 @@ def seen(depth: int, tokens: int, kept: int, defer: int, route: Route | None) ->
 def forward(
     tokens: int, kept: int, numbers: int, width: int, blocks: Sequence[int], inner: int, outer: int, decoder_depth: int | None
 ) -> int:
-    """Of one image: 2 per multiply-add of a matrix product.
+    """FLOPs of one image: 2 per multiply-add of a matrix product.
 
-    Patches of `numbers` values come in, the encoder's blocks of `width` see so many of the `tokens` each, and `kept` leave them;
-    `decoder_depth` blocks of `inner` see all, if there is a decoder (else `inner` is `width`); `outer` values a patch come out.
+    Input patches have `numbers` values, output patches `outer`. Encoder block i (width `width`) sees `blocks[i]` of the `tokens`;
+    `kept` tokens leave the encoder. Decoder blocks have width `inner`; without a decoder, `inner` equals `width`.
     """
 
-    def block(tokens: int, size: int) -> int:  # qkv, projection, MLP; two products of attention; modulation
+    def block(tokens: int, size: int) -> int:  # qkv, projection and MLP; the two attention products; modulation
         return 12 * tokens * size**2 + 2 * tokens**2 * size + 6 * width * size
 
     products = (FREQUENCIES + width) * width + max(kept, blocks[0]) * numbers * width + sum(block(count, width) for count in blocks)

@@ -1,4 +1,4 @@
-"""Patches of a latent, and which of them the encoder sees.
+"""Patches of a latent and the mask that selects those the encoder sees.
 
 Shapes: B batch, C channels, H height, W width, L patches, K kept patches, D width of a token, P numbers in a patch.
 """
@@ -15,7 +15,7 @@ def patchify(latent_BCHW: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(patches_BLP: Tensor, patch: int, channels: int) -> Tensor:
-    """Put patches back into a square latent; the inverse of `patchify`."""
+    """Assemble patches into a square latent; the inverse of `patchify`."""
     B, L, _ = patches_BLP.shape
     side = round(L**0.5)
     tiles = patches_BLP.reshape(B, side, side, patch, patch, channels)
@@ -23,26 +23,23 @@ def unpatchify(patches_BLP: Tensor, patch: int, channels: int) -> Tensor:
 
 
 def sample_mask(scores_BL: Tensor, keep: int) -> Tensor:
-    """Indices (B, K) of the kept patches: those with the `keep` smallest scores, ascending.
-
-    With independent uniform scores each subset of the patches is as likely as any other.
-    """
+    """Indices (B, K), ascending, of the patches with the `keep` smallest scores. Uniform scores make all subsets equally likely."""
     return scores_BL.argsort(dim=1)[:, :keep].sort(dim=1).values
 
 
 def masked(kept_BK: Tensor, patches: int) -> Tensor:
-    """True (B, L) where a patch is hidden."""
+    """Mask (B, L) that is true where a patch is hidden."""
     hidden = torch.ones(kept_BK.shape[0], patches, dtype=torch.bool, device=kept_BK.device)
     return hidden.scatter_(1, kept_BK, False)
 
 
 def gather(tokens_BLD: Tensor, kept_BK: Tensor) -> Tensor:
-    """The kept tokens (B, K, D), in the order of the indices."""
+    """The kept tokens (B, K, D) in the order of the indices."""
     return tokens_BLD.gather(1, kept_BK.unsqueeze(-1).expand(-1, -1, tokens_BLD.shape[-1]))
 
 
 def restore(tokens_BKD: Tensor, kept_BK: Tensor, patches: int, filler_D: Tensor) -> Tensor:
-    """All L places (B, L, D): the tokens at their indices, the filler elsewhere: one for all places, or of each place its own."""
+    """Tokens (B, L, D) at their indices, with the filler elsewhere; the filler broadcasts to (B, L, D)."""
     B, _, D = tokens_BKD.shape
-    places = filler_D.to(tokens_BKD.dtype).expand(B, patches, D)
-    return places.scatter(1, kept_BK.unsqueeze(-1).expand(-1, -1, D), tokens_BKD)
+    filled = filler_D.to(tokens_BKD.dtype).expand(B, patches, D)
+    return filled.scatter(1, kept_BK.unsqueeze(-1).expand(-1, -1, D), tokens_BKD)

@@ -1,4 +1,4 @@
-"""Samplers: from noise to latents by a denoiser that is asked at a schedule of noise levels. Formulas only."""
+"""Samplers: they evaluate a denoiser at a schedule of noise levels to turn noise into latents. Formulas only."""
 
 from itertools import pairwise
 
@@ -11,17 +11,14 @@ SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7
 
 
 def sigma_steps(steps: int, low: float = SIGMA_MIN, high: float = SIGMA_MAX) -> Tensor:
-    """Noise levels (steps + 1,) in float64 from high to low and then 0, EDM eq. 5 with rho 7."""
+    """Noise levels (steps + 1,) in float64, from high to low and then 0: EDM eq. 5 with rho 7."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     first, last = high ** (1 / RHO), low ** (1 / RHO)
     return torch.cat([(first + ramp * (last - first)) ** RHO, torch.zeros(1, dtype=torch.float64)])
 
 
 def heun(denoiser: Denoiser, noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
-    """Integrate dy/dsigma = (y - D(y; sigma)) / sigma over the levels by Heun's method, EDM algorithm 1, state in float64.
-
-    `noise_BCHW` is standard normal. The last step is Euler's, so the denoiser is asked 2 * steps - 1 times.
-    """
+    """Integrate dy/dsigma = (y - D) / sigma from standard normal noise by Heun (EDM algorithm 1); 2 * steps - 1 evaluations."""
     sigmas = sigmas.to(noise_BCHW.device)
     y = noise_BCHW.double() * sigmas[0]
 
@@ -36,13 +33,10 @@ def heun(denoiser: Denoiser, noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def dpmpp_2m(denoiser: Denoiser, noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
-    """The same equation by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) with alpha 1 and lambda = -ln sigma, state in float64.
-
-    The denoiser is asked once a step. The first step is of first order, and so is the last, where y is D itself.
-    """
+    """The same by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2; alpha 1, lambda = -ln sigma); first-order at both ends."""
     sigmas = sigmas.to(noise_BCHW.device)
     y = noise_BCHW.double() * sigmas[0]
-    last: tuple[Tensor, Tensor] | None = None  # D and h = lambda_i - lambda_{i-1} of the step before
+    last: tuple[Tensor, Tensor] | None = None  # D and h = lambda_i - lambda_{i-1} of the previous step
     for now, following in pairwise(sigmas):
         D = denoiser(y, now.expand(len(y))).double()
         if following == 0:
@@ -54,26 +48,20 @@ def dpmpp_2m(denoiser: Denoiser, noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def ddpm(predict: Denoiser, noise_BCHW: Tensor, steps: int, generators: list[torch.Generator]) -> Tensor:
-    """Ancestral sampling (Ho et al. 2020) on `steps` evenly spaced timesteps with a learned variance: DiT's published protocol.
+    """Ancestral sampling (Ho et al. 2020) in float64 on `steps` timesteps evenly spaced from 0 to 999: DiT's published protocol.
 
-    `predict` gives eps and the variance's place between its bounds (Nichol and Dhariwal 2021), (B, 2 C, H, W), as `predict_vp`.
-    Each image has a generator of its own, on the CPU, so that its noise depends on neither batch nor device. State in float64.
+    `predict` returns eps and the learned variance's position between its bounds (Nichol and Dhariwal 2021), (B, 2 C, H, W).
+    Each image has its own CPU generator, so its noise depends on neither the batch nor the device.
     """
-    from diffusers import DDPMScheduler  # seconds that training need not wait for
+    from diffusers import DDPMScheduler  # a slow import that training does not need
 
     scheduler = DDPMScheduler(
-        num_train_timesteps=VP_STEPS,
-        beta_start=VP_BETA_MIN,
-        beta_end=VP_BETA_MAX,
-        beta_schedule="linear",
-        variance_type="learned_range",
-        clip_sample=False,
-        timestep_spacing="linspace",  # from 0 to 999, both included
+        VP_STEPS, VP_BETA_MIN, VP_BETA_MAX, "linear", variance_type="learned_range", clip_sample=False, timestep_spacing="linspace"
     )
     scheduler.set_timesteps(steps)
     sigmas, x = vp_sigmas().to(noise_BCHW.device), noise_BCHW.double()
     for t in scheduler.timesteps:
         sigma = sigmas[t]
-        said = predict(x * (sigma**2 + 1).sqrt(), sigma.expand(len(x))).double()
-        x = scheduler.step(said, t, x, generator=generators).prev_sample
+        predicted = predict(x * (sigma**2 + 1).sqrt(), sigma.expand(len(x))).double()
+        x = scheduler.step(predicted, t, x, generator=generators).prev_sample
     return x

@@ -1,4 +1,4 @@
-"""The encoder-decoder transformer of MaskDiT; without a decoder it is DiT (Peebles and Xie 2023).
+"""The encoder-decoder transformer of MaskDiT. Without a decoder it is DiT (Peebles and Xie 2023).
 
 Shapes: B batch, C channels, H height, W width, L patches, K kept patches, D width of a token, P numbers in a patch.
 Parameter names and shapes are those of the published checkpoints.
@@ -16,45 +16,44 @@ from maskdit.model.flops import FREQUENCIES, forward, seen
 from maskdit.model.masking import gather, patchify, restore, unpatchify
 
 MLP_RATIO = 4
+Sizes = dict[str, int]  # patch, depth, width and heads, as in params.yaml
 
 
 def positions(side: int, width: int) -> Tensor:
-    """Fixed two-dimensional sine-cosine positions (1, side * side, width): half the width for the column, half for the row."""
+    """Fixed 2-D sine-cosine positions (1, side * side, width): the first half encodes the column, the second the row."""
     omega = 1 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angle = torch.arange(side, dtype=torch.float64)[:, None] * omega
     line = torch.cat([angle.sin(), angle.cos()], dim=1)  # side, width / 2
-    column = line[None, :, :].expand(side, side, -1)
-    row = line[:, None, :].expand(side, side, -1)
-    return torch.cat([column, row], dim=2).reshape(1, side * side, width).float()
+    return torch.cat([line.repeat(side, 1), line.repeat_interleave(side, 0)], dim=1)[None].float()
 
 
 def modulate(x_BLD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
-    """Layer norm without parameters, then scale and shift from the condition."""
+    """Parameter-free layer norm, then scale and shift from the condition."""
     normed = F.layer_norm(x_BLD, x_BLD.shape[-1:], eps=1e-6)
     return normed * (1 + scale_BD.unsqueeze(1)) + shift_BD.unsqueeze(1)
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:
-    """The layer with weight and bias 0."""
+    """Set a layer's weight and bias to 0 and return it."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 def adaptive(condition: int, width: int, parts: int) -> nn.Sequential:
-    """SiLU and a linear layer from the condition to `parts` vectors, zero at the start (adaLN-Zero)."""
+    """SiLU and a zero-initialised linear layer from the condition to `parts` vectors (adaLN-Zero)."""
     return nn.Sequential(nn.SiLU(), zeroed(nn.Linear(condition, parts * width)))
 
 
 class PatchEmbed(nn.Module):
-    """Patches to tokens; the weight is kept as that of a convolution."""
+    """Patches to tokens; the weight has the shape of a convolution's, as in the published checkpoints."""
 
     def __init__(self, channels: int, patch: int, width: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(channels, width, patch, patch)
+        assert self.proj.bias is not None
         nn.init.xavier_uniform_(self.proj.weight.view(width, -1))
-        if self.proj.bias is not None:
-            nn.init.zeros_(self.proj.bias)
+        nn.init.zeros_(self.proj.bias)
 
     def forward(self, patches_BKP: Tensor) -> Tensor:
         weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # to the (row, column, channel) order of patches
@@ -62,16 +61,15 @@ class PatchEmbed(nn.Module):
 
 
 class NoiseEmbed(nn.Module):
-    """c_noise (B,) to a vector: a sinusoid of 256 numbers, then two linear layers."""
+    """c_noise (B,) to vectors (B, width): a 256-dimensional sinusoidal embedding, then two linear layers."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        for name, parameter in self.mlp.named_parameters():
-            if name.endswith("weight"):
-                nn.init.normal_(parameter, std=0.02)
-            else:
-                nn.init.zeros_(parameter)
+        first, second = nn.Linear(FREQUENCIES, width), nn.Linear(width, width)
+        for layer in (first, second):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(first, nn.SiLU(), second)
 
     def forward(self, c_noise_B: Tensor) -> Tensor:
         half = FREQUENCIES // 2
@@ -81,7 +79,7 @@ class NoiseEmbed(nn.Module):
 
 
 class LabelEmbed(nn.Module):
-    """Class numbers (B,) to vectors; the null label -1 gives zero."""
+    """Class numbers (B,) to vectors (B, width); the null label -1 maps to zero."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -94,7 +92,7 @@ class LabelEmbed(nn.Module):
 
 
 def attend(q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor) -> Tensor:
-    """Softmax attention by torch's kernel; in bfloat16 on a CPU, for short sequences, by products, which are faster there."""
+    """Softmax attention. Short bfloat16 sequences on a CPU use explicit products, which are faster there than torch's kernel."""
     if q_BHLD.device.type == "cpu" and q_BHLD.dtype == torch.bfloat16 and q_BHLD.shape[2] <= 512:
         scores = (q_BHLD * q_BHLD.shape[-1] ** -0.5) @ k_BHLD.transpose(-2, -1)
         return scores.softmax(-1).to(v_BHLD.dtype) @ v_BHLD
@@ -116,15 +114,8 @@ class Attention(nn.Module):
         return self.proj(attend(q, k, v).transpose(1, 2).reshape(B, L, D))
 
 
-def gelu(x_BLD: Tensor) -> Tensor:
-    """GELU in its tanh form; compiled, by the equal x * sigmoid(2 u), for which an exponential is enough."""
-    if torch.compiler.is_compiling():
-        return x_BLD * torch.sigmoid(math.sqrt(8 / math.pi) * (x_BLD + 0.044715 * x_BLD * x_BLD * x_BLD))
-    return F.gelu(x_BLD, approximate="tanh")
-
-
 class Mlp(nn.Module):
-    """Two linear layers with GELU between."""
+    """Two linear layers with GELU (tanh form) in between."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -132,7 +123,10 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(MLP_RATIO * width, width)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.fc2(gelu(self.fc1(x_BLD)))
+        x = self.fc1(x_BLD)
+        if torch.compiler.is_compiling():  # the same function as x * sigmoid(2 u), which needs only one exponential
+            return self.fc2(x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x)))
+        return self.fc2(F.gelu(x, approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -154,7 +148,7 @@ class Block(nn.Module):
 
 
 class Out(nn.Module):
-    """A modulated norm and a linear layer, zero at the start: the bridge to the decoder, and the last layer."""
+    """A modulated norm and a zero-initialised linear layer: the bridge to the decoder, and the final layer."""
 
     def __init__(self, width: int, out: int, condition: int) -> None:
         super().__init__()
@@ -167,7 +161,7 @@ class Out(nn.Module):
 
 
 class Packed(nn.Module):
-    """A linear layer, and GELU (tanh) if that is its activation, for bfloat16 inference on a CPU: the weight in oneDNN's order."""
+    """A linear layer, optionally with GELU (tanh), for bfloat16 inference on a CPU, with its weight in oneDNN's layout."""
 
     def __init__(self, layer: nn.Linear, activation: str = "none") -> None:
         super().__init__()
@@ -182,26 +176,17 @@ class Packed(nn.Module):
 class MaskDiT(nn.Module):
     """F(c_in * y; c_noise, label): the raw network inside the preconditioning.
 
-    The encoder sees the kept patches only; the bridge narrows its tokens, the mask token fills the hidden places, and the
-    decoder sees them all. With decoder None it is DiT and every patch is kept.
-    `encoder` and `decoder` are the dictionaries of params.yaml; `side` is the latent's side in positions. `out_channels` is that of
-    the latents if None; the released DiT has twice as many, for it also predicts a variance.
+    The encoder sees only the kept patches; the bridge narrows its tokens, the mask token fills the hidden places, and the decoder
+    sees all of them. With decoder None this is DiT, which keeps every patch. `side` is the latent's side in positions.
+    `out_channels` defaults to `channels`; the released DiT has twice as many because it also predicts a variance.
     """
 
     def __init__(
-        self,
-        *,
-        side: int,
-        channels: int,
-        classes: int,
-        encoder: dict[str, int],
-        decoder: dict[str, int] | None,
-        out_channels: int | None = None,
+        self, *, side: int, channels: int, classes: int, encoder: Sizes, decoder: Sizes | None, out_channels: int | None = None
     ) -> None:
         super().__init__()
         self.patch, self.out_channels = encoder["patch"], out_channels or channels
-        width, out = encoder["width"], self.patch**2 * self.out_channels
-        tokens = side // self.patch
+        width, tokens = encoder["width"], side // self.patch
         self.x_embedder = PatchEmbed(channels, self.patch, width)
         self.t_embedder = NoiseEmbed(width)
         self.y_embedder = LabelEmbed(classes, width)
@@ -214,20 +199,16 @@ class MaskDiT(nn.Module):
             self.mask_token = nn.Parameter(torch.empty(1, 1, inner).normal_(std=0.02))
             self.decoder_pos_embed = nn.Parameter(positions(tokens, inner), requires_grad=False)
             self.decoder_blocks = nn.ModuleList(Block(inner, decoder["heads"], width) for _ in range(decoder["depth"]))
-        self.final_layer = Out(width if decoder is None else decoder["width"], out, width)
+        self.final_layer = Out(width if decoder is None else decoder["width"], self.patch**2 * self.out_channels, width)
         self.checkpointing, self.defer = False, 0
-        self.route: Route | None = None  # the last two for training only: without a mask and with no token chosen they do nothing
-
-    def stack(self) -> list[nn.Module]:
-        """All blocks, the encoder's and the decoder's."""
-        return [*self.blocks, *(self.decoder_blocks if self.decoder_layer is not None else ())]
+        self.route: Route | None = None  # route and defer are for training only: they do nothing without `stay_BK` and `kept_BK`
 
     def forward(
         self, x_BCHW: Tensor, c_noise_B: Tensor, labels_B: Tensor, kept_BK: Tensor | None = None, stay_BK: Tensor | None = None
     ) -> Tensor:
-        """Latents (B, C, H, W), noise levels and class numbers (-1: null) to an output of their height and width.
+        """Latents, noise levels and class numbers (-1: null) to an output (B, out_channels, H, W).
 
-        `kept_BK` are the tokens that the encoder sees after its first `defer` blocks, `stay_BK` those that do not skip `route`.
+        `kept_BK`: tokens the encoder sees after its first `defer` blocks. `stay_BK`: tokens that do not skip `route`. None: all.
         """
         places: Tensor = self.pos_embed
         condition = self.t_embedder(c_noise_B.to(places.dtype)) + self.y_embedder(labels_B)
@@ -248,35 +229,32 @@ class MaskDiT(nn.Module):
             x = self.decoder_layer(x, condition)
             if kept_BK is not None:
                 x = restore(x, kept_BK, L, self.mask_token)
-            x = x + (self.decoder_pos_embed + 0 * self.mask_token)  # the token has a gradient, if 0, with nothing hidden too
+            x = x + (self.decoder_pos_embed + 0 * self.mask_token)  # the mask token gets a zero gradient if nothing is hidden
             for block in self.decoder_blocks:
                 x = self.through(block, x, condition)
         return unpatchify(self.final_layer(x, condition), self.patch, self.out_channels)
 
     def through(self, block: nn.Module, x_BLD: Tensor, condition_BD: Tensor) -> Tensor:
-        """A block's output; with `checkpointing` its activations are computed again in the backward pass."""
+        """A block's output; with `checkpointing`, its activations are recomputed in the backward pass."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x_BLD, condition_BD, use_reentrant=False, preserve_rng_state=False)
         return block(x_BLD, condition_BD)
 
     def flops(self, kept: int) -> int:
-        """Floating-point operations of one image's forward pass with `kept` tokens: 2 per multiply-add of a matrix product.
-
-        As in training, where `defer` and `route` are set.
-        """
-        tokens, width = self.pos_embed.shape[1], self.pos_embed.shape[2]
+        """FLOPs of one image's forward pass with `kept` tokens and the current `defer` and `route`; 2 per multiply-add."""
+        _, tokens, width = self.pos_embed.shape
         inner, outer = self.final_layer.linear.in_features, self.final_layer.linear.out_features
-        numbers = self.x_embedder.proj.weight[0].numel()  # of a patch that comes in
+        numbers = self.x_embedder.proj.weight[0].numel()
         depth = None if self.decoder_layer is None else len(self.decoder_blocks)
         blocks = seen(len(self.blocks), tokens, kept, self.defer, self.route)
         return forward(tokens, kept, numbers, width, blocks, inner, outer, depth)
 
 
 def for_inference(net: MaskDiT, dtype: torch.dtype) -> MaskDiT:
-    """The network, changed in place: the blocks' weights are converted once, for autocast converts frozen ones at every pass.
+    """Convert the blocks' weights in place, because autocast would convert frozen weights in every pass. Returns the network.
 
-    Norms and residual sums stay in float32. In bfloat16 on a CPU the layers are also packed, and the first of an MLP computes GELU
-    as it writes, by the operators that torch's own compiler uses there.
+    Norms and residual sums stay in float32. For bfloat16 on a CPU the linear layers are also packed, and the first one of each MLP
+    is fused with GELU, by the oneDNN operators that torch's compiler uses.
     """
     packed = dtype == torch.bfloat16 and net.pos_embed.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     for block in [module for module in net.modules() if isinstance(module, Block)]:

@@ -1,1 +1,1 @@
-"""Records to what people read: tables, curves, crossings, verdicts on claims, pictures, the report."""
+"""Results for readers: tables, curves, crossings, verdicts on claims, pictures and the report."""

@@ -1,4 +1,4 @@
-"""When one curve reaches another's quality: how much less a model spends, and how sure that is."""
+"""The point at which one curve reaches another's quality: the ratio of the costs, with an interval over seeds."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -8,17 +8,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-Sheet = tuple[NDArray[Any], NDArray[Any]]  # what was spent and the quality, each (seeds, milestones)
+Sheet = tuple[NDArray[Any], NDArray[Any]]  # cost and quality, each (seeds, milestones)
 
-DRAWS, SHARE = 1000, 0.95  # bootstrap samples, and the part of them that an interval holds
+DRAWS, SHARE = 1000, 0.95  # bootstrap samples, and the share of them inside an interval
 BEFORE, NEVER = 0.0, math.inf
+COLUMNS = ("baseline", "model", "axis", "at", "quality", "status", "reached", "ratio", "low", "high", "seeds", "interval", "reads")
 
 
 def reach(spent: NDArray[Any], quality: NDArray[Any], wanted: float) -> float:
-    """What a curve has spent when it first is as good as `wanted`, lower being better.
+    """The cost at which a curve is first as good as `wanted` (lower is better).
 
-    Between two milestones the logarithm of what was spent is linear in quality. NEVER if no milestone is so good, and BEFORE if the
-    first one is better already, for nothing is known of the way there.
+    Between two milestones, the logarithm of the cost is linear in quality. NEVER if no milestone is good enough; BEFORE if the
+    first one is already better, because the curve before it is unknown.
     """
     good = np.flatnonzero(quality <= wanted)
     if not len(good):
@@ -31,21 +32,21 @@ def reach(spent: NDArray[Any], quality: NDArray[Any], wanted: float) -> float:
 
 
 def sheet(rows: pd.DataFrame, axis: str, quality: str) -> Sheet:
-    """The points of one curve in the order of what was spent: of those milestones that every seed has."""
-    spent = rows.pivot_table(index="seed", columns="point", values=axis).dropna(axis=1)
-    good = rows.pivot_table(index="seed", columns="point", values=quality)[spent.columns]
+    """The points of one curve in order of cost; milestones that some seed lacks are left out."""
+    tables = rows.pivot_table(index="seed", columns="point", values=[axis, quality])
+    spent = tables[axis].dropna(axis=1)
     order = np.argsort(spent.to_numpy().mean(0))
-    return spent.to_numpy()[:, order], good.to_numpy()[:, order]
+    return spent.to_numpy()[:, order], tables[quality][spent.columns].to_numpy()[:, order]
 
 
 def ratio(ours: Sheet, theirs: Sheet, place: int) -> float:
-    """What the mean of our curves has spent when it is as good as the mean of theirs at a milestone, over what they have spent."""
+    """Our mean cost at the quality that theirs has at a milestone, divided by their mean cost at that milestone."""
     (spent, good), (other, wanted) = ours, theirs
     return reach(spent.mean(0), good.mean(0), wanted[:, place].mean()) / other[:, place].mean()
 
 
 def interval(ours: Sheet, theirs: Sheet, place: int) -> tuple[float, float] | None:
-    """What the ratio lies between when the seeds of both curves are drawn again; None if either has one seed only."""
+    """The bootstrap interval of the ratio, resampling the seeds of both curves; None if either has only one seed."""
     counts = [len(spent) for spent, _ in (ours, theirs)]
     if min(counts) < 2:
         return None
@@ -58,13 +59,13 @@ def interval(ours: Sheet, theirs: Sheet, place: int) -> tuple[float, float] | No
 
 
 def crossings(frame: pd.DataFrame, axes: Iterable[str], quality: str) -> Iterator[dict[str, Any]]:
-    """A row for each axis, milestone of a curve of DiT, and curve of another model: what that has spent when it is as good.
+    """One row per axis, milestone of a DiT curve and curve of another model: the cost at which that model is as good.
 
-    A seed is that of the training, or TRAINING/SAMPLING.
+    A seed is the training's, or TRAINING/SAMPLING.
     """
     models = frame.groupby("series", sort=False)["model"].first()
-    trained = frame.assign(seed=frame["seed"].astype(str).str.split("/").str[0]).groupby("series")["seed"].nunique().min()
-    kind = "training" if trained > 1 else "sampling only"
+    trainings = frame["seed"].astype(str).str.split("/").str[0].groupby(frame["series"]).nunique()
+    kind = "training" if trainings.min() > 1 else "sampling only"
     for axis in axes:
         sheets = {series: sheet(rows, axis, quality) for series, rows in frame[frame[axis].notna()].groupby("series", sort=False)}
         for theirs, ours in ((a, b) for a in sheets for b in sheets if models[a] == "DiT" != models[b]):
@@ -73,30 +74,22 @@ def crossings(frame: pd.DataFrame, axes: Iterable[str], quality: str) -> Iterato
 
 
 def row_of(theirs: str, ours: str, axis: str, other: Sheet, mine: Sheet, place: int, quality: str, kind: str) -> dict[str, Any]:
-    """One crossing: where, in what share, in which interval, and as a sentence."""
-    at, wanted, share = other[0][:, place].mean(), other[1][:, place].mean(), ratio(mine, other, place)
-    bounds, name = interval(mine, other, place), axis.replace("_", "-")
-    status = {NEVER: "not reached", BEFORE: "before the first milestone"}.get(share, "reached")
-    sure = f"95 % of {DRAWS} bootstrap samples over seeds of {kind}" if bounds else "one seed, no interval"
-    reads = f"{ours} did not reach the {quality} of {wanted:.4g} that {theirs} has after {at:.4g} {name}"
-    if share == BEFORE:
-        share = mine[0][:, 0].mean() / at
+    """One crossing as a row with COLUMNS; `reads` is a sentence."""
+    at, wanted, name = other[0][:, place].mean(), other[1][:, place].mean(), axis.replace("_", "-")
+    share: float | None = ratio(mine, other, place)
+    bounds = interval(mine, other, place)
+    low, high = bounds or (None, None)
+    if share == NEVER:
+        status, share = "not reached", None
+        reads = f"{ours} did not reach the {quality} of {wanted:.4g} that {theirs} has after {at:.4g} {name}"
+    elif share == BEFORE:
+        status, share = "before the first milestone", mine[0][:, 0].mean() / at
         reads = f"{ours} is better than {theirs} after {at:.4g} {name} already at its first milestone, {share:.3g} times as far"
-    if status == "reached":
-        range_ = f" (95 % interval over seeds: {bounds[0]:.3g} to {bounds[1]:.3g})" if bounds else ""
+    else:
+        status, range_ = "reached", f" (95 % interval over seeds: {low:.3g} to {high:.3g})" if bounds else ""
         reads = f"For a {quality} of {wanted:.4g} {ours} needs {share * at:.4g} {name}: {share:.3g} times {theirs}'s{range_}"
-    return {
-        "baseline": theirs,
-        "model": ours,
-        "axis": axis,
-        "at": at,
-        "quality": wanted,
-        "status": status,
-        "reached": None if share == NEVER else share * at,
-        "ratio": None if share == NEVER else share,
-        "low": bounds[0] if bounds else None,
-        "high": bounds[1] if bounds else None,
-        "seeds": f"{len(mine[0])} and {len(other[0])}",
-        "interval": sure,
-        "reads": reads,
-    }
+    reached = None if share is None else share * at
+    seeds = f"{len(mine[0])} and {len(other[0])}"
+    sure = f"95 % of {DRAWS} bootstrap samples over seeds of {kind}" if bounds else "one seed, no interval"
+    row = (theirs, ours, axis, at, wanted, status, reached, share, low, high, seeds, sure, reads)
+    return dict(zip(COLUMNS, row, strict=True))

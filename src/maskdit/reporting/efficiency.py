@@ -1,4 +1,4 @@
-"""The logs of trainings to a table of speed and memory."""
+"""The table of training speed and memory, from the logs of the trainings."""
 
 from pathlib import Path
 from typing import Any
@@ -8,48 +8,34 @@ import pandas as pd
 from maskdit.artifacts.manifest import config_of
 from maskdit.config.reporting import Efficiency
 from maskdit.reporting.records import published, read, steps_of
-from maskdit.reporting.table_formats import latex, write
+from maskdit.reporting.table_formats import latex, rounded, write
 
-LABELS = {
-    "eval": "Run",
-    "batch": "Batch",
-    "steps_per_second": "Steps/s",
-    "images_per_second": "Images/s",
-    "speedup": "Speed-up",
-    "memory_gb": "Memory (GB)",
-    "mfu": "MFU",
-}
+LABELS = {"eval": "Run", "batch": "Batch", "steps_per_second": "Steps/s", "images_per_second": "Images/s"}
+LABELS |= {"speedup": "Speed-up", "memory_gb": "Memory (GB)", "mfu": "MFU"}
 
 
 def row_of(name: str, record: dict[str, Any]) -> dict[str, Any]:
-    """The training behind a record: medians over the lines of its log, and the most memory that a process has held."""
-    checkpoint = record["checkpoint"]
+    """The training behind a record: medians over the lines of its log, and the peak memory of a process."""
+    checkpoint, steps = record["checkpoint"], steps_of(record)
     speed: dict[str, Any] = checkpoint.get("speed") or {}
     config = config_of(record, checkpoint["phase"])
     batch, images, flops = config.get("batch"), speed.get("images_per_second"), checkpoint["flops"]
-    return {
-        "eval": config_of(record, "sample").get("run", name),
-        "model": checkpoint["model"],
-        "phase": checkpoint["phase"],
-        "mask_ratio": config.get("mask_ratio"),
-        "precision": checkpoint["precision"],
-        "steps": steps_of(record),
-        "device": speed.get("device"),
-        "devices": speed.get("devices"),
-        "batch": batch,
-        "steps_per_second": images / batch if images and batch else None,
-        "images_per_second": images,
+    training = {"eval": config_of(record, "sample").get("run", name), "model": checkpoint["model"], "phase": checkpoint["phase"]}
+    training |= {"mask_ratio": config.get("mask_ratio"), "precision": checkpoint["precision"], "steps": steps}
+    machine = {"device": speed.get("device"), "devices": speed.get("devices"), "batch": batch}
+    rates = {"steps_per_second": images / batch if images and batch else None, "images_per_second": images}
+    rates |= {
         "memory_gb": speed["peak_memory"] / 1e9 if speed else None,
         "mfu": speed.get("mfu"),
         "data_wait": speed.get("data_wait"),
-        "tflop_per_step": flops / steps_of(record) / 1e12 if flops else None,
     }
+    return {**training, **machine, **rates, "tflop_per_step": flops / steps / 1e12 if flops else None}
 
 
 def efficiency(config: Efficiency, *, metrics: Path, out: Path) -> None:
-    """Write steps and images a second, memory and MFU of trainings as CSV, and as Markdown and LaTeX beside it.
+    """Write steps and images per second, memory and MFU of trainings as CSV, Markdown and LaTeX.
 
-    speedup is against the first training of the entry; one that was not run says so. Below them come the rows that others report.
+    The speed-up is relative to the first training of the entry. A training that was not run is marked. Published rows come last.
     """
     records = read(metrics, config.evals, ())
     rows: list[dict[str, Any]] = [
@@ -59,9 +45,7 @@ def efficiency(config: Efficiency, *, metrics: Path, out: Path) -> None:
     for row in rows:
         if yardstick and row.get("images_per_second"):
             row["speedup"] = row["images_per_second"] / yardstick
-    shown = [{name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in row.items()} for row in rows]
-    frame = pd.DataFrame(shown + published(config.published), dtype=object)
-    kinds = frame["model"].isna()
-    rules = [row for row in range(1, len(frame)) if kinds.iloc[row] != kinds.iloc[row - 1]]
-    columns = {name: label for name, label in LABELS.items() if name in frame}
-    write(frame, config.title, out, latex(frame[list(columns)].rename(columns=columns), config.title, set(), rules))
+    frame = pd.DataFrame([rounded(row, 4) for row in rows] + published(config.published), dtype=object)
+    write(
+        frame, config.title, out, latex(frame.filter(list(LABELS)).rename(columns=LABELS), config.title, (), frame["model"].isna())
+    )

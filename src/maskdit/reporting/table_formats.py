@@ -1,7 +1,7 @@
-"""How a table is written: CSV for programs, Markdown for the web, LaTeX for a paper."""
+"""Tables as CSV, Markdown and LaTeX."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +9,25 @@ import pandas as pd
 
 from maskdit.artifacts.atomic import replacing
 
-ESCAPES = {
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-}
+NUMBER = re.compile(r"[-+]?[\d.]*%?( ±.*)?|not run")
+ESCAPES = {sign: f"\\{sign}" for sign in "&%$#_{}"}
+ESCAPES |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+LATEX = str.maketrans(ESCAPES)
+
+
+def rounded(values: dict[str, Any], digits: int = 5) -> dict[str, Any]:
+    """Floats to some significant digits and intervals as text; other values are unchanged."""
+    shown = {name: " to ".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
+    return {name: float(f"{value:.{digits}g}") if isinstance(value, float) else value for name, value in shown.items()}
 
 
 def cells(frame: pd.DataFrame) -> list[list[str]]:
-    """Every cell as text; what is not known is empty."""
+    """Every cell as text; unknown values are empty."""
     return frame.astype(object).where(frame.notna(), "").astype(str).values.tolist()
 
 
 def markdown(frame: pd.DataFrame, bold: Collection[tuple[int, int]] = ()) -> str:
-    """A data frame as a Markdown table; `bold` are cells."""
+    """A data frame as a Markdown table; `bold` lists cells as (row, column)."""
     rows = cells(frame)
     for row, place in bold:
         rows[row][place] = f"**{rows[row][place]}**"
@@ -32,31 +35,25 @@ def markdown(frame: pd.DataFrame, bold: Collection[tuple[int, int]] = ()) -> str
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
 
-def escaped(text: str) -> str:
-    """Text as LaTeX prints it: what is a command there is escaped."""
-    return "".join(ESCAPES.get(sign, sign) for sign in text)
+def latex(frame: pd.DataFrame, title: str, bold: Collection[tuple[int, int]], kinds: "pd.Series[Any]") -> str:
+    """A data frame as a LaTeX table in booktabs style; `bold` lists cells as (row, column).
 
-
-def latex(frame: pd.DataFrame, title: str, bold: Collection[tuple[int, int]], rules: Sequence[int] = ()) -> str:
-    """A data frame as a LaTeX table of booktabs; `bold` are cells, and a rule stands above each row of `rules`.
-
-    Columns of numbers are set to the right.
+    Columns of numbers are right-aligned, and a rule separates rows whose `kinds` differ.
     """
-    rows = cells(frame)
-    plain = [all(re.fullmatch(r"[-+]?[\d.]*%?( ±.*)?|not run", row[place]) for row in rows) for place in range(len(frame.columns))]
-    sides = "".join("r" if numbers else "l" for numbers in plain)
-    lines = []
-    for number, row in enumerate(rows):
-        shown = [rf"\textbf{{{escaped(cell)}}}" if (number, place) in bold else escaped(cell) for place, cell in enumerate(row)]
-        lines += [r"\midrule"] * (number in rules) + [" & ".join(shown) + r" \\"]
-    head = " & ".join(escaped(str(name)) for name in frame.columns) + r" \\"
-    body = [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{escaped(title)}}}", *body, r"\end{table}", ""])
+    sides = ["r" if all(map(NUMBER.fullmatch, column)) else "l" for column in zip(*cells(frame), strict=True)]
+    rows = [[cell.translate(LATEX) for cell in row] for row in cells(frame)]
+    for number, place in bold:
+        rows[number][place] = rf"\textbf{{{rows[number][place]}}}"
+    lines = [" & ".join(name.translate(LATEX) for name in frame.columns) + r" \\"]
+    for row, begins in zip(rows, kinds.ne(kinds.shift()), strict=True):  # the first row begins a kind, too
+        lines += [r"\midrule"] * begins + [" & ".join(row) + r" \\"]
+    body = [rf"\begin{{tabular}}{{{''.join(sides)}}}", r"\toprule", *lines, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{title.translate(LATEX)}}}", *body, r"\end{table}", ""])
 
 
 def write(frame: pd.DataFrame, title: str, out: Path, tex: str = "", table: str = "") -> None:
-    """A data frame as CSV, and with its title as Markdown beside it: as `table`, or all of it; and `tex` as the LaTeX twin."""
-    texts: dict[str, Any] = {".csv": frame.to_csv(index=False), ".md": f"{title}\n\n{table or markdown(frame)}"}
+    """Write a data frame as CSV, its Markdown `table` (default: the whole frame) below its title, and its LaTeX text, if any."""
+    texts = {".csv": frame.to_csv(index=False), ".md": f"{title}\n\n{table or markdown(frame)}"}
     if tex:
         texts[".tex"] = tex
     for suffix, text in texts.items():

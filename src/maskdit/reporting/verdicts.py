@@ -1,4 +1,4 @@
-"""The ledger: each claim of the paper, what was measured here, and the verdict, computed from records alone."""
+"""The ledger: each claim of the paper, the value measured here and the verdict, computed only from records."""
 
 import math
 import statistics
@@ -14,14 +14,14 @@ from maskdit.config.claims import Cell, Claim, Claims, Crossing, Evidence, Metri
 from maskdit.reporting.records import COMPARABLE, demand_alike, read, twins
 from maskdit.reporting.table_formats import write
 
-NOISE = 0.013  # smaller gaps are a tie: retraining with another seed moves FID by as much (arXiv 2606.20536)
+NOISE = 0.013  # relative gap that counts as a tie: another training seed changes FID by as much (arXiv 2606.20536)
 REPRODUCED, TIE, FAILED, SCALED, UNSEEN = "REPRODUCED", "TIE", "NOT REPRODUCED", "SCALED-DOWN ONLY", "NOT RUN"
-RANKS = (FAILED, UNSEEN, SCALED, TIE, REPRODUCED)  # from the worst
+RANKS = (FAILED, UNSEEN, SCALED, TIE, REPRODUCED)  # worst first
 
 
 @dataclass(frozen=True)
 class Found:
-    """A value with its relative noise (two standard errors), the number of seeds behind it, and the file that it is from."""
+    """A value with its relative noise (two standard errors), the number of seeds and the file it comes from."""
 
     value: float
     noise: float
@@ -32,35 +32,29 @@ class Found:
 
     @property
     def tolerance(self) -> float:
-        """The relative gap that means nothing."""
+        """The largest relative gap that is a tie."""
         return max(NOISE, self.noise)
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """What the value may as well be."""
+        """The interval that the value may lie in: its tolerance, widened to the measured interval."""
         low, high = self.value * (1 - self.tolerance), self.value * (1 + self.tolerance)
         return (low, high) if math.isnan(self.low) else (min(low, self.low), max(high, self.high))
 
 
 def values_of(records: dict[str, dict[str, Any]], names: tuple[str, ...], metric: str, lower: bool) -> list[float]:
-    """The values of the seeds of one recipe, of several the best; none if one of the evaluations was not run."""
+    """A metric or speed figure of each seed of the best recipe; empty if an evaluation was not run or a recipe lacks it."""
     if not all(name in records for name in names):
         return []
     groups = []
     for group in twins({name: records[name] for name in names}):
-        found = [number(records[name], metric) for name in group]
-        groups.append([value for value in found if value is not None])
+        figures = [{**(records[name].get("checkpoint", {}).get("speed") or {}), **records[name]["metrics"]} for name in group]
+        groups.append([each[metric] for each in figures if each.get(metric) is not None])
     return [] if not all(groups) else (min if lower else max)(groups, key=statistics.mean)
 
 
-def number(record: dict[str, Any], metric: str) -> float | None:
-    """A metric, or a number of the training's speed."""
-    checkpoint = record.get("checkpoint", {})
-    return {**(checkpoint.get("speed") or {}), **record["metrics"]}.get(metric)
-
-
 def files(results: Path, names: tuple[str, ...]) -> str:
-    """Where records lie: FOLDER/{ONE,OTHER}.json, as a shell expands it."""
+    """The paths of records, in a form that a shell expands: FOLDER/{ONE,OTHER}.json."""
     folders: dict[Path, list[str]] = {}
     for path in named(results, names).values():
         folders.setdefault(path.parent, []).append(path.stem)
@@ -69,22 +63,21 @@ def files(results: Path, names: tuple[str, ...]) -> str:
 
 
 def error(values: list[float]) -> float:
-    """The relative standard error of a mean; 0 for one seed, of which nothing is known."""
+    """The relative standard error of a mean; 0 for one seed, where it is unknown."""
     return statistics.stdev(values) / statistics.mean(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def found(evidence: Evidence, results: Path, lower: bool) -> Found | None:
-    """What was measured; None if nothing was, or not all of it.
+    """The measured value; None if some of the evidence does not exist.
 
-    Raises UserError if records that are compared were measured by different protocols.
+    Raises UserError if the records that are compared have different protocols.
     """
     match evidence:
         case Metric():
-            records = read(results, evidence.evals, COMPARABLE)
-            values = values_of(records, evidence.evals, evidence.metric, lower)
+            values = values_of(read(results, evidence.evals, COMPARABLE), evidence.evals, evidence.metric, lower)
             if not values:
                 return None
-            noise = 2 * error(values) * math.sqrt(len(values) + 1)  # of a mean beside the paper's one run
+            noise = 2 * error(values) * math.sqrt(len(values) + 1)  # of the difference from the paper's single run
             return Found(statistics.mean(values), noise, str(len(values)), files(results, evidence.evals))
         case Ratio():
             names = (*evidence.of, *evidence.over)
@@ -97,99 +90,83 @@ def found(evidence: Evidence, results: Path, lower: bool) -> Found | None:
             ratio = statistics.mean(ours) / statistics.mean(theirs)
             return Found(ratio, noise, f"{len(ours)} and {len(theirs)}", files(results, names))
         case Crossing():
-            return crossed(results / f"curves_{evidence.study}_crossing.csv", evidence.axis)
+            path = results / f"curves_{evidence.study}_crossing.csv"
+            rows = rows_of(path, "axis", evidence.axis)
+            if rows.empty:
+                return None
+            last = rows.loc[rows["at"].idxmax()]  # at the last milestone of DiT
+            if last.status == "not reached":
+                return Found(math.inf, 0.0, last.seeds, str(path))
+            return Found(last["ratio"], 0.0, last.seeds, str(path), last.low, last.high)
         case Pair():
             path = results / f"bench_{evidence.bench}.csv"
-            rows = rows_of(path, pair=evidence.pair)
-            return None if rows is None else Found(rows.ratio.iloc[0], 0.0, "", str(path), rows.low.iloc[0], rows.high.iloc[0])
+            rows = rows_of(path, "pair", evidence.pair)
+            return None if rows.empty else Found(rows.ratio.iloc[0], 0.0, "", str(path), rows.low.iloc[0], rows.high.iloc[0])
         case Cell():
             path = results / f"bench_{evidence.bench}_factorial.csv"
-            left, right = (rows_of(path, model=model) for model in (evidence.of, evidence.over))
-            if left is None or right is None:
+            left, right = (rows_of(path, "model", model) for model in (evidence.of, evidence.over))
+            if left.empty or right.empty:
                 return None
             both = left.merge(right, on=["precision", "compile", "batch"])
             ratios = both[f"{evidence.column}_x"] / both[f"{evidence.column}_y"]
             return Found(ratios.median(), 0.0, "", str(path), ratios.min(), ratios.max())
 
 
-def rows_of(path: Path, **wanted: str) -> pd.DataFrame | None:
-    """The rows of a CSV file with these values; None if there is no such file or row."""
+def rows_of(path: Path, column: str, value: str) -> pd.DataFrame:
+    """The rows of a CSV file that have a value in a column; empty if the file does not exist."""
     if not path.exists():
-        return None
+        return pd.DataFrame()
     rows = pd.read_csv(path)
-    for column, value in wanted.items():
-        rows = rows[rows[column] == value]
-    return rows if len(rows) else None
-
-
-def crossed(path: Path, axis: str) -> Found | None:
-    """The crossing at DiT's last milestone; infinite if it was not reached."""
-    rows = rows_of(path, axis=axis)
-    if rows is None:
-        return None
-    row = rows.loc[rows["at"].idxmax()]
-    if row.status == "not reached":
-        return Found(math.inf, 0.0, row.seeds, str(path))
-    return Found(row["ratio"], 0.0, row.seeds, str(path), row.low, row.high)
+    return rows[rows[column] == value]
 
 
 def judged(claim: Claim, seen: Found) -> tuple[str, str]:
-    """The verdict on full-size evidence, and in words where the value lies.
+    """The verdict on full-size evidence, and the direction of the value in words.
 
-    A number is reproduced if ours is as good, or worse by no more than noise. That something is less than something else is
-    reproduced if it is less by more than noise, and by as much as claimed; it is a tie if noise would explain the difference.
+    A metric is reproduced if ours is at least as good within noise. A ratio is a tie if noise explains its distance from 1, and
+    reproduced if it is below 1 by more than noise and by as much as claimed.
     """
     low, high, paper = *seen.bounds, claim.paper
     if claim.better == "higher":
         low, high = 1 / high, 1 / low
         paper = paper and 1 / paper
-    if isinstance(claim.evidence, Metric):
-        assert claim.paper is not None
-        assert paper is not None
+    if isinstance(claim.evidence, Metric) and paper is not None and claim.paper is not None:  # which a metric always has
         return REPRODUCED if low <= paper else FAILED, f"{seen.value / claim.paper - 1:+.1%} of the paper's"
-    where = "tie" if low <= 1 <= high else "as claimed" if high < 1 else "opposite"
-    if where == "tie":
-        return TIE, where
-    if where == "as claimed" and paper is not None and low > paper:
+    if low <= 1 <= high:
+        return TIE, "tie"
+    if high < 1 and paper is not None and low > paper:
         return FAILED, "as claimed, but less"
-    return REPRODUCED if where == "as claimed" else FAILED, where
+    return (REPRODUCED, "as claimed") if high < 1 else (FAILED, "opposite")
 
 
 def row_of(name: str, claim: Claim, results: Path) -> dict[str, Any]:
     """One claim as a row of the ledger."""
     lower = claim.better == "lower"
-    full, verdict, where = found(claim.evidence, results, lower), UNSEEN, ""
-    seen = full
-    if full is not None:
-        verdict, where = judged(claim, full)
+    seen, verdict, where = found(claim.evidence, results, lower), UNSEEN, ""
+    if seen is not None:
+        verdict, where = judged(claim, seen)
     elif claim.scaled is not None and (seen := found(claim.scaled, results, lower)) is not None:
         verdict = SCALED
         where = judged(claim.model_copy(update={"evidence": claim.scaled, "paper": None}), seen)[1]
-    return {
-        "claim": name,
-        "says": claim.says,
-        "verdict": verdict,
-        "direction": where,
-        "paper": claim.paper,
-        "ours": None if seen is None else "not reached" if math.isinf(seen.value) else float(f"{seen.value:.4g}"),
-        "seeds": seen and seen.seeds,
-        "tolerance": seen and f"{seen.tolerance:.1%}",
-        "source": claim.source,
-        "from": seen and seen.where,
-    }
+    row = {"claim": name, "says": claim.says, "verdict": verdict, "direction": where, "paper": claim.paper}
+    if seen is None:
+        return {**row, "ours": None, "seeds": None, "tolerance": None, "source": claim.source, "from": None}
+    ours = "not reached" if math.isinf(seen.value) else float(f"{seen.value:.4g}")
+    measured = {"ours": ours, "seeds": seen.seeds, "tolerance": f"{seen.tolerance:.1%}"}
+    return {**row, **measured, "source": claim.source, "from": seen.where}
 
 
 def worse(rows: list[dict[str, Any]], against: Path) -> list[str]:
     """The claims whose verdict is worse than in another ledger, or that are gone, in words.
 
-    Raises UserError if that is no ledger.
+    Raises UserError if `against` is not a ledger.
     """
     try:
         before = pd.read_csv(against).set_index("claim")["verdict"].to_dict()
     except (OSError, KeyError, ValueError):
-        raise UserError(f"{against}: no ledger; name a claims.csv that this command has written") from None
+        raise UserError(f"{against}: not a ledger; pass a claims.csv that this command has written") from None
     if strange := set(before.values()) - set(RANKS):
-        raise UserError(f"{against}: no verdict is '{sorted(map(str, strange))[0]}'; known: {', '.join(RANKS)}")
+        raise UserError(f"{against}: unknown verdict '{sorted(map(str, strange))[0]}'; known: {', '.join(RANKS)}")
     now = {row["claim"]: row["verdict"] for row in rows}
     return [
         f"{name} ({old}, now {now.get(name, 'gone')})"
@@ -199,12 +176,12 @@ def worse(rows: list[dict[str, Any]], against: Path) -> list[str]:
 
 
 def claims(config: Claims, *, results: Path, against: Path | None = None, out: Path) -> None:
-    """Write the verdict on each claim as CSV, and as Markdown beside it.
+    """Write the verdict on each claim as CSV and Markdown.
 
-    REPRODUCED, TIE, NOT REPRODUCED; SCALED-DOWN ONLY where only a smaller size was measured, whatever that shows; NOT RUN.
-    Raises UserError, naming the claims, if a verdict is worse than in the ledger `against`.
+    A verdict is REPRODUCED, TIE, NOT REPRODUCED, SCALED-DOWN ONLY (only a smaller size was measured, whatever its result) or
+    NOT RUN. Raises UserError, naming the claims, if a verdict is worse than in the ledger `against`.
     """
     rows = [row_of(name, claim, results) for name, claim in config.claims.items()]
     if against is not None and (lost := worse(rows, against)):
-        raise UserError(f"{against}: worse than there: {', '.join(lost)}")
+        raise UserError(f"{against}: has better verdicts for {', '.join(lost)}")
     write(pd.DataFrame(rows, dtype=object), config.title, out)

@@ -1,4 +1,4 @@
-"""The device that a step computes on: its precision, its measured peak and its memory."""
+"""The device that a step runs on: its precision, its measured peak rate and its memory."""
 
 import os
 import resource
@@ -11,26 +11,22 @@ from maskdit.config.base import UserError
 from maskdit.runtime.environment import threads
 from maskdit.runtime.progress import say
 
-if TYPE_CHECKING:  # steps that only count do not wait for torch
+if TYPE_CHECKING:  # many steps do not need torch, whose import is slow
     import torch
 
-PRECISION: str | None = None  # in which this process computes, of a step whose entry has one
+PRECISION: str | None = None  # the resolved precision of this process's step, if its entry has a precision
 
 
 def device() -> "torch.device":
-    """The accelerator if there is one.
-
-    With MASKDIT_DETERMINISTIC=1 only algorithms are used that give the same bits each time, which a CPU does anyway and a GPU in
-    less speed; an operation that has none is an error.
-    """
+    """The GPU of this rank, else the CPU. Also sets the threads and, with MASKDIT_DETERMINISTIC=1, deterministic algorithms."""
     import torch
 
     torch.set_num_threads(threads())
-    torch.backends.cudnn.allow_tf32 = False  # convolutions, by default; fp32 means float32 here
+    torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions; here fp32 means float32
     if (wanted := os.environ.get("MASKDIT_DETERMINISTIC", "0")) not in ("0", "1"):
         raise UserError(f"MASKDIT_DETERMINISTIC: '{wanted}' is neither 0 nor 1; set one of them, or unset it")
     if wanted == "1":
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read with the first product on a GPU
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read at the first matrix product on a GPU
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     if not torch.cuda.is_available():
@@ -41,7 +37,7 @@ def device() -> "torch.device":
 
 
 def native(where: "torch.device") -> str:
-    """The fastest precision that a device computes in without emulation: bf16, fp16 on GPUs of before, fp32 on most CPUs."""
+    """The fastest precision that a device supports without emulation: bf16, on older GPUs fp16, on most CPUs fp32."""
     import torch
 
     if where.type == "cuda":
@@ -52,33 +48,33 @@ def native(where: "torch.device") -> str:
 
 
 def settled(precision: str, where: "torch.device", home: Path | None = None, scaled: bool = True) -> str:
-    """What a step computes in. `auto` becomes the device's own precision.
+    """The precision of a step; `auto` becomes the device's native precision. Prints a line if the precision is emulated.
 
-    That is kept in `home`, the folder of work that several processes or machines may go on with: they take what is kept there. A
-    step whose loss is not `scaled` cannot train in fp16 and takes fp32. Says so where the precision is emulated.
+    The first process that works in the folder `home` stores its precision there for all others. A step whose loss is not `scaled`
+    cannot train in fp16, so that `auto` becomes fp32.
     """
     global PRECISION
-    mine, kept = native(where), home and home / "precision"
+    mine, stored = native(where), home and home / "precision"
     if precision == "auto":
-        precision = mine if scaled or mine != "fp16" else "fp32"
-        if kept:
-            precision = _first(kept, precision)
+        precision = "fp32" if mine == "fp16" and not scaled else mine
+        if stored:
+            precision = _first(stored, precision)
     if precision in ("bf16", "fp16") and (where.type == "cpu" or precision == "bf16") and mine != precision:
-        begun = ", in which this was begun," if kept and kept.exists() else ""
-        say(f"precision {precision}{begun} is emulated on this device, and several times slower than {mine}")
+        begun = ", in which this work started," if stored and stored.exists() else ""
+        say(f"precision {precision}{begun} is emulated on this device and several times slower than {mine}")
     PRECISION = precision
     return precision
 
 
 def _first(path: Path, text: str) -> str:
-    """What the first process that comes here has written into a file."""
+    """Write `text` to a file unless another process did so first; returns the file's text."""
     mine = path.with_name(f".{os.getpid()}.{path.name}")
     mine.write_text(text)
     try:
-        path.hardlink_to(mine)  # which fails where there is one
+        path.hardlink_to(mine)  # fails if the file exists
     except FileExistsError:
         pass
-    except OSError:  # no links on this file system
+    except OSError:  # a file system without hard links
         if not path.exists():
             mine.replace(path)
     finally:
@@ -87,14 +83,14 @@ def _first(path: Path, text: str) -> str:
 
 
 def half(precision: str) -> "torch.dtype":
-    """What the operands of matrix products are rounded to; float32 for fp32 and tf32."""
+    """The type to which operands of matrix products are rounded: float32 for fp32 and tf32."""
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
 
 def autocast(where: "torch.device", precision: str) -> AbstractContextManager[Any]:
-    """Matrix products in `precision`: fp32 (exact), tf32 (float32 that a GPU may round to 10 bits), bf16 or fp16."""
+    """Compute matrix products in fp32 (exact), tf32 (a GPU may round operands to 10 bits), bf16 or fp16."""
     import torch
 
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -102,7 +98,7 @@ def autocast(where: "torch.device", precision: str) -> AbstractContextManager[An
 
 
 def gemm_rate(where: "torch.device", precision: str) -> float:
-    """FLOP/s of a large matrix product in `precision` on this device: the measured peak that MFU is a share of."""
+    """Measured FLOP/s of a large matrix product on this device: the peak that MFU refers to."""
     import torch
 
     rows, products = (512, 1) if where.type == "cpu" else (1024, 50)
@@ -123,7 +119,7 @@ def gemm_rate(where: "torch.device", precision: str) -> float:
 
 
 def peak_memory(where: "torch.device") -> int:
-    """Bytes that this process has held at once so far: on the device, on a CPU resident."""
+    """Peak memory of this process in bytes: allocated on the GPU, or resident on a CPU."""
     import torch
 
     if where.type == "cuda":

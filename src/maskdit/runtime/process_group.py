@@ -1,11 +1,10 @@
-"""Processes that train together: how they are started, agree and are asked to stop."""
+"""Processes that train together: how they start, agree and stop."""
 
 import faulthandler
 import os
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,19 +14,19 @@ from typing import Any
 
 from maskdit.runtime.environment import seconds, threads, whole
 
-GRACE = 60.0  # seconds that a process has to end when another of its group has failed: it may wait for that one for ever
+GRACE = 60.0  # seconds that the other processes have to end after one has failed; they may be waiting for it forever
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process of those that train together, and the store in which they leave each other notes."""
+    """The rank of this process, the number of ranks, and the store through which they communicate."""
 
     rank: int
     world: int
     store: Any = None
 
     def from_first(self, ask: Callable[[], Any]) -> Any:
-        """What the first rank answers, in all ranks."""
+        """Call `ask` on the first rank; returns its result on all ranks."""
         if self.world == 1:
             return ask()
         from torch import distributed
@@ -36,15 +35,15 @@ class Ranks:
         distributed.broadcast_object_list(answer, src=0)
         return answer[0]
 
-    def meet(self, name: str) -> None:
-        """Wait until the first rank has come here."""
+    def meet(self) -> None:
+        """Wait until the first rank has reached this point."""
         if self.world > 1 and self.rank == 0:
-            self.store.set(f"maskdit/{name}", "1")
+            self.store.set("maskdit/kept", "1")
         elif self.world > 1:
-            self.store.wait([f"maskdit/{name}"])
+            self.store.wait(["maskdit/kept"])
 
     def stop(self, step: int) -> bool:
-        """Whether all ranks stop before this step, since a signal came to one of them, or their launcher ended, a few steps ago."""
+        """Whether all ranks stop before this step, because a few steps ago one received a signal or lost its launcher."""
         if self.world == 1:
             return bool(_signals)
         if _signals or os.getppid() != PARENT:
@@ -52,42 +51,48 @@ class Ranks:
         return self.store.check(["maskdit/stop"]) and int(self.store.get("maskdit/stop")) <= step
 
 
-AHEAD = 4  # steps; no rank is further ahead of another
-STOPPED = 85  # exit code of a training that was asked to stop and has kept its state
-PARENT = os.getppid()  # who has started this process and would pass signals on
-_signals: list[int] = []  # that have asked this process to stop
+AHEAD = 4  # maximum number of steps between two ranks
+STOPPED = 85  # exit code of a training that stopped on request and saved its state
+PARENT = os.getppid()  # the launcher, which forwards signals
+_signals: list[int] = []  # received stop signals
 
 
-class Stopped(Exception):  # noqa: N818, no error
-    """A training was asked to stop, and its state is kept."""
+class Stopped(Exception):  # noqa: N818, not an error
+    """A training stopped on request and saved its state."""
 
 
 def wish(number: int, _: object) -> None:
-    """A signal that asks a training to stop at its next step; a second SIGINT ends at once."""
+    """Signal handler that stops a training at its next step; a second SIGINT ends it at once."""
     if number == signal.SIGINT and number in _signals:
         raise KeyboardInterrupt
     _signals.append(number)
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """SIGTERM, SIGUSR1 and SIGINT ask to stop at the next step, a SIGUSR1 from before, too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, wish) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+def handling(handler: Callable[[int, Any], Any], *numbers: int) -> Iterator[None]:
+    """Handle these signals with `handler`, then restore the previous handlers. A SIGUSR1 blocked until now is delivered."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Let SIGTERM, SIGUSR1 and SIGINT stop the training at its next step, including a SIGUSR1 that came earlier."""
+    try:
+        with handling(wish, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            yield
+    finally:
         _signals.clear()
 
 
 @contextmanager
 def together() -> Iterator[Ranks]:
-    """The processes that torchrun, or `launch`, has started as one group: NCCL on GPUs, Gloo on CPUs; alone without them."""
+    """Join the process group that torchrun or `launch` started (NCCL on GPUs, Gloo on CPUs); without one, a single rank."""
     import torch
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
@@ -95,7 +100,7 @@ def together() -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks(0, 1)
         return
-    patience = timedelta(seconds=max(1800, seconds(*WATCHDOG)))  # while rank 0 writes a large checkpoint the others wait
+    patience = timedelta(seconds=max(1800, seconds(*WATCHDOG)))  # the others wait while rank 0 writes a large checkpoint
     store, rank, world = next(rendezvous("env://", timeout=patience))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
@@ -109,24 +114,25 @@ WATCHDOG = ("MASKDIT_WATCHDOG_SECONDS", 1800.0)  # 0: off
 
 
 def watched(steps: Iterable[int], world: int) -> Iterator[int]:
-    """Go through `steps`; one that takes too long ends the process with exit code 1 and the stacks of its threads on stderr.
+    """Iterate over `steps`; if one takes too long, print the stacks of all threads and exit with code 1, for a retry of the job.
 
-    A collective operation of which a rank is lost never ends: it is better that the job fails, and its next attempt goes on from
-    the last state. One process alone waits for nobody, and is watched only if MASKDIT_WATCHDOG_SECONDS is set.
+    Otherwise a collective operation would wait forever for a lost rank. A single process is watched only if the variable is set.
     """
     limit = seconds(*WATCHDOG) if world > 1 or WATCHDOG[0] in os.environ else 0.0
-    turn = int(os.environ.get("RANK", "0")) / 10  # the stacks of several ranks at once would be one heap
+    turn = int(os.environ.get("RANK", "0")) / 10  # so that the stacks of several ranks are not interleaved
     try:
         for step in steps:
             if limit:
-                faulthandler.dump_traceback_later(limit + turn, exit=True, file=2)  # stderr, whatever has taken its name
+                faulthandler.dump_traceback_later(
+                    limit + turn, exit=True, file=2
+                )  # the real stderr, even if sys.stderr was replaced
             yield step
     finally:
         faulthandler.cancel_dump_traceback_later()
 
 
 def local_ranks() -> int:
-    """How many processes should train on this machine: MASKDIT_RANKS, else one per GPU, at least one."""
+    """Number of processes to train with on this machine: MASKDIT_RANKS, else one per GPU, at least one."""
     if "MASKDIT_RANKS" in os.environ:
         return whole("MASKDIT_RANKS")
     import torch
@@ -135,50 +141,47 @@ def local_ranks() -> int:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """An unused TCP port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def launch(command: list[str], count: int, place: int = 0, nodes: int = 1, address: str = "127.0.0.1", port: int = 0) -> int:
-    """Run `count` processes of a command on this machine, the `place`-th of `nodes`, all of one group that meets at an address.
+    """Run `count` processes of a command on this machine, the `place`-th of `nodes`, in a group that meets at an address.
 
-    The first failure stops the others, within GRACE, and is the exit code. SIGTERM and SIGUSR1 go to all of them, a SIGUSR1 from
-    before, too: it waits in a process that has just begun until that one can note it.
+    The first failure stops the others within GRACE seconds and is the exit code. SIGTERM and SIGUSR1 are forwarded to all; an
+    earlier SIGUSR1 stays pending in a new process until it is handled.
     """
     shared = {**os.environ, "WORLD_SIZE": str(count * nodes), "MASTER_ADDR": address, "MASTER_PORT": str(port or free_port())}
-    shared["OMP_NUM_THREADS"] = str(max(1, threads() // count))  # of each; MASKDIT_THREADS is obeyed as it is
+    shared["OMP_NUM_THREADS"] = str(max(1, threads() // count))  # per process; MASKDIT_THREADS is not divided
     names = [{"RANK": str(place * count + local), "LOCAL_RANK": str(local)} for local in range(count)]
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # what a process begins with
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # inherited by the new processes
     group = [subprocess.Popen(command, env={**shared, **name}) for name in names]
 
     def forward(number: int, _: object) -> None:
         for process in group:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-    for number in _signals:
-        forward(number, None)
     codes: list[int | None] = [None]
-    try:
-        while None in codes and not any(codes):
-            time.sleep(0.05)
-            codes = [process.poll() for process in group]
-        if STOPPED in codes:  # each ends by itself, the first rank when it has written its state
-            codes = [process.wait() for process in group]
-        first = next((code for code in codes if code), 0)
-        return 128 - first if first < 0 else first
-    finally:
-        for process in group:
-            process.terminate()
-        deadline = time.monotonic() + GRACE
-        for process in group:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()) if any(codes) else None)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handling(forward, signal.SIGTERM, signal.SIGUSR1):
+        for number in _signals:
+            forward(number, None)
+        try:
+            while None in codes and not any(codes):
+                time.sleep(0.05)
+                codes = [process.poll() for process in group]
+            if STOPPED in codes:  # each process ends by itself, the first rank after saving its state
+                codes = [process.wait() for process in group]
+            first = next((code for code in codes if code), 0)
+            return 128 - first if first < 0 else first
+        finally:
+            for process in group:
+                process.terminate()
+            deadline = time.monotonic() + GRACE
+            for process in group:
+                try:
+                    process.wait(max(0.0, deadline - time.monotonic()) if any(codes) else None)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()

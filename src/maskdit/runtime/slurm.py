@@ -1,4 +1,4 @@
-"""Slurm, as a training meets it: a job starts one task on each of its nodes, and goes back into the queue before its time is up."""
+"""Slurm support: a training job starts one task per node and is requeued before its time limit."""
 
 import os
 import re
@@ -11,17 +11,17 @@ from pathlib import Path
 
 from maskdit.config.base import UserError
 from maskdit.runtime.environment import scratch
-from maskdit.runtime.process_group import STOPPED
+from maskdit.runtime.process_group import STOPPED, handling
 from maskdit.runtime.progress import say
 
-NOTE = "MASKDIT_STOPPED"  # in the environment of a job's tasks: the file by which they say that they were asked to stop
-FORM = "--format=%A|%Z|%k"  # of squeue: number, folder, and the comment in which the plugin says rule and key
-PORTS = (20000, 20000)  # the first, and how many: a job's is a function of its number
+NOTE = "MASKDIT_STOPPED"  # environment variable of a job's tasks: the file that they create when they stop on request
+FORM = "--format=%A|%Z|%k"  # for squeue: job number, folder, and the comment in which Snakemake's plugin puts rule and key
+PORTS = (20000, 20000)  # the first port and their number; a job's port depends on its number
 
 
 @dataclass(frozen=True)
 class Place:
-    """Of a task among the nodes of a job, and where the first of them is."""
+    """A task's node among the nodes of a job, and the address and port of the first node."""
 
     node: int = 0
     nodes: int = 1
@@ -30,7 +30,7 @@ class Place:
 
 
 def asked(*words: str) -> str:
-    """What a command of Slurm prints, stripped; raises UserError with what it complains of."""
+    """Output of a Slurm command, stripped. Raises UserError with its error message if it fails."""
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{words[0]}: {' '.join(done.stderr.split())}")
@@ -38,12 +38,12 @@ def asked(*words: str) -> str:
 
 
 def job() -> str | None:
-    """The number of the job whose script this process is of, None outside Slurm and in what srun has started."""
+    """The number of the job whose script runs this process; None outside Slurm and in tasks of srun."""
     return None if "SLURM_PROCID" in os.environ else os.environ.get("SLURM_JOB_ID")
 
 
 def place() -> Place:
-    """Of this process, a task that srun has started; alone outside Slurm."""
+    """The place of this process as a task of srun; a single node outside Slurm."""
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
     if nodes == 1:
         return Place()
@@ -53,14 +53,14 @@ def place() -> Place:
     return Place(int(os.environ["SLURM_NODEID"]), nodes, found[1] if found else first, port)
 
 
-def twins(number: str, own: str) -> list[str]:
-    """Older jobs of this user in whose line of squeue the rest is `own`, too."""
+def twins(number: str, own: str) -> set[str]:
+    """Older jobs of this user with the same folder and comment as `own` in squeue's output."""
     lines = [line.partition("|") for line in asked("squeue", "--me", "--noheader", FORM).splitlines()]
-    return [other for other, _, rest in lines if rest == own and int(other) < int(number)]
+    return {other for other, _, rest in lines if rest == own and int(other) < int(number)}
 
 
 def stopped() -> int:
-    """The exit code of a training that was asked to stop: in a job 0, beside a note, or srun would take the first for a failure."""
+    """The exit code of a training that stopped on request. In a job it is 0, with a note, because srun would report a failure."""
     if NOTE not in os.environ:
         return STOPPED
     Path(os.environ[NOTE]).touch()
@@ -68,56 +68,52 @@ def stopped() -> int:
 
 
 def supersede(verb: str, key: str) -> None:
-    """Cancel older jobs of the step that this job runs: a Snakemake that was killed leaves them, and a new one submits another.
-
-    A cancelled training keeps its state. Returns when they are gone.
-    """
+    """Cancel older jobs of this job's step, which a killed Snakemake leaves running, and wait until they have ended."""
     number = os.environ.get("SLURM_JOB_ID", "")
     if not number.isdigit() or "SLURM_ARRAY_JOB_ID" in os.environ or not shutil.which("squeue"):
-        return  # the tasks of an array share one comment
+        return  # the tasks of an array share a comment
     own = asked("squeue", "--noheader", f"--jobs={number}", FORM).partition("|")[2]
     comment = own.partition("|")[2]
     named = comment.startswith((f"rule_{verb}_wildcards_", f"rule_{verb}_part_wildcards_")) and key in comment.split("_")
     cancelled: set[str] = set()
     while named and (older := twins(number, own)):
-        for other in set(older) - cancelled:  # once: of one that is ending scancel would complain
+        for other in older - cancelled:  # only once, because scancel reports an error for a job that is ending
             say(f"job {other} is of the same step and older than {number}: cancelled")
             subprocess.run(["scancel", other])
-            cancelled.add(other)
+        cancelled |= older
         time.sleep(1)
 
 
 @dataclass(frozen=True)
 class Granted:
-    """What a job has."""
+    """The resources of a job."""
 
     number: str
     nodes: int
     cores: int  # on all nodes
-    gres: str  # the GPUs of each node, as Slurm writes them; '' if there are none
+    gres: str  # the GPUs of each node in Slurm's notation; '' if there are none
 
     @property
     def devices(self) -> int:
-        """GPUs on all nodes; without any the nodes themselves."""
+        """Number of GPUs on all nodes, or of nodes if they have no GPUs."""
         return self.nodes * int(self.gres.rpartition(":")[2] or 1)
 
 
 def granted(number: str) -> Granted:
-    """What Slurm says that a job has."""
+    """Ask Slurm for the resources of a job."""
     nodes, cores, things = asked("squeue", "--noheader", f"--jobs={number}", "--format=%D|%C|%b").split("|")
     gpus = re.search(r"gpu(:[\w.-]+)?:\d+", things)
     return Granted(number, int(nodes), int(cores), gpus[0] if gpus else "")
 
 
 def over_nodes(job: Granted, command: list[str]) -> int:
-    """Run a command once on each node of a job, with all of its GPUs and cores; the exit code.
+    """Run a command once on each node of a job, with all of its GPUs and cores. Returns the exit code.
 
-    Tasks that were warned (SIGUSR1, by --signal) keep their state and end; then the job goes back into the queue, with its number.
-    One that was cancelled or preempted (SIGTERM comes here, too) does not: what happens next is for Slurm to decide.
+    After a warning (SIGUSR1, by --signal) the tasks save their state and end, and the job is requeued under its number. A cancelled
+    or preempted job also receives SIGTERM here and is not requeued.
     """
-    told: list[int] = []
-    before = {each: signal.signal(each, lambda came, _: told.append(came)) for each in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
+    received: list[int] = []
+    with handling(lambda number, _: received.append(number), signal.SIGTERM, signal.SIGUSR1):
         words = [
             f"--nodes={job.nodes}",
             f"--ntasks={job.nodes}",
@@ -131,13 +127,10 @@ def over_nodes(job: Granted, command: list[str]) -> int:
         if not note.exists():
             return done.returncode
         note.unlink()
-        if signal.SIGTERM not in told:
+        if signal.SIGTERM not in received:
             say(f"job {job.number} goes back into the queue")
             asked("scontrol", "requeue", job.number)
             deadline = time.monotonic() + 600
-            while signal.SIGTERM not in told and time.monotonic() < deadline:  # Slurm ends this run of it
+            while signal.SIGTERM not in received and time.monotonic() < deadline:  # until Slurm ends this run of the job
                 time.sleep(1)
         return STOPPED
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

@@ -1,1 +1,1 @@
-"""A checkpoint and seeds to images."""
+"""Images from a checkpoint and seeds."""

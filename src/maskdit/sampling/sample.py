@@ -1,4 +1,4 @@
-"""A checkpoint and seeds to images."""
+"""Images from a checkpoint and seeds."""
 
 from pathlib import Path
 
@@ -23,13 +23,12 @@ from maskdit.runtime.progress import say
 from maskdit.runtime.random import generator
 
 SAMPLERS = {"heun": "EDM Heun", "dpmpp-2m": "DPM-Solver++(2M)", "ddpm": "DDPM"}
+FACTS = ("model", "phase", "step", "images", "seconds", "device_seconds", "flops", "parameters", "precision", "arithmetic", "speed")
+CHOICES = ("guidance", "guidance_channels", "guidance_interval", "labels", "quantisation")  # fields of the entry in the protocol
 
 
 def starts(config: Sample, space: Space, rows: Array) -> tuple[Array, Array]:
-    """Noise (n, C, H, W) and labels (n,) of the images numbered `rows`: each depends on the seed and its number alone.
-
-    Labels are uniform, as in the paper, or balanced: the number modulo the number of classes.
-    """
+    """Noise (n, C, H, W) and labels (n,) of the images `rows`. Balanced labels are the image's number modulo the classes."""
     noise = np.empty((len(rows), space.channels, space.side, space.side), np.float32)
     labels = rows % len(space.classes)
     for place, row in enumerate(rows):
@@ -41,7 +40,7 @@ def starts(config: Sample, space: Space, rows: Array) -> tuple[Array, Array]:
 
 
 def find(run: Path, step: int | str) -> Path:
-    """The EMA weights of a milestone; raises UserError if the run has no such one."""
+    """The file with a milestone's EMA weights. Raises UserError if the run has no such milestone."""
     milestones: dict[int, str] = {mark["step"]: mark["file"] for mark in read_json(run / "index.json", "milestones")["milestones"]}
     wanted = max(milestones) if step == "final" else step
     if wanted not in milestones:
@@ -50,11 +49,11 @@ def find(run: Path, step: int | str) -> Path:
 
 
 def averaged(run: Path, step: int, width: float) -> dict[str, Tensor]:
-    """The average of relative width `width` at a milestone, in least squares from those that the run keeps until then."""
+    """The average of relative width `width` at a milestone: a least-squares fit by the averages stored up to that step."""
     marks = [mark for mark in read_json(run / "index.json", "milestones")["milestones"] if mark["step"] <= step]
     files = [run / name for mark in marks for name in mark["posthoc"]]
     if len(files) < 2:
-        raise UserError(f"{run}: keeps no two averages of other widths; train it with posthoc_ema: [0.05, 0.1]")
+        raise UserError(f"{run}: ema_width needs at least two post-hoc averages; train it with posthoc_ema: [0.05, 0.1]")
     kept = [(known["sigma_rel"], known["step"]) for known in map(checkpoint.facts, files)]
     total: dict[str, Tensor] = {}
     for factor, file in zip(combination(kept, width, step), files, strict=True):
@@ -65,43 +64,38 @@ def averaged(run: Path, step: int, width: float) -> dict[str, Tensor]:
 
 
 def sigma_range(vp: bool) -> tuple[float, float]:
-    """Lowest and highest noise level that a sampler goes through, for EDM's preconditioning or a VP network."""
+    """Lowest and highest noise level of a sampler, for EDM's preconditioning or a VP network."""
     return (vp_sigmas()[0].item(), vp_sigmas()[-1].item()) if vp else (SIGMA_MIN, SIGMA_MAX)
 
 
 def integrate(config: Sample, net: Network, rows: Array, noise_BCHW: Tensor, labels_B: Tensor, vp: bool) -> Tensor:
-    """Noise to the latents of the images numbered `rows`, by the entry's solver and guidance; `vp` is the network's kind."""
+    """Turn noise into the latents of the images `rows` with the entry's solver and guidance. `vp`: the network is a VP model."""
     ask = predict_vp if config.solver == "ddpm" else denoise_vp if vp else denoise
     channels = noise_BCHW.shape[1] if config.guidance_channels == "all" else min(3, noise_BCHW.shape[1])
     denoiser = guided(net, labels_B, config.guidance, ask=ask, channels=channels, interval=config.guidance_interval)
-    levels = sigma_steps(config.solver_steps, *sigma_range(vp))
-    match config.solver:
-        case "heun":
-            return heun(denoiser, noise_BCHW, levels)
-        case "dpmpp-2m":
-            return dpmpp_2m(denoiser, noise_BCHW, levels)
-        case "ddpm":
-            seeds = [int(generator(config.seed, "ddpm", index=int(row)).integers(2**63)) for row in rows]
-            return ddpm(denoiser, noise_BCHW, config.solver_steps, [torch.Generator().manual_seed(seed) for seed in seeds])
+    if config.solver == "ddpm":
+        seeds = [int(generator(config.seed, "ddpm", index=int(row)).integers(2**63)) for row in rows]
+        return ddpm(denoiser, noise_BCHW, config.solver_steps, [torch.Generator().manual_seed(seed) for seed in seeds])
+    solve = heun if config.solver == "heun" else dpmpp_2m
+    return solve(denoiser, noise_BCHW, sigma_steps(config.solver_steps, *sigma_range(vp)))
 
 
 def count(config: Sample, vp: bool) -> tuple[int, int]:
-    """Denoiser evaluations and network passes that an image takes: counted, with a network that says nothing."""
-    asked: list[int] = []
+    """Denoiser evaluations and network passes per image, counted with a network that returns zeros."""
+    batches: list[int] = []
 
-    def silent(x: Tensor, _c_noise: Tensor, _labels: Tensor, _kept: Tensor | None) -> Tensor:
-        asked.append(len(x))
+    def zeros(x: Tensor, *_: object) -> Tensor:
+        batches.append(len(x))
         return torch.zeros_like(torch.cat([x, x], dim=1) if vp else x)
 
-    integrate(config, silent, np.arange(1), torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.long), vp)
-    return len(asked), sum(asked)
+    integrate(config, zeros, np.arange(1), torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.long), vp)
+    return len(batches), sum(batches)
 
 
 def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
-    """Draw images from EMA weights: shards of uint8 images (n, H, W, 3), labels.npy and index.json.
+    """Draw images from EMA weights. Writes shards of uint8 images (n, H, W, 3), labels.npy and index.json.
 
-    Shards are contiguous in the image's number; those already drawn survive an interruption. Batches are filled up to one size,
-    so that what an image becomes does not depend on how many are drawn with it.
+    Finished shards survive an interruption. Batches are padded to one size, so that an image does not depend on the others drawn.
     """
     # 1. The network, and the autoencoder that made its latents
     where = device()
@@ -145,27 +139,13 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
         return
     work.take(out)
 
-    # 3. What a reader needs to know
+    # 3. The record of the checkpoint and the sampling protocol
     save_array(out / "labels.npy", starts(config, space, np.arange(config.images))[1])
-    told = ("precision", "arithmetic", "speed")
-    spent = ("model", "phase", "step", "images", "seconds", "device_seconds", "flops", "parameters", *told)
+    training = {name: facts.get(name) for name in FACTS} | {"forward_flops": net.flops(net.pos_embed.shape[1])}
     nfe, passes = count(config, vp)
-    protocol = {
-        "sampler": SAMPLERS[config.solver],
-        "nfe": nfe,
-        "network_passes": passes,
-        "sigma_range": sigma_range(vp),
-        "guidance": config.guidance,
-        "guidance_channels": config.guidance_channels,
-        "guidance_interval": config.guidance_interval,
-        "labels": config.labels,
-        "quantisation": config.quantisation,
-        "weights": "EMA" if config.ema_width is None else f"EMA of relative width {config.ema_width}",
-        "precision": precision,
-        "seed": config.seed,
-        "images": config.images,
-        "vae_sha256": space.vae,
-    }
-    checkpoint_facts = {**{name: facts.get(name) for name in spent}, "forward_flops": net.flops(net.pos_embed.shape[1])}
-    write_json(out / "index.json", {"shards": names, "checkpoint": checkpoint_facts, "protocol": protocol})
-    say(f"sample: {config.images} images from {path.name}, {nfe} NFE, {passes} passes an image, guidance {config.guidance}")
+    weights = "EMA" if config.ema_width is None else f"EMA of relative width {config.ema_width}"
+    protocol = {"sampler": SAMPLERS[config.solver], "nfe": nfe, "network_passes": passes, "sigma_range": sigma_range(vp)}
+    protocol |= {name: getattr(config, name) for name in CHOICES}
+    protocol |= {"weights": weights, "precision": precision, "seed": config.seed, "images": config.images, "vae_sha256": space.vae}
+    write_json(out / "index.json", {"shards": names, "checkpoint": training, "protocol": protocol})
+    say(f"sample: {config.images} images from {path.name}, {nfe} NFE, {passes} passes per image, guidance {config.guidance}")

@@ -1,1 +1,1 @@
-"""Questions about what is there: plan, doctor, study. They make no artifact of a study."""
+"""Commands that make no artifact of a study: `plan`, `doctor` and `study`."""

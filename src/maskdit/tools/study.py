@@ -1,10 +1,11 @@
-"""A study of one's own images: the demo's entries of params.yaml under another name."""
+"""`maskdit study`: copies the demo's entries of params.yaml for a folder of the user's own images."""
 
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from maskdit.artifacts.atomic import replacing
 from maskdit.config import yaml_subset
@@ -17,7 +18,7 @@ PARAMS = Path("params.yaml")
 
 
 def renamed(tree: Any, name: str) -> Any:
-    """A copy in which each key of the demo, as a key of a dictionary or as a value, belongs to another benchmark."""
+    """A copy in which each key of the demo, whether a dictionary key or a value, belongs to another study."""
     if isinstance(tree, dict):
         return {renamed(key, name): renamed(value, name) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -26,33 +27,38 @@ def renamed(tree: Any, name: str) -> Any:
 
 
 def entries(tree: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
-    """The demo's entries of each step, renamed."""
-    mine = {verb: {key: entry for key, entry in known.items() if re.match(rf"{LIKE}(-|$)", key)} for verb, known in tree.items()}
-    return {verb: renamed(known, name) for verb, known in mine.items() if known}
+    """The demo's entries of each step, renamed; steps without any are left out."""
+    found = {}
+    for verb, known in tree.items():
+        if mine := {key: entry for key, entry in known.items() if f"{key}-".startswith(f"{LIKE}-")}:
+            found[verb] = renamed(mine, name)
+    return found
 
 
 def ledger(tree: dict[str, Any], name: str) -> dict[str, Any]:
-    """The claims of which the demo can show something, to be shown by another study."""
+    """The claims for which the demo has evidence, with evidence from another study."""
     claims = tree["claims"][tree["report"][LIKE]["ledger"]]["claims"]
     mine = {key: renamed(claim, name) for key, claim in claims.items() if renamed(claim, name) != claim}
     return {"title": "What the paper claims, and what was measured here", "study": name, "claims": mine}
 
 
 def inserted(text: str, verb: str, new: dict[str, Any], anchor: str = "") -> str:
-    """The text of params.yaml with more entries after a step's last one; every other line stays as it is.
+    """The text of params.yaml with new entries after a step's last one; all other lines stay unchanged.
 
-    Raises UserError if the step's entries are neither one below the other nor none.
+    Raises UserError if the step's entries are in braces.
     """
     lines = text.splitlines(keepends=True)
     step = next((value for key, value in yaml.compose(text, Loader=yaml.CSafeLoader).value if key.value == verb), None)
     if not isinstance(step, yaml.MappingNode) or (step.flow_style and step.value):
-        raise UserError(f"params.yaml: {verb}: write '{verb}:' on a line of its own and its entries below, to add others to them")
+        raise UserError(
+            f"params.yaml: {verb}: write '{verb}:' on a line of its own and its entries below, so that more can be added"
+        )
     end, indent = step.end_mark.line, step.start_mark.column
-    if step.flow_style:  # braces around nothing
+    if step.flow_style:  # empty braces
         start = step.start_mark.line
         lines[start : end + 1] = [f"{verb}:{lines[end][step.end_mark.column :]}"]
         end, indent = start + 1, 2
-    while re.match(r"\s*(#.*)?$", lines[end - 1]):  # a block ends where the next one begins
+    while re.match(r"\s*(#.*)?$", lines[end - 1]):  # PyYAML ends a block where the next one begins
         end -= 1
     if not lines[end - 1].endswith("\n"):
         lines[end - 1] += "\n"
@@ -61,35 +67,30 @@ def inserted(text: str, verb: str, new: dict[str, Any], anchor: str = "") -> str
 
 
 def study(name: str, root: Path, resolution: int, heldout: float) -> None:
-    """`maskdit study`: add a study of a folder of images to params.yaml, with the demo's sizes; every other line stays as it is.
+    """Add a study of a folder of images to params.yaml, with the demo's sizes; all other lines stay unchanged.
 
-    Raises UserError for a name that is taken or no key, and if the result would not be valid.
+    Raises UserError for a name that is taken or not a key, a folder without images, and entries that would not be valid.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     try:
         TypeAdapter(Key).validate_python(name)
     except ValidationError:
-        raise UserError(f"'{name}': a study's name is of lower-case letters, digits and single hyphens") from None
+        raise UserError(f"'{name}': the name of a study must consist of lower-case letters, digits and single hyphens") from None
     params = load(PARAMS)
-    taken = [bench for bench in params.table if f"{name}-".startswith(f"{bench}-") or f"{bench}-".startswith(f"{name}-")]
-    if taken:
+    if taken := [bench for bench in params.table if f"{name}-".startswith(f"{bench}-") or f"{bench}-".startswith(f"{name}-")]:
         raise UserError(f"'{name}': params.yaml has the study '{taken[0]}'; edit or remove its entries, or choose another name")
     for verb in ("fetch", "table", "curves", "efficiency", "report"):
         if LIKE not in getattr(params, verb):
-            raise UserError(f"params.yaml: {verb}.{LIKE}: missing; a new study copies the entries of {LIKE}, so restore them")
+            raise UserError(f"params.yaml: {verb}.{LIKE}: missing; restore it, because a new study copies the entries of {LIKE}")
     if Path.cwd().is_relative_to(root.resolve()):
-        raise UserError(f"'{root}' holds this project itself; name the folder of the images")
-    images = len(scan(root))
-    if not images:
-        raise UserError(f"{root}: no images in it; wanted CLASS/image, tar or zip files")
+        raise UserError(f"'{root}' contains this project; name the folder of the images")
+    if not (images := len(scan(root))):
+        raise UserError(f"{root}: contains no images; name a folder CLASS/image, or tar or zip files with this layout")
     before = PARAMS.read_bytes().decode()
     text = before.replace("\r\n", "\n")
     tree = yaml_subset.read(text)
     new = entries(tree, name)
-    seed = new["fetch"][name]["seed"]
-    new["fetch"][name] = {"source": "folder", "root": str(root), "bad": "fail"}
-    new["fetch"][name] |= {"resolution": resolution, "images": images, "heldout": heldout, "seed": seed}
+    fetch = {"source": "folder", "root": str(root), "bad": "fail", "resolution": resolution, "images": images, "heldout": heldout}
+    new["fetch"][name] = {**fetch, "seed": new["fetch"][name]["seed"]}
     for verb in ("table", "curves", "efficiency"):
         new[verb][name]["title"] = f"DiT and MaskDiT on {root.resolve().name} at {resolution} pixels"
     new["claims"] = {f"{name}-claims": ledger(tree, name)}
@@ -99,7 +100,8 @@ def study(name: str, root: Path, resolution: int, heldout: float) -> None:
         validate(whole)
     except UserError as error:
         reason = str(error).removeprefix("params.yaml: ")
-        raise UserError(f"{root}: no study with the demo's sizes, {images} images, --resolution {resolution}: {reason}") from None
+        sizes = f"{images} images and --resolution {resolution}"
+        raise UserError(f"{root}: the demo's settings do not fit {sizes}: {reason}") from None
     for verb, known in new.items():
         text = inserted(text, verb, known, f"{name}-{verb}")
     try:
@@ -107,9 +109,7 @@ def study(name: str, root: Path, resolution: int, heldout: float) -> None:
     except yaml.YAMLError:
         kept = False
     if not kept:
-        raise UserError(
-            "params.yaml: no entries can be added without a change of others; write each step's as the demo's are written"
-        )
+        raise UserError("params.yaml: adding entries would change others; write the entries of each step as the demo's are written")
     with replacing(PARAMS.resolve()) as temporary:
         temporary.write_bytes((text.replace("\n", "\r\n") if "\r\n" in before else text).encode())
-    print(f"params.yaml has the study {name}: {images} images of {root}; run snakemake results/table_{name}.csv")
+    print(f"params.yaml has the study {name}: {images} images from {root}; run snakemake results/table_{name}.csv")

@@ -1,1 +1,1 @@
-"""Latents to checkpoints: the loop behind pretrain and finetune, one step of it, its batches, and its recovery state."""
+"""Latents to checkpoints: the loop behind pretrain and finetune, its optimisation step, its batches and its recovery state."""

@@ -1,9 +1,9 @@
-"""The batches of a training: latents in their seeded order, and all that is drawn for them."""
+"""Training batches: latents in seeded order with all their random draws."""
 
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from maskdit.runtime.random import generator, order
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean latents, labels, and everything random that one step does with them."""
+    """Clean latents, labels and the random draws of one step."""
 
     clean: Tensor  # B, C, H, W
     labels: Tensor  # B
@@ -27,31 +27,22 @@ class Batch:
         return len(self.labels)
 
     def part(self, start: int, stop: int) -> "Batch":
-        """The samples from `start` to `stop`."""
+        """The samples `start` to `stop` - 1."""
         return self._each(lambda tensor: tensor[start:stop])
 
     def to(self, where: torch.device) -> "Batch":
-        """The batch on a device; to a GPU without waiting for the copy."""
+        """The batch on a device; a copy to a GPU is asynchronous."""
         if where.type == "cpu":
             return self
-
-        def put(tensor: Tensor) -> Tensor:
-            return tensor.pin_memory().to(where, non_blocking=True)
-
-        return self._each(put)
+        return self._each(lambda tensor: tensor.pin_memory().to(where, non_blocking=True))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        parts = {field.name: getattr(self.draw, field.name) for field in fields(Draw)}
-        draw = {name: change(part) for name, part in parts.items() if part is not None}
+        draw = {name: change(part) for name, part in vars(self.draw).items() if part is not None}
         return Batch(change(self.clean), change(self.labels), Draw(**draw))
 
 
 def batch_at(step: int, config: Training, latents: Latents, patches: int, rank: int = 0, world: int = 1) -> Batch:
-    """A rank's share of a step's global batch.
-
-    Each sample, its noise, mask, mirror and dropped label are a function of (seed, step, place in the global batch) alone:
-    whatever ran before, and however many ranks share the batch.
-    """
+    """A rank's share of a step's global batch. Each sample's draws depend only on (seed, step, place in the global batch)."""
     share = config.batch // world
     first = step * config.batch + rank * share
     rows = order(config.seed, len(latents.labels), first, first + share)
@@ -68,7 +59,7 @@ def batch_at(step: int, config: Training, latents: Latents, patches: int, rank: 
     mirrors = (uniform[:, -1] * latents.mirrors).astype(int)
     clean = latents.draw(rows, mirrors, posterior)
     parts = [normal, noise, uniform[:, :patches].copy(), uniform[:, patches].copy()]
-    if config.route:  # by draws of its own: noise and dropped labels are those of a training that routes nothing
+    if config.route:  # from a separate stream, so that all other draws equal those of a training without routing
         sources = (generator(config.seed, "route", step, rank * share + place) for place in range(share))
         parts.append(np.stack([source.random(patches, dtype=np.float32) for source in sources]))
     draw = Draw(*map(torch.from_numpy, parts))
@@ -76,7 +67,7 @@ def batch_at(step: int, config: Training, latents: Latents, patches: int, rank: 
 
 
 def ahead(make: Callable[[int], Batch], start: int, stop: int) -> Iterator[tuple[Batch, float]]:
-    """The batches of the steps from `start` to `stop`, each made while the one before is used, and the seconds waited for it."""
+    """Batches of the steps `start` to `stop` - 1, each made while the previous one is in use, with the seconds waited for it."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(make, start)
         for step in range(start, stop):

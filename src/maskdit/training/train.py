@@ -1,4 +1,4 @@
-"""The training loop, behind two verbs: `pretrain` from random weights and `finetune` from a pretrained run."""
+"""The training loop behind two verbs: `pretrain` from random weights and `finetune` from a pretrained run."""
 
 import hashlib
 import statistics
@@ -23,16 +23,15 @@ from maskdit.runtime.process_group import Ranks, Stopped, listening, together, w
 from maskdit.runtime.progress import progress, say, tensorboard
 from maskdit.training.batches import ahead, batch_at
 from maskdit.training.learner import Learner, State
-from maskdit.training.recovery import Recovery
+from maskdit.training.recovery import SPENT, Recovery
 
-LOG_STEPS = 10  # a line of log.jsonl each so many steps
-PATIENCE = 5  # steps in a row without a finite gradient
-SPENT = ("images", "seconds", "device_seconds", "flops")
+LOG_STEPS = 10  # steps per row of log.jsonl
+PATIENCE = 5  # number of consecutive steps without a finite gradient that ends a training
 
 
 @dataclass(frozen=True)
 class Past:
-    """What a phase starts from: weights, their moving average, and what has been spent before."""
+    """The start of a phase: weights, their moving average, and the cost of earlier phases."""
 
     net: State
     ema: State
@@ -43,25 +42,17 @@ class Past:
 
 
 def pretrain(config: Pretrain, *, latents: Path, out: Path) -> None:
-    """Train from random weights.
-
-    Publishes the EMA weights of each milestone, the final raw weights, log.jsonl and index.json.
-    """
+    """Train from random weights. Publishes each milestone's EMA weights, the final raw weights, log.jsonl and index.json."""
     data = Latents.load(latents)
-    architecture: dict[str, Any] = {
-        "side": data.space.side,
-        "channels": data.space.channels,
-        "classes": len(data.space.classes),
-        "encoder": config.encoder.model_dump(exclude={"revision"}),
-        "decoder": config.decoder.model_dump(exclude={"revision"}) if config.decoder else None,
-    }
+    architecture: dict[str, Any] = {"side": data.space.side, "channels": data.space.channels, "classes": len(data.space.classes)}
+    architecture |= config.model_dump(include={"encoder", "decoder"}, exclude={"encoder": {"revision"}, "decoder": {"revision"}})
     torch.manual_seed(config.seed)
     start = MaskDiT(**architecture).state_dict()
     train("pretrain", config, architecture, data, Past(start, start), out)
 
 
 def finetune(config: Finetune, *, latents: Path, pretrained: Path, out: Path) -> None:
-    """Go on from a run's last weights and their moving average, with a new optimiser; publishes what `pretrain` does."""
+    """Continue from a run's final weights and their EMA with a new optimiser. Publishes the same files as `pretrain`."""
     data = Latents.load(latents)
     index = read_json(pretrained / "index.json", "final")
     net, facts = checkpoint.load(pretrained / index["final"])
@@ -73,10 +64,9 @@ def finetune(config: Finetune, *, latents: Path, pretrained: Path, out: Path) ->
 
 
 def train(phase: str, config: Training, architecture: dict[str, Any], data: Latents, past: Past, out: Path) -> None:
-    """The loop, run by every rank. Its state survives in the scratch folder, keyed by the recipe without its length.
+    """Train on every rank and publish from the first. The recipe directory's name depends on the recipe, but not on its length.
 
-    An interrupted phase goes on from there, and a longer one extends a shorter one; both end with the bits of one
-    uninterrupted run.
+    An interrupted phase resumes, and a longer one extends a shorter one, with the same bits as an uninterrupted run.
     """
     if config.batch > len(data.labels):
         raise UserError(f"{phase}.batch: {config.batch} is larger than the data ({len(data.labels)} latents); lower it")
@@ -89,24 +79,18 @@ def train(phase: str, config: Training, architecture: dict[str, Any], data: Late
 
 
 def loop(
-    phase: str,
-    config: Training,
-    architecture: dict[str, Any],
-    data: Latents,
-    past: Past,
-    ranks: Ranks,
-    home: Recovery,
+    phase: str, config: Training, architecture: dict[str, Any], data: Latents, past: Past, ranks: Ranks, home: Recovery
 ) -> None:
-    """Steps from the newest state to the last milestone."""
-    # 1. The network on its device, and what has been done before
+    """Run the steps from the newest state to the last milestone."""
+    # 1. The network on its device, and the progress made so far
     where = device()
     if config.batch % ranks.world:
-        raise UserError(f"{phase}.batch: {config.batch} cannot be shared by {ranks.world} ranks; use a divisor of it")
+        raise UserError(f"{phase}.batch: {config.batch} cannot be shared by {ranks.world} ranks; use a multiple of {ranks.world}")
     net = MaskDiT(**architecture)
     net.load_state_dict(past.net)
     learner = Learner(net, past.ema, config, where, ranks)
     patches = net.pos_embed.shape[1]
-    terms = torch.zeros(2, device=where)  # of the loss, since the last line of the log
+    terms = torch.zeros(2, device=where)  # sums of the loss terms since the last row of the log
     done: dict[str, Any] = {"step": 0, **dict.fromkeys(SPENT, 0), "rows": []}
     done |= home.resume(learner, terms)
     first, last, rows = done["step"], config.milestones[-1], done["rows"]
@@ -124,25 +108,17 @@ def loop(
         done["device_seconds"] += passed * ranks.world
 
     def facts() -> dict[str, Any]:
-        return {
-            "model": "DiT" if architecture["decoder"] is None else "MaskDiT",
-            "preconditioning": "edm",
-            "phase": phase,
-            "step": done["step"],
-            **{name: getattr(past, name) + done[name] for name in SPENT},
-            "parameters": sum(weight.numel() for weight in net.parameters()),
-            "precision": config.precision,
-            "arithmetic": arithmetic(where),
-            "speed": speed(rows, ranks.world, where.type),
-            "architecture": architecture,
-            "space": data.space.__dict__,
-            "config": config.model_dump(mode="json"),
-        }
+        kind = {"model": "DiT" if architecture["decoder"] is None else "MaskDiT", "preconditioning": "edm", "phase": phase}
+        cost = {"step": done["step"], **{name: getattr(past, name) + done[name] for name in SPENT}}
+        size = {"parameters": sum(weight.numel() for weight in net.parameters())}
+        how = {"precision": config.precision, "arithmetic": arithmetic(where), "speed": speed(rows, ranks.world, where.type)}
+        given = {"architecture": architecture, "space": data.space.__dict__, "config": config.model_dump(mode="json")}
+        return {**kind, **cost, **size, **how, **given}
 
-    def remember(milestone: bool, together: bool) -> None:
+    def save(milestone: bool, together: bool) -> None:
         nonlocal mark
         tick()
-        if together and ranks.world > 1:  # what the ranks have counted since the last line of the log is kept by the first
+        if together and ranks.world > 1:  # the first rank saves the sums of all ranks
             distributed.reduce(terms, 0)
             terms.mul_(ranks.rank == 0)
         if ranks.rank == 0:
@@ -151,15 +127,18 @@ def loop(
 
     # 2. The steps
     make = partial(batch_at, config=config, latents=data, patches=patches, rank=ranks.rank, world=ranks.world)
-    pace = Pace(where)
+    marks: deque[torch.cuda.Event] = deque()
     batches, log = ahead(make, first, last), tensorboard(phase)
     steps = watched(range(first, last), ranks.world)
     for step in progress(steps, phase, last, first, lambda: f"loss {rows[-1]['loss']:.4f}" if rows else ""):
         if ranks.stop(step):
-            remember(milestone=False, together=True)
-            ranks.meet("kept")
-            raise Stopped(f"{phase}: stopped before step {step + 1}, its state is kept; run it again to go on")
-        pace.follow()
+            save(milestone=False, together=True)
+            ranks.meet()
+            raise Stopped(f"{phase}: stopped before step {step + 1} and saved its state; run the command again to resume")
+        if where.type == "cuda":  # the host runs at most two steps ahead of the GPU, so that no rank runs far ahead of another
+            marks.append(torch.cuda.current_stream().record_event())
+            if len(marks) > 2:
+                marks.popleft().synchronize()
         batch, wait = next(batches)
         waited += wait
         ratio = config.mask_at(step)
@@ -169,9 +148,9 @@ def loop(
         terms += torch.where(learner.bad > 0, 0.0, part)
         done["step"] = step + 1
         done["images"] += config.batch
-        done["flops"] += 3 * net.flops(keep) * config.batch  # the backward pass costs twice the forward
+        done["flops"] += 3 * net.flops(keep) * config.batch  # the backward pass costs twice as much as the forward pass
 
-        # 3. A line of the log
+        # 3. A row of the log
         if (step + 1) % LOG_STEPS == 0:
             if ranks.world > 1:
                 distributed.all_reduce(terms)
@@ -179,63 +158,37 @@ def loop(
             before = rows[-1] if rows else {"step": 0, "seconds": 0.0, "flops": 0, "skipped": 0}
             seconds, skipped = done["seconds"] - before["seconds"], int(learner.skipped)
             if learner.streak >= PATIENCE:
-                raise UserError(f"{phase}: no finite gradient in {PATIENCE} steps up to {step + 1}; lower lr, or use fp32")
+                raise UserError(f"{phase}: no finite gradient in {PATIENCE} steps up to step {step + 1}; lower lr, or use fp32")
             dsm, mae = (terms / max(1, step + 1 - before["step"] - (skipped - before["skipped"]))).tolist()
             terms.zero_()
-            rows.append(
-                {
-                    "step": step + 1,
-                    "loss": dsm + mae,
-                    "dsm": dsm,
-                    "mae": mae,
-                    "grad_norm": float(learner.norm),
-                    "lr": rate,
-                    "mask_ratio": ratio,
-                    "skipped": skipped,
-                    **{name: done[name] for name in SPENT},
-                    "images_per_second": (step + 1 - before["step"]) * config.batch / seconds,
-                    "data_wait": waited / seconds,
-                    "mfu": (done["flops"] - before["flops"]) / seconds / ranks.world / peak,
-                    "peak_memory": peak_memory(where),
-                }
-            )
-            log(rows[-1])
+            row = {"step": step + 1, "loss": dsm + mae, "dsm": dsm, "mae": mae, "grad_norm": float(learner.norm)}
+            row |= {"lr": rate, "mask_ratio": ratio, "skipped": skipped, **{name: done[name] for name in SPENT}}
+            row["images_per_second"] = (step + 1 - before["step"]) * config.batch / seconds
+            row["data_wait"] = waited / seconds
+            row["mfu"] = (done["flops"] - before["flops"]) / seconds / ranks.world / peak
+            row["peak_memory"] = peak_memory(where)
+            rows.append(row)
+            log(row)
             waited = 0.0
 
         # 4. Milestones and recovery
         milestone = step + 1 in config.milestones
         if milestone or ((step + 1) % LOG_STEPS == 0 and home.due()):
-            remember(milestone, together=milestone)
+            save(milestone, together=milestone)
     if first < last and rows:
         say(f"{phase}: {last} steps, {rows[-1]['images_per_second']:.0f} images/s, MFU {rows[-1]['mfu']:.2f}")
 
 
 def speed(rows: list[dict[str, Any]], devices: int, kind: str) -> dict[str, Any] | None:
-    """What the log says of a phase's speed: medians over its lines, and the highest memory; None if it has no line yet."""
+    """Speed of a phase from its log: medians over the rows, and the highest memory use; None without rows."""
     if not rows:
         return None
     middle = {name: statistics.median(row[name] for row in rows) for name in ("images_per_second", "mfu", "data_wait")}
     return {"device": kind, "devices": devices, **middle, "peak_memory": max(row["peak_memory"] for row in rows)}
 
 
-class Pace:
-    """Lets the host run at most two steps ahead of a GPU, so that no rank runs far ahead of another."""
-
-    def __init__(self, where: torch.device) -> None:
-        self.marks: deque[torch.cuda.Event] | None = deque() if where.type == "cuda" else None
-
-    def follow(self) -> None:
-        """Called at the begin of each step."""
-        if self.marks is None:
-            return
-        self.marks.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
-        self.marks[-1].record()
-        if len(self.marks) > 2:
-            self.marks.popleft().synchronize()
-
-
 def arithmetic(where: torch.device) -> dict[str, Any]:
-    """What the numbers depend on besides code and config, as it is now, for a record."""
+    """The settings, besides code and config, that the results depend on."""
     return {
         "device": torch.cuda.get_device_name() if where.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -247,7 +200,7 @@ def arithmetic(where: torch.device) -> dict[str, Any]:
 
 
 def identity(past: Past) -> str:
-    """A hash of the weights that a phase starts from."""
+    """sha256 of the weights that a phase starts from."""
     total = hashlib.sha256()
     for tensor in (*past.net.values(), *past.ema.values()):
         total.update(tensor.numpy().data)

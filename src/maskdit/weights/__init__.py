@@ -1,1 +1,1 @@
-"""Weights of others to ours and back: MaskDiT's and DiT's checkpoints, folders for diffusers, ADM's npz."""
+"""Import and export: MaskDiT's and DiT's checkpoints, folders for diffusers, and samples for ADM's evaluator."""

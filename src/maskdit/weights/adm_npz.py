@@ -1,4 +1,4 @@
-"""Samples as ADM's evaluator reads them: one npz, so that anyone can run the original."""
+"""Samples as one npz file in the layout of ADM's evaluator, so that others can score them with the original code."""
 
 import zipfile
 from pathlib import Path
@@ -13,18 +13,18 @@ from maskdit.runtime.progress import progress, say
 
 
 def pack(samples: Path, out: Path) -> None:
-    """`maskdit export SAMPLES --format npz`: images as arr_0, uint8 (N, H, W, 3) in their order, and labels as arr_1.
+    """`maskdit export SAMPLES --format npz`: images in order as arr_0, uint8 (N, H, W, 3), and labels as arr_1.
 
-    They are written shard by shard, without holding them all; the same samples give the same bytes. Raises UserError if `out` is
-    there already or samples are not whole.
+    Shards are written one by one to limit memory; the same samples give the same bytes. Raises UserError if `out` exists or the
+    samples are incomplete.
     """
     if out.exists():
-        raise UserError(f"{out}: is already there; name a new place")
+        raise UserError(f"{out}: already exists; choose a new path")
     inputs_of(samples)
     index = read_json(samples / "index.json", "shards", "protocol")
     shards = [read_array(samples / name, mapped=True) for name in index["shards"]]
-    shape = (sum(len(shard) for shard in shards), *shards[0].shape[1:])
-    with replacing(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    shape = (sum(map(len, shards)), *shards[0].shape[1:])
+    with replacing(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as stream:
             header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)

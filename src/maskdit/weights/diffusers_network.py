@@ -1,4 +1,4 @@
-"""The network as a component of a diffusers pipeline. An export copies this file; nothing else here imports it but the export."""
+"""The network as a component of a diffusers pipeline. `export` copies this file; no other module imports it."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from maskdit.model.transformer import MaskDiT
 
 
 class MaskDiTNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """F(c_in * y; c_noise, label); its config also says what a latent is: the network sees (latent - shift) * scale."""
+    """F(c_in * y; c_noise, label). The config also describes a latent: the network sees (latent - shift) * scale."""
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(

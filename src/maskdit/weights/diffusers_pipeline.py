@@ -1,4 +1,4 @@
-"""Labels to images by EDM's Heun sampler, as a diffusers pipeline. An export copies this file."""
+"""Labels to images by EDM's Heun sampler, as a diffusers pipeline. `export` copies this file."""
 
 from typing import Any
 
@@ -28,26 +28,25 @@ class MaskDiTPipeline(DiffusionPipeline):  # type: ignore[misc]
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> Any:
-        """Images, one a label (number or name of a class).
+        """One image per label, which is a class's number or name.
 
-        `latents` is standard normal noise (B, C, H, W), drawn by `generator` if not given. A guidance of 1 is none. The network is
-        asked 2 * num_inference_steps - 1 times. `output_type` is pil, np (B, H, W, 3 in [0, 1]) or latent.
+        `latents` is standard normal noise (B, C, H, W); if omitted it is drawn from `generator`. A guidance scale of 1 turns
+        guidance off. The network is evaluated 2 * num_inference_steps - 1 times. `output_type` is pil, np (B, H, W, 3 in [0, 1])
+        or latent. Raises ValueError for a label that is not a number of a class.
         """
         config = self.transformer.config
         where = self._execution_device
         names = {name: number for number, name in enumerate(config.class_names)}
         labels = torch.tensor([names[label] if isinstance(label, str) else label for label in class_labels], device=where)
         if labels.min() < 0 or labels.max() >= config.classes:
-            raise ValueError(f"class_labels: numbers from 0 to {config.classes - 1}")
+            raise ValueError(f"class_labels: expected numbers from 0 to {config.classes - 1}")
         if latents is None:
             shape = (len(labels), config.channels, config.side, config.side)
-            drawn_on = where if generator is None else generator.device
-            latents = torch.randn(shape, generator=generator, device=drawn_on)
-        levels = sigma_steps(num_inference_steps)
-        found = heun(guided(self.transformer, labels, guidance_scale), latents.to(where), levels).float()
-        shift, scale = (
-            torch.tensor(list(factor), device=where).reshape(1, -1, 1, 1) for factor in (config.latent_shift, config.latent_scale)
-        )
+            latents = torch.randn(shape, generator=generator, device=generator.device if generator else where)
+        denoiser = guided(self.transformer, labels, guidance_scale)
+        found = heun(denoiser, latents.to(where), sigma_steps(num_inference_steps)).float()
+        factors = (config.latent_shift, config.latent_scale)
+        shift, scale = (torch.tensor(list(factor), device=where).reshape(1, -1, 1, 1) for factor in factors)
         images: Any = found / scale + shift
         if output_type != "latent":
             decoded = self.vae.decode(images.to(self.vae.dtype)).sample.float()

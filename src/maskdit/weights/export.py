@@ -1,4 +1,4 @@
-"""A checkpoint of a run, as others read it: MaskDiT's torch file, or a folder from which diffusers samples without this package."""
+"""A milestone of a run in the formats of others: MaskDiT's torch file, or a folder that diffusers samples from on its own."""
 
 import re
 import shutil
@@ -20,16 +20,17 @@ from maskdit.runtime.progress import say
 from maskdit.weights.names import Tensors, wrapped
 
 METRICS = Path("results/metrics")
+ARGS = ("model", "phase", "step", "images", "parameters", "architecture", "space")  # facts in the `args` of MaskDiT's file
 PROTOCOL = ("images", "labels", "sampler", "nfe", "guidance", "family", "extractor_sha256", "reference_sha256", "neighbours")
 PACKAGE = Path(__file__).parents[1]
 IMPORT = re.compile(r"^from maskdit\.([\w.]+) import", re.M)
-PREFIX = "maskdit_"  # of our modules in an exported folder: diffusers copies the files of all folders into one
+PREFIX = "maskdit_"  # of our modules in an exported folder, because diffusers copies the files of all folders into one
 
 
 def weights_of(run: Path, step: int | None, kinds: list[str]) -> tuple[dict[str, Tensors], dict[str, Any]]:
-    """The ema and net weights of a milestone, as `kinds` names them, and their facts.
+    """Weights of a milestone (default: the last one) by kind, ema or net, and the facts stored with them.
 
-    Raises UserError if the run has no such milestone or did not keep its raw weights.
+    Raises UserError if the run has no such milestone, did not keep its raw weights, or holds DiT's own weights.
     """
     index = read_json(run / "index.json", "milestones", "final")
     milestones = {mark["step"]: mark["file"] for mark in index["milestones"]}
@@ -38,47 +39,39 @@ def weights_of(run: Path, step: int | None, kinds: list[str]) -> tuple[dict[str,
         raise UserError(f"{run}: has no milestone {step}, only {sorted(milestones)}")
     files = {"ema": milestones[step], "net": f"net-{step:07d}.safetensors"}
     if "net" in kinds and index["final"] != files["net"]:
-        raise UserError(f"{run}: has no raw weights of step {step}; export --weights ema")
+        raise UserError(f"{run}: has no raw weights of step {step}; use --weights ema")
     found, facts = {}, dict[str, Any]()
     for kind in kinds:
         found[kind], facts = checkpoint.load(run / files[kind])
     if facts.get("preconditioning", "edm") != "edm":
-        raise UserError(f"{run}: holds DiT's own weights, which neither format has; pass on the file that they came from")
+        raise UserError(f"{run}: contains DiT's own weights, which neither format can hold; share the original file instead")
     return found, facts
-
-
-def plain(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts that MaskDiT's file keeps as its `args`: what a reader of it asks for."""
-    return {name: facts[name] for name in ("model", "phase", "step", "images", "parameters", "architecture", "space")}
 
 
 def export(run: Path, format: str, out: Path, step: int | None, weights: str, vae: Path | None, metrics: Path | None) -> None:  # noqa: A002, an option
     """`maskdit export`: one milestone of a run to a new file (upstream) or folder (diffusers).
 
-    Records of these weights in `metrics`, or where the steps put them, go into a folder's card.
-    Raises UserError if `out` is there already, or the format cannot hold what is asked for.
+    The model card of a folder lists the records of these weights in `metrics` (default: where the steps write them).
+    Raises UserError if `out` exists, or the format cannot hold what is asked for.
     """
     if out.exists():
-        raise UserError(f"{out}: is already there; name a new place")
+        raise UserError(f"{out}: already exists; choose a new path")
     [(_, manifest)] = inputs_of(run)
     found, facts = weights_of(run, step, ["ema", "net"] if weights == "both" else [weights])
     if format == "upstream":
         tree = {{"ema": "ema", "net": "model"}[kind]: wrapped(tensors) for kind, tensors in found.items()}
         size = sum(tensor.nbytes for tensors in found.values() for tensor in tensors.values())
-        with replacing(out, size) as temporary, temporary.open("wb") as stream:  # as a path torch would not say why it failed
-            torch.save({**tree, "args": plain(facts)}, stream)
+        with replacing(out, size) as temporary, temporary.open("wb") as stream:  # given a path, torch hides why a write failed
+            torch.save({**tree, "args": {name: facts[name] for name in ARGS}}, stream)
     else:
-        if weights == "both" or vae is None or out.suffix:
-            wrong = (
-                "has a dot; name a folder"
-                if out.suffix
-                else "needs --vae FOLDER"
-                if vae is None
-                else "holds one: --weights ema or net"
-            )
-            raise UserError(f"{out}: a folder for diffusers {wrong}")
+        if out.suffix:
+            raise UserError(f"{out}: has a dot in its name; choose a folder name without one for diffusers")
+        if vae is None:
+            raise UserError(f"{out}: a folder for diffusers needs --vae FOLDER")
+        if weights == "both":
+            raise UserError(f"{out}: a folder for diffusers holds one set of weights; use --weights ema or net")
         if metrics and not metrics.is_dir():
-            raise UserError(f"{metrics}: no such folder; name one with the records of evaluations")
+            raise UserError(f"{metrics}: no such folder; name one with evaluation records")
         results = measured(metrics or METRICS, manifest, facts) if weights == "ema" else []
         with publishing(out, f"export/{out.name}", {"weights": weights}, manifest.lineage) as place:
             write_folder(place, found[weights], facts, vae, results)
@@ -86,42 +79,31 @@ def export(run: Path, format: str, out: Path, step: int | None, weights: str, va
 
 
 def measured(folder: Path, run: Manifest, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the records in a folder say of a run's averaged weights at a step, as results of a model-index.
-
-    Raises UserError if a record was changed since it was written.
-    """
+    """Results for a model-index, from records of a run's averaged weights at one step. Raises UserError if a record was changed."""
     found = []
     for path in sorted(path for path in folder.rglob("*.json") if "/." not in f"/{path.relative_to(folder)}"):
         [(_, manifest)] = inputs_of(path)
         record = read_json(path, "metrics", "checkpoint", "protocol")
-        drawn, judged = config_of(record, "sample"), config_of(record, "evaluate")
-        protocol, origin = record["protocol"], manifest.lineage.get(run.node)
-        if (
-            origin == run.lineage[run.node]
-            and f"{drawn.get('phase')}/{drawn.get('run')}" == run.node
-            and (record["checkpoint"]["step"], protocol["weights"]) == (facts["step"], "EMA")
-        ):
-            images = manifest.lineage.get(f"fetch/{judged['dataset']}")
-            source = images.config["source"] if images else judged["dataset"]
-            told = {"evaluation": path.stem, **{name: protocol[name] for name in PROTOCOL if name in protocol}}
-            found.append(
-                {
-                    "task": {"type": "image-generation", "name": "Class-conditional image generation"},
-                    "dataset": {"type": source, "name": f"{source}, {protocol['resolution']} pixels"},
-                    "metrics": [
-                        {"type": name, "value": value, "name": f"{name}, guidance {protocol['guidance']}", "args": told}
-                        for name, value in record["metrics"].items()
-                    ],
-                }
-            )
+        drawn, judged, protocol = config_of(record, "sample"), config_of(record, "evaluate"), record["protocol"]
+        if manifest.lineage.get(run.node) != run.lineage[run.node] or f"{drawn.get('phase')}/{drawn.get('run')}" != run.node:
+            continue
+        if record["checkpoint"]["step"] != facts["step"] or protocol["weights"] != "EMA":
+            continue
+        images = manifest.lineage.get(f"fetch/{judged['dataset']}")
+        source = images.config["source"] if images else judged["dataset"]
+        told = {"evaluation": path.stem, **{name: protocol[name] for name in PROTOCOL if name in protocol}}
+        metrics = [
+            {"type": name, "value": value, "name": f"{name}, guidance {protocol['guidance']}", "args": told}
+            for name, value in record["metrics"].items()
+        ]
+        task = {"type": "image-generation", "name": "Class-conditional image generation"}
+        dataset = {"type": source, "name": f"{source}, {protocol['resolution']} pixels"}
+        found.append({"task": task, "dataset": dataset, "metrics": metrics})
     return found
 
 
 def write_folder(folder: Path, tensors: Tensors, facts: dict[str, Any], vae: Path, results: list[dict[str, Any]]) -> None:
-    """A folder for DiffusionPipeline.from_pretrained: both networks, the code that they need, and a card.
-
-    Raises UserError if `vae` is not the autoencoder that made the latents.
-    """
+    """A folder for DiffusionPipeline.from_pretrained. Raises UserError if `vae` is not the autoencoder that made the latents."""
     from maskdit.weights.diffusers_network import MaskDiTNetwork
 
     space = Space.parse(facts["space"])
@@ -130,7 +112,7 @@ def write_folder(folder: Path, tensors: Tensors, facts: dict[str, Any], vae: Pat
     net = MaskDiTNetwork(**facts["architecture"], **latents)
     net.net.load_state_dict(tensors)
     net.save_pretrained(folder / "transformer")
-    for path in (folder / "transformer").iterdir():  # safetensors writes for the owner only
+    for path in (folder / "transformer").iterdir():  # safetensors makes files that only their owner can read
         path.chmod((folder / "transformer" / "config.json").stat().st_mode)
     (folder / "vae").mkdir()
     for name in ("config.json", VAE_WEIGHTS):
@@ -144,23 +126,13 @@ def write_folder(folder: Path, tensors: Tensors, facts: dict[str, Any], vae: Pat
         "vae": ["diffusers", "AutoencoderKL"],
     }
     write_json(folder / "model_index.json", index)
-    shutil.copyfile(licence(), folder / "LICENSE")
-    with replacing(folder / "README.md") as temporary:
-        temporary.write_text(card(facts, results))
-
-
-def licence() -> Path:
-    """The licence's text, from the package's metadata."""
-    return next(Path(str(path.locate())) for path in files("maskdit") or () if path.name == "LICENSE")
-
-
-def beside(module: str) -> str:
-    """The name of one of our modules in an exported folder."""
-    return PREFIX + module.replace(".", "_")
+    [licence] = [path for path in files("maskdit") or () if path.name == "LICENSE"]
+    shutil.copyfile(str(licence.locate()), folder / "LICENSE")
+    (folder / "README.md").write_text(card(facts, results))
 
 
 def write_code(folder: Path, module: str, name: str) -> None:
-    """Copy a module as `name`.py, and those of ours that it needs beside it, with imports from the same folder."""
+    """Copy a module as `name`.py, and next to it those of our modules that it imports, with relative imports."""
     sources: dict[str, str] = {}
     todo = [module]
     while todo:
@@ -168,26 +140,29 @@ def write_code(folder: Path, module: str, name: str) -> None:
         if each not in sources:
             text = PACKAGE.joinpath(*each.split(".")).with_suffix(".py").read_text()
             todo += IMPORT.findall(text)
-            sources[each] = IMPORT.sub(lambda found: f"from .{beside(found[1])} import", text)
-    for each in sorted(sources.keys() - {module}):
-        (folder / f"{beside(each)}.py").write_text(sources[each])
-        if f".{beside(each)} import" not in sources[module]:
-            sources[module] += f"\nfrom .{beside(each)} import __name__ as _  # diffusers copies only the files named here\n"
-    (folder / f"{name}.py").write_text(sources[module])
+            sources[each] = IMPORT.sub(lambda found: f"from .{PREFIX}{found[1].replace('.', '_')} import", text)
+    main = sources.pop(module)
+    for each, text in sorted(sources.items()):
+        beside = PREFIX + each.replace(".", "_")
+        (folder / f"{beside}.py").write_text(text)
+        if f".{beside} import" not in main:
+            main += f"\nfrom .{beside} import __name__ as _  # diffusers copies only the files that this one imports\n"
+    (folder / f"{name}.py").write_text(main)
 
 
 def card(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
-    """The README.md of an exported folder: what it is, what it cost, how good it is, how to use it, under which licence."""
+    """The README.md of an exported folder: what the model is, its cost, its results, how to use it, and its licence."""
     space, architecture = facts["space"], facts["architecture"]
-    halves = {half: architecture[half] for half in ("encoder", "decoder") if architecture[half]}
-    sizes = "; ".join(
-        f"{half} " + ", ".join(f"{name} {value}" for name, value in sorted(each.items())) for half, each in halves.items()
-    )
+    sizes = [
+        f"{half} " + ", ".join(f"{name} {value}" for name, value in sorted(architecture[half].items()))
+        for half in ("encoder", "decoder")
+        if architecture[half]
+    ]
     rows = {
         "model": facts["model"],
         "phase": facts["phase"],
         "parameters": f"{facts['parameters']:,}",
-        "network": sizes,
+        "network": "; ".join(sizes),
         "latents": f"{space['channels']} x {space['side']} x {space['side']}, autoencoder sha256 {space['vae']}",
         "classes": len(space["classes"]),
         "training steps": facts["step"],
@@ -216,9 +191,9 @@ pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
 images = pipe([0, 1], guidance_scale=1.5, num_inference_steps=40).images
 ```
 
-`trust_remote_code` lets diffusers run `pipeline.py` and `transformer/*.py` of this folder; read them first. The network is in
-float32, the sampler EDM's Heun in float64; a guidance of 1 is none.
+`trust_remote_code` lets diffusers run `pipeline.py` and `transformer/*.py` of this folder; read them first. The network computes in
+float32 and the sampler, EDM's Heun, in float64. A guidance scale of 1 turns guidance off.
 
-The code is under the Apache License 2.0 (`LICENSE`). The weights are under the terms of whoever trained them and of the images that
-they were trained on; weights that were imported, and the autoencoder in `vae/`, keep the licence of their source.
+The code is licensed under the Apache License 2.0 (`LICENSE`). The weights are under the terms of whoever trained them and of the
+training images. Imported weights and the autoencoder in `vae/` keep the licence of their source.
 """

@@ -1,1 +1,1 @@
-"""The report: a page that needs no network. The rest of reporting does not import it."""
+"""The report: a web page in one file that needs no network."""

@@ -1,6 +1,6 @@
-"""The graph of a study, drawn: a column a verb, a box an artifact."""
+"""The graph of a study as SVG: columns are verbs, boxes are artifacts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from markupsafe import Markup, escape
@@ -12,7 +12,7 @@ STEP, WIDE, ROW, HIGH, TOP = 186, 146, 30, 22, 26  # pixels
 
 
 def reduced(edges: Edges) -> Edges:
-    """Without the edges that others imply: an artifact that is already behind another input."""
+    """The edges without those that others imply, because another input already depends on the artifact."""
 
     def behind(node: str) -> set[str]:
         return edges[node].union(*(behind(each) for each in edges[node]))
@@ -21,30 +21,30 @@ def reduced(edges: Edges) -> Edges:
 
 
 def column_of(node: str) -> int:
-    """Where a node stands; verbs that are not named are made from evaluations."""
+    """The column of a node; verbs that COLUMNS lacks are made from evaluations."""
     verb = node.split("/")[0]
     return next((place for place, verbs in enumerate(COLUMNS) if verb in verbs), CENTRE + 1)
 
 
 def heights(edges: Edges) -> dict[str, float]:
-    """The row of each node: near the middle of those that it is joined to, and no two in one place."""
+    """The row of each node, from 0: close to the mean of its neighbours, and never shared within a column."""
     columns: list[list[str]] = [[node for node in edges if column_of(node) == place] for place in range(len(COLUMNS))]
-    joined: Edges = {node: set(before) for node, before in edges.items()}
-    for node, before in edges.items():
-        for each in before:
-            joined[each].add(node)
+    joined = {node: before | {other for other in edges if node in edges[other]} for node, before in edges.items()}
     rows: dict[str, float] = {node: place for place, node in enumerate(columns[CENTRE])}
     for column in [*reversed(columns[:CENTRE]), *columns[CENTRE + 1 :]]:
         wanted = {node: mean([rows[each] for each in joined[node] if each in rows] or [0.0]) for node in column}
         ordered = sorted(column, key=lambda node: wanted[node])
-        for node, row in zip(ordered, spread([wanted[node] for node in ordered]), strict=True):
-            rows[node] = row
+        rows |= zip(ordered, spread([wanted[node] for node in ordered]), strict=True)
     lowest = min(rows.values())
     return {node: row - lowest for node, row in rows.items()}
 
 
-def spread(wanted: Iterable[float]) -> list[float]:
-    """Ascending places at least 1 apart: runs that are too close are laid out around their own middle."""
+def spread(wanted: Sequence[float]) -> list[float]:
+    """Ascending places at least 1 apart; wanted places that are too close are laid out around their mean."""
+
+    def start(block: list[float]) -> float:
+        return mean(block) - (len(block) - 1) / 2
+
     blocks: list[list[float]] = []
     for place in wanted:
         blocks.append([place])
@@ -54,19 +54,17 @@ def spread(wanted: Iterable[float]) -> list[float]:
     return [start(block) + place for block in blocks for place in range(len(block))]
 
 
-def start(block: list[float]) -> float:
-    """Where the first of a run stands."""
-    return mean(block) - (len(block) - 1) / 2
-
-
 def draw(edges: Edges, state: Mapping[str, str], bench: str) -> Markup:
-    """The graph as SVG, without edges that others imply; `state` of a node is a few words, and its class."""
+    """The graph as SVG, without edges that others imply; the `state` of a node is its tooltip and its CSS class."""
     edges = reduced(edges)
     rows = heights(edges)
     left = {node: column_of(node) * STEP for node in edges}
     middle = {node: TOP + row * ROW + HIGH / 2 for node, row in rows.items()}
     width, height = (len(COLUMNS) - 1) * STEP + WIDE + 2, TOP + max(rows.values()) * ROW + HIGH + 4
-    parts = [f'<text x="{place * STEP}" y="12" class="verb">{", ".join(present)}</text>' for place, present in heads(edges)]
+    heads: dict[int, dict[str, None]] = {}  # column -> its verbs, in order
+    for node in edges:
+        heads.setdefault(column_of(node), {})[node.split("/")[0]] = None
+    parts = [f'<text x="{place * STEP}" y="12" class="verb">{", ".join(verbs)}</text>' for place, verbs in sorted(heads.items())]
     for node, before in edges.items():
         for each in sorted(before):
             x, end = left[each] + WIDE, left[node]
@@ -78,17 +76,8 @@ def draw(edges: Edges, state: Mapping[str, str], bench: str) -> Markup:
         box = f'<rect x="{left[node]}" y="{middle[node] - HIGH / 2:.1f}" width="{WIDE}" height="{HIGH}" rx="4"/>'
         text = f'<text x="{left[node] + 7}" y="{middle[node] + 4:.1f}">{key}</text>'
         parts.append(f'<g class="{state[node].replace(" ", "-")}"><title>{escape(node)}: {state[node]}</title>{box}{text}</g>')
-    label = f"Graph of {len(edges)} artifacts from images to this report; the table of provenance lists them with their inputs"
+    label = f"Graph of {len(edges)} artifacts from images to this report; the Provenance section lists them with their inputs"
     return Markup(
         f'<svg class="graph" role="img" aria-label="{label}" width="{width}" height="{height:.0f}" '
         f'viewBox="-1 0 {width} {height:.0f}">{"".join(parts)}</svg>'
     )
-
-
-def heads(edges: Edges) -> Iterable[tuple[int, list[str]]]:
-    """The verbs of each column that has any."""
-    verbs = [node.split("/")[0] for node in edges]
-    for place in range(len(COLUMNS)):
-        present = dict.fromkeys(verb for node, verb in zip(edges, verbs, strict=True) if column_of(node) == place)
-        if present:
-            yield place, list(present)

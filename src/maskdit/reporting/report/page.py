@@ -1,9 +1,8 @@
-"""The report's page, which needs no network: everything that comes from outside is escaped, and only its own script runs."""
+"""The report as one HTML page without network access: all outside text is escaped, and only its own script runs."""
 
 import base64
 import csv
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from math import log
@@ -14,53 +13,48 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
-LONG = 44  # characters that a cell holds in one line
+LONG = 44  # characters that fit in one line of a cell
 HERE = Path(__file__).parent
 
 Row = Mapping[str, str]
 
 
 def rows_of(path: Path) -> list[dict[str, str]] | None:
-    """The rows of a CSV file as text; None where there is no such file."""
+    """The rows of a CSV file as text; None if it does not exist."""
     if not path.exists():
         return None
     with path.open(newline="", encoding="utf-8", errors="replace") as stream:
-        return [{str(name): value or "" for name, value in row.items()} for row in csv.DictReader(stream)]
+        return list(csv.DictReader(stream, restval=""))
 
 
 def short(text: str) -> str:
-    """A number with at most five significant digits; whole numbers as they are."""
+    """A number with at most five significant digits; integers are unchanged."""
     if not re.search(r"[.eE]", text) or len(text.lstrip("-0.").replace(".", "")) <= 5:
         return text
     return f"{float(text):.5g}"
 
 
 def cell(value: str) -> Markup:
-    """What stands in a cell: a number with its exact value beside it."""
+    """The contents of a cell; a number is shortened and keeps its exact value as data."""
     if not isinstance(value, Markup) and NUMBER.fullmatch(value):
         return Markup('<data value="{}">{}</data>').format(value, short(value))
     return escape(value)
 
 
 def allowed(text: str) -> Markup:
-    """The hash by which a policy allows an inline script or style."""
+    """The source expression by which a content security policy allows an inline script or style."""
     return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
 
 
-def embedded(data: Any) -> Markup:
-    """Data as JSON that ends no script."""
-    return Markup(json.dumps(data).replace("<", "\\u003c"))
-
-
 TEMPLATES = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
-TEMPLATES.filters |= {"allowed": allowed, "cell": cell, "json": embedded}
+TEMPLATES.filters |= {"allowed": allowed, "cell": cell}
 PIECES: Any = TEMPLATES.get_template("pieces.html").module
 
 
 def table(rows: Sequence[Row], caption: str, source: str = "") -> Markup:
-    """Rows as a table that scrolls in its own box; `source` is the file that they are from.
+    """Rows as a table that scrolls in its own box; `source` is the file that they come from.
 
-    The first column names the rows; columns without any value are left out.
+    The first column names the rows. Empty columns are left out.
     """
     columns = [name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) for row in rows)]
     kinds = {}
@@ -70,18 +64,18 @@ def table(rows: Sequence[Row], caption: str, source: str = "") -> Markup:
             kinds[name] = "long"
         elif all(NUMBER.fullmatch(value) for value in values):
             kinds[name] = "n"
-    return PIECES.table(rows, columns, kinds, caption, source)
+    return PIECES.scrolled(caption, PIECES.table(rows, columns, kinds, caption, source))
 
 
 def picture(path: Path, alt: str, caption: str) -> Markup:
-    """A PNG inside the page; a line that says so where there is none."""
+    """A PNG inside the page, or a note that it does not exist."""
     if not path.exists():
         return PIECES.missing(path.name)
     return PIECES.figure(base64.b64encode(path.read_bytes()).decode(), alt, caption, path.name)
 
 
 def waterfall(rows: Sequence[Row], caption: str) -> Markup:
-    """Bars of factors that multiply, as SVG: each begins where the one before ended, on a logarithmic axis."""
+    """Factors that multiply, as SVG bars on a logarithmic axis: each begins where the one before ends."""
     ends, reached = [], 1.0
     for row in rows:
         first = 1.0 if row["step"] == "all together" else reached
@@ -99,7 +93,7 @@ def waterfall(rows: Sequence[Row], caption: str) -> Markup:
 
 
 def page(title: str, study: str, sections: Mapping[str, str], data: Any) -> str:
-    """The whole page: its policy allows its own script and style and pictures inside it, and no address."""
+    """The whole page. Its content security policy allows only its own script, style and embedded pictures."""
     style, script = ((HERE / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    parts = {"title": title, "study": study, "sections": sections, "data": data, "style": style, "script": script}
-    return TEMPLATES.get_template("report.html").render(parts)
+    template = TEMPLATES.get_template("report.html")
+    return template.render(title=title, study=study, sections=sections, data=data, style=style, script=script)

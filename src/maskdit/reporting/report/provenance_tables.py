@@ -1,7 +1,6 @@
-"""How the artifacts of a study were made and what that has cost, from their manifests and the ledger."""
+"""How the artifacts of a study were made and what they cost, from their manifests and the ledger."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from maskdit.config.graph import Edges
 from maskdit.config.params import Params
 from maskdit.reporting.report.page import PIECES, table
 
-FOLDERS = {  # verb -> what it publishes, beside results/
+FOLDERS = {  # verb -> the folder that it publishes, next to results/
     "fetch": "artifacts/raw/{key}",
     "vae": "artifacts/vae/{key}",
     "encode": "artifacts/latents/{key}",
@@ -25,16 +24,16 @@ FOLDERS = {  # verb -> what it publishes, beside results/
     "sample": "artifacts/samples/{key}",
     "features": "artifacts/features/{key}",
 }
-MARKED = {"table": ".md", "curves": ".svg", "grid": ".png", "strip": ".png"}  # what others have has no mark
-ENDS = {2: "refused", 85: "asked to stop, its state is kept", 130: "interrupted", 138: "SIGUSR1", 143: "SIGTERM"}
-MADE, AWAY, OTHER, ABSENT = "made", "not here", "another than was used", "not run"
+MARKED = {"table": ".md", "curves": ".svg", "grid": ".png", "strip": ".png"}  # other files have no mark
+ENDS = {2: "refused", 85: "stopped on request, can be resumed", 130: "interrupted", 138: "SIGUSR1", 143: "SIGTERM"}
+MADE, AWAY, OTHER, ABSENT = "made", "not here", "remade since its use", "not run"
 
 Found = dict[str, tuple[Path, Manifest]]
 Lines = list[dict[str, Any]]
 
 
 def manifests(params: Params, edges: Edges, results: Path) -> Found:
-    """Where the artifacts lie that are here, and their manifests."""
+    """The paths and manifests of the artifacts that exist."""
     found: Found = {}
     for node in edges:
         verb, key = node.split("/")
@@ -60,13 +59,13 @@ def refuse_mixed(found: Found, bench: str) -> None:
 
 
 def brief(text: str) -> str:
-    """A hash, shortened; +changes after a commit stays."""
+    """A shortened hash; keeps the +changes after a commit."""
     sha, plus, rest = text.partition("+")
     return f"{sha[:12]}{plus}{rest}"
 
 
 def states(edges: Edges, found: Found, results: Path) -> dict[str, str]:
-    """Of each artifact: made, not here (but known from what was made of it), of another making than that, or not run."""
+    """The state of each artifact: made, not here (but a later artifact records it), remade since its use, or not run."""
     behind: dict[str, set[str]] = {}
     for node, (_, manifest) in found.items():
         for other, origin in manifest.lineage.items():
@@ -87,96 +86,77 @@ def states(edges: Edges, found: Found, results: Path) -> dict[str, str]:
 
 
 def provenance(edges: Edges, found: Found, told: dict[str, str], spent: Lines, results: Path) -> Markup:
-    """A row an artifact: from what, by which code, with which numbers, where, and what it took."""
-    digests = {node: origin.digest for _, manifest in found.values() for node, origin in manifest.lineage.items()}
-    configs = {node: origin.config for _, manifest in found.values() for node, origin in manifest.lineage.items()}
+    """One row per artifact: its inputs, code, settings, hardware and cost."""
+    known = {node: origin for _, manifest in found.values() for node, origin in manifest.lineage.items()}
+    digests = {node: origin.digest for node, origin in known.items()}
     rows = []
     for node, before in edges.items():
         verb, key = node.split("/")
         made = found[node][1].made if node in found else marked(results / f"{verb}_{key}{MARKED.get(verb, '')}")
         commit, _, dirty = made.get("commit", "").partition("+")
-        config = configs.get(node, {})
+        config = known[node].config if node in known else {}
         lines = [line for line in spent if line["node"] == node]
         last = next((line for line in reversed(lines) if line.get("digest") and line["digest"] == digests.get(node)), {})
-        rows.append(
-            {
-                "artifact": node,
-                "state": told[node],
-                "commit": hashed(commit),
-                "code changed since": "yes" if dirty else "no" if commit else "",
-                "lock": hashed(made.get("lock", "")),
-                "digest": hashed(digests.get(node, "")),
-                "made from": joined(f"{each} {digests.get(each, '')[:12]}".strip() for each in sorted(before)),
-                "seed": str(config.get("seed", "")),
-                "numbers": unfolded(config),
-                "hardware": ", ".join(dict.fromkeys(made[name] for name in ("device", "processor") if made.get(name))),
-                "versions": ", ".join(f"{name} {made[name]}" for name in ("python", *VERSIONS) if name in made),
-                "wall s": number(last.get("seconds")),
-                "device s": number(last.get("device_seconds")),
-                "peak MB": number(last.get("peak_device_memory") or last.get("peak_memory"), 1e6),
-                "joules": number(last.get("joules")),
-                "Slurm job": str(last.get("slurm_job") or ""),
-                "attempts": str(len(lines) or ""),
-                "failed": str(len(failures(lines)) if lines else ""),
-            }
-        )
+        code = {"commit": PIECES.hashed(commit), "code changed since": "yes" if dirty else "no" if commit else ""}
+        code |= {"lock": PIECES.hashed(made.get("lock")), "digest": PIECES.hashed(digests.get(node))}
+        origin = {
+            "made from": Markup("<br>").join(f"{each} {digests.get(each, '')[:12]}".strip() for each in sorted(before)),
+            "seed": str(config.get("seed", "")),
+            "numbers": unfolded(config),
+            "hardware": ", ".join(dict.fromkeys(made[name] for name in ("device", "processor") if made.get(name))),
+            "versions": ", ".join(f"{name} {made[name]}" for name in ("python", *VERSIONS) if name in made),
+        }
+        cost = {
+            "wall s": number(last.get("seconds")),
+            "device s": number(last.get("device_seconds")),
+            "peak MB": number(last.get("peak_device_memory") or last.get("peak_memory"), 1e6),
+            "joules": number(last.get("joules")),
+            "Slurm job": str(last.get("slurm_job") or ""),
+        }
+        tried = {"attempts": str(len(lines) or ""), "failed": str(len(failures(lines)) if lines else "")}
+        rows.append({"artifact": node, "state": told[node], **code, **origin, **cost, **tried})
     return table(rows, "How each artifact was made")
 
 
-def hashed(text: str) -> str:
-    """A hash, shortened, with the whole of it beside."""
-    return PIECES.hashed(text) if text else ""
-
-
-def joined(lines: Iterable[str]) -> Markup:
-    """Lines of one cell."""
-    return Markup("<br>").join(lines)
-
-
 def unfolded(config: dict[str, Any]) -> str:
-    """An entry of params.yaml, to unfold."""
+    """An entry of params.yaml that unfolds."""
     if not config:
         return ""
     return PIECES.folded(f"{len(config)} fields", Markup("<pre>{}</pre>").format(json.dumps(config, indent=1)))
 
 
 def number(value: float | None, unit: float = 1.0) -> str:
-    """A number in a unit; '' if it is not known."""
+    """A number in a unit; '' if unknown."""
     return "" if value is None else f"{value / unit:.1f}"
 
 
 def costs(edges: Edges, spent: Lines) -> Markup:
-    """What all commands of the study have spent, those that failed too, and which those were."""
+    """The cost of all commands, including failed ones, and the failures of this study."""
     if not spent:
-        return PIECES.paragraph("No ledger is here (logs/ledger.jsonl): what was spent is not known.", "absent")
-    groups: dict[str, Lines] = {}
-    for line in spent:
-        groups.setdefault(line["verb"] if line["node"] in edges else "other studies", []).append(line)
+        return PIECES.paragraph("There is no ledger (logs/ledger.jsonl), so the costs are unknown.", "absent")
     here = [line for line in spent if line["node"] in edges]
-    rows = [total(name, lines) for name, lines in sorted(groups.items(), key=lambda each: each[0] == "other studies")]
+    groups = {verb: [line for line in here if line["verb"] == verb] for verb in dict.fromkeys(line["verb"] for line in here)}
+    groups |= {"other studies": [line for line in spent if line["node"] not in edges], "this study": here}
+    rows = [total(name, lines) for name, lines in groups.items() if lines or name == "this study"]
     failed = [ended(line) for line in failures(here)]
-    text = PIECES.items(failed) if failed else PIECES.paragraph("No command of this study that ended has failed.")
-    note = PIECES.paragraph("A process that is killed outright, by SIGKILL or with its machine, leaves no line in the ledger.")
-    return table([*rows, total("this study", here)], "What was spent", "ledger.jsonl") + Markup("<h3>Failures</h3>") + text + note
+    text = PIECES.items(failed) if failed else PIECES.paragraph("No recorded command of this study has failed.")
+    note = PIECES.paragraph("A process ended by SIGKILL or by a machine failure leaves no line in the ledger.")
+    return table(rows, "Costs by verb", "ledger.jsonl") + Markup("<h3>Failures</h3>") + text + note
 
 
 def failures(lines: Lines) -> Lines:
-    """The commands that did not end well."""
+    """The commands that did not succeed."""
     return [line for line in lines if line.get("exit") != 0]
 
 
 def total(name: str, lines: Lines) -> dict[str, str]:
-    """The sum of some lines of the ledger."""
+    """The totals of some lines of the ledger."""
     joules = [line["joules"] for line in lines if line.get("joules") is not None]
-    return {
-        "verb": name,
-        "commands": str(len(lines)),
-        "failed": str(len(failures(lines))),
-        "wall s": number(sum(line["seconds"] for line in lines)),
-        "device s": number(sum(float(line.get("device_seconds") or 0) for line in lines)),
-        "most memory MB": number(max((float(line.get("peak_memory") or 0) for line in lines), default=0), 1e6),
-        "joules": number(sum(joules)) if joules else "",
-    }
+    memory = max((float(line.get("peak_memory") or 0) for line in lines), default=0)
+    row = {"verb": name, "commands": str(len(lines)), "failed": str(len(failures(lines)))}
+    row["wall s"] = number(sum(line["seconds"] for line in lines))
+    row["device s"] = number(sum(float(line.get("device_seconds") or 0) for line in lines))
+    return {**row, "most memory MB": number(memory, 1e6), "joules": number(sum(joules)) if joules else ""}
 
 
 def ended(line: dict[str, Any]) -> str:

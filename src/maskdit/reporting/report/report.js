@@ -1,5 +1,5 @@
 "use strict";
-// Sorting, the chart and the budget. Everything else of the page stands without this script.
+// Sorting, the chart and the budget. The rest of the page works without this script.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const short = (value) => String(Number(Number(value).toPrecision(5)));
@@ -15,7 +15,7 @@ const svg = (name, fields = {}, text = "") => {
   return made;
 };
 
-// Tables: a click on a column's name sorts by it, a second one the other way round; empty cells stay last.
+// Tables: a click on a column name sorts by it, a second click reverses the order. Empty cells stay last.
 
 function sortable(table) {
   const heads = [...table.tHead.rows[0].cells];
@@ -38,7 +38,7 @@ function sortable(table) {
   });
 }
 
-// The chart: its points are the rows of a file, its lines join the milestones of one seed of one run.
+// The chart: points are the rows of a file, and lines join the milestones of one seed of one run.
 
 const names = [...new Set(data.points.map((point) => point.series))];
 const ours = names.filter((name) => data.points.some((point) => point.series === name && point.ours));
@@ -58,13 +58,11 @@ const told = (point, axis) => {
 class Scale {
   constructor(values, log, from, to) {
     this.log = log && values.every((value) => value > 0);
-    const map = (this.map = this.log ? Math.log10 : Number);
-    const [low, high] = [Math.min(...values), Math.max(...values)];
-    const start = this.log ? low / 1.15 : 0;
-    const end = this.log ? high * 1.15 : high * 1.05 || 1;
-    this.low = start;
-    this.high = end;
-    this.at = (value) => from + ((map(value) - map(start)) / (map(end) - map(start))) * (to - from);
+    const map = this.log ? Math.log10 : Number;
+    this.low = this.log ? Math.min(...values) / 1.15 : 0;
+    this.high = this.log ? Math.max(...values) * 1.15 : Math.max(...values) * 1.05 || 1;
+    const [start, end] = [map(this.low), map(this.high)];
+    this.at = (value) => from + ((map(value) - start) / (end - start)) * (to - from);
   }
   ticks(most) {
     const ticks = [];
@@ -73,7 +71,7 @@ class Scale {
       for (let power = Math.floor(Math.log10(this.low)); power <= Math.log10(this.high); power++)
         for (const step of steps) ticks.push(step * 10 ** power);
       const inside = ticks.filter((tick) => tick >= this.low && tick <= this.high);
-      return inside.length > most ? inside.filter((_, place) => place % Math.ceil(inside.length / most) === 0) : inside;
+      return inside.filter((_, place) => place % Math.ceil(inside.length / most) === 0);
     }
     const rough = this.high / most;
     const base = 10 ** Math.floor(Math.log10(rough));
@@ -123,7 +121,7 @@ function chart(place) {
     plot.replaceChildren();
     plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
     plot.setAttribute("height", height);
-    plot.setAttribute("aria-label", `${data.quality} against ${label}, lower is better. ${points.length} points of ${names.join(", ")}; in numbers below.`);
+    plot.setAttribute("aria-label", `${data.quality} against ${label}, lower is better. ${points.length} points of ${names.join(", ")}; the table below has the numbers.`);
     for (const tick of x.ticks(width / 85)) {
       plot.append(svg("line", { class: "grid", x1: x.at(tick), x2: x.at(tick), y1: top, y2: height - bottom }));
       plot.append(svg("text", { class: "tick", x: x.at(tick), y: height - bottom + 17, "text-anchor": "middle" }, short(tick)));
@@ -181,7 +179,7 @@ function chart(place) {
   };
 }
 
-// The budget: where each curve is when it is spent. Between two milestones a curve is linear in the logarithm of what was spent.
+// The budget: the quality of each curve at a cost. Between two milestones, a curve is linear in the logarithm of the cost.
 
 function standing(line, hours) {
   const place = line.findLastIndex((point) => spent(point) <= hours * (1 + 1e-9));
@@ -220,7 +218,7 @@ function budget(place, mark) {
     const line = (each) => `${data.quality} ${short(each.y)} (${where(each)}${each.seeds.length > 1 ? `; mean of ${each.seeds.length} seeds` : ""})`;
     size.textContent = inWords(hours) + (hours < 1 ? ` (${Number(hours.toPrecision(3))} device-hours)` : "");
     slider.setAttribute("aria-valuetext", size.textContent);
-    winner.textContent = order.length ? `${order[0].name} wins: ${line(order[0])}` : "No milestone is known within it";
+    winner.textContent = order.length ? `${order[0].name} wins: ${line(order[0])}` : "No run reaches a milestone within this budget";
     winner.dataset.eval = order[0]?.from.eval ?? "";
     rest.textContent = order.slice(1).map((each) => `; ${each.name} has ${line(each)}`).join("");
     mark(hours);

@@ -1,10 +1,11 @@
-"""What a study found, how it was made and what it cost, as one page that needs no network."""
+"""The report of a study as one HTML page: its results, provenance and costs."""
 
 from math import isnan, log, nan
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from maskdit.artifacts.compute_log import LEDGER, rows
@@ -17,14 +18,14 @@ from maskdit.reporting.report.page import PIECES, page, picture, rows_of, short,
 from maskdit.reporting.report.provenance_tables import ABSENT, costs, manifests, provenance, refuse_mixed, states
 from maskdit.reporting.report.summary import summary
 
-TABLES = {  # file -> what it is; shown where params.yaml has an entry of the verb, or the file is there
+TABLES = {  # file -> its caption; shown if params.yaml has an entry of the verb, or if the file exists
     "table_{}": "Evaluations",
     "efficiency_{}": "Speed and memory of the trainings",
     "curves_{}_crossing": "When one model is as good as the other",
     "recon_{}": "Reconstructions by the autoencoders",
     "calibrate_{}": "Published samples through this evaluator",
 }
-AXES = {  # column -> its label, and how a sentence counts it
+AXES = {  # column -> its label, and its unit in a sentence
     "steps": ("training steps", "training steps"),
     "images": ("training images", "training images"),
     "tflop": ("training compute (TFLOP)", "TFLOP of training"),
@@ -32,16 +33,16 @@ AXES = {  # column -> its label, and how a sentence counts it
     "device_hours": ("device-hours", "device-hours"),
     "cost": ("cost", "units of cost"),
 }
-KEY = {"": "here", "not-here": "not here, known from what was made of it", "not-run": "not run, or made anew since"}
+KEY = {"": "here", "not-here": "not here, but recorded by a later artifact", "not-run": "not run, or remade since its use"}
 
-Spot = tuple[float, float]  # what was spent, and the quality
+Spot = tuple[float, float]  # cost and quality
 
 
 def report(config: Report, *, results: Path, out: Path) -> None:
     """Write results, claims, curves, speed, samples, graph, provenance and costs of a study as one HTML file.
 
-    It needs no network; what was not run says so. Raises UserError if artifacts were made at different commits, unless the
-    entry says mixed.
+    The file needs no network, and marks what was not run. Raises UserError if artifacts were made at different commits, unless
+    the entry sets mixed.
     """
     params = load()
     bench = params.evaluate[params.grid[config.grids[0]].sample].bench
@@ -53,23 +54,26 @@ def report(config: Report, *, results: Path, out: Path) -> None:
     points = drawn(curves)
     spent = rows(results.parent / LEDGER)
     told = states(edges, found, results)
-    title = params.table[bench].title
+    absent = [node for node, state in told.items() if state == ABSENT]
+    unmade = f"Not run: {', '.join(absent)}." if absent else "Everything in this study was run."
+    alt = "Left: held-out real images; right: samples of {}; one row per class"
+    grids = {name: alt.format(params.grid[name].sample) for name in config.grids}
     parts = {
         "Summary": summary(params, config, bench, points, results),
         "Claims": shown(results / f"{config.ledger}.csv", "Claims of the paper"),
         "Tables": tables(params, bench, results),
         "Curves": charts(points, curves, results, bench),
         "Speed": speeds(params, results),
-        "Samples": Markup("").join(sampled(params, name, results) for name in config.grids),
-        "Graph": PIECES.paragraph(unmade(told)) + PIECES.boxes(KEY) + PIECES.scrolled("Graph", draw(edges, told, bench)),
+        "Samples": Markup("").join(picture(results / f"grid_{name}.png", alt, alt) for name, alt in grids.items()),
+        "Graph": PIECES.paragraph(unmade) + PIECES.boxes(KEY) + PIECES.scrolled("Graph", draw(edges, told, bench)),
         "Provenance": provenance(edges, found, told, spent, results),
         "Costs": costs(edges, spent),
     }
-    out.write_text(page(title, bench, parts, points), encoding="utf-8")
+    out.write_text(page(params.table[bench].title, bench, parts, points), encoding="utf-8")
 
 
 def ahead(points: list[dict[str, Any]], axis: str, unit: str, quality: str) -> str:
-    """Which series is best for what the one that has spent least has spent; '' with less than two."""
+    """Which series is best at the total cost of the cheapest one, as a sentence; '' for fewer than two series."""
     series: dict[str, dict[str, list[Spot]]] = {}
     for point in points:
         if point["ours"] and axis in point["x"]:
@@ -85,43 +89,31 @@ def ahead(points: list[dict[str, Any]], axis: str, unit: str, quality: str) -> s
 
 
 def at(spots: list[Spot], budget: float) -> float:
-    """The quality of one curve after what a budget pays for; NaN before its first milestone.
+    """The quality of one curve at a cost; NaN before its first milestone.
 
-    Between two milestones it is linear in the logarithm of what was spent, as in crossings; after the last it stays.
+    Between two milestones it is linear in the logarithm of the cost, as in crossings; after the last it is constant.
     """
-    spots = sorted(spots)
-    paid = [spot for spot in spots if spot[0] <= budget]
-    if not paid or len(paid) == len(spots):
-        return paid[-1][1] if paid else nan
-    (before, high), (after, low) = paid[-1], spots[len(paid)]
-    return high + (low - high) * log(budget / before) / log(after / before)
+    spent, quality = zip(*sorted(spots), strict=True)
+    return float(np.interp(log(budget), np.log(spent), quality, left=nan))
 
 
 def shown(path: Path, caption: str) -> Markup:
-    """A CSV file as a table, or that it is not there."""
+    """A CSV file as a table, or a note that it does not exist."""
     found = rows_of(path)
     return PIECES.missing(path.name) if found is None else table(found, caption, path.name)
 
 
 def crossings(path: Path) -> Markup:
-    """When one model is as good as the other: a table for each axis, of which that of device-hours is open."""
-    found = rows_of(path)
-    if found is None:
-        return PIECES.missing(path.name)
+    """The crossings as one table per axis; the one for device-hours, or else the first, is open."""
     groups: dict[str, list[dict[str, str]]] = {}
-    for row in found:
-        groups.setdefault(row.get("axis", ""), []).append({name: value for name, value in row.items() if name != "axis"})
-    order = sorted(groups, key=lambda axis: axis != "device_hours")
-    caption = TABLES["curves_{}_crossing"]
-    names = {axis: f"{caption}, in {axis.replace('_', '-')}" for axis in order}
-    parts = [(names[axis], table(groups[axis], names[axis], path.name)) for axis in order]
-    return Markup("").join(inside if place == 0 else PIECES.folded(name, inside) for place, (name, inside) in enumerate(parts))
-
-
-def unmade(told: dict[str, str]) -> str:
-    """What is missing of the study."""
-    absent = [node for node, what in told.items() if what == ABSENT]
-    return f"Not run: {', '.join(absent)}." if absent else "Everything in this study was run."
+    for row in rows_of(path) or []:
+        groups.setdefault(row.pop("axis"), []).append(row)
+    parts: list[Markup] = []
+    for axis in sorted(groups, key=lambda axis: axis != "device_hours"):
+        caption = f"{TABLES['curves_{}_crossing']}, in {axis.replace('_', '-')}"
+        inside = table(groups[axis], caption, path.name)
+        parts.append(PIECES.folded(caption, inside) if parts else inside)
+    return Markup("").join(parts)
 
 
 def tables(params: Params, bench: str, results: Path) -> Markup:
@@ -136,42 +128,33 @@ def tables(params: Params, bench: str, results: Path) -> Markup:
 
 
 def drawn(curves: list[dict[str, str]]) -> dict[str, Any]:
-    """What the charts draw: points with what was spent and the distance, each number as its file has it."""
+    """The data of the chart: points with their costs and quality, each number as in its file."""
     columns = list(curves[0]) if curves else []
     quality = next((name for name in columns if name.startswith(("fd_", "fid"))), "")
     hours = "device_hours" if "device_hours" in columns else "seconds"
-    return {
-        "quality": quality,
-        "axes": [[name, *words] for name, words in AXES.items() if any(row.get(name) for row in curves)],
-        "hours": [hours, 1.0 if hours == "device_hours" else 3600.0],
-        "points": [
-            {
-                "series": row.get("series") or row.get("model") or row["eval"],
-                "ours": bool(row.get("model")),
-                "eval": row["eval"],
-                "phase": row.get("phase", ""),
-                "seed": row.get("seed", ""),
-                "x": {name: row[name] for name in AXES if row.get(name)},
-                "y": row[quality],
-            }
-            for row in curves
-            if row.get(quality)
-        ],
-    }
+    points = []
+    for row in curves:
+        if row.get(quality):
+            point = {"series": row.get("series") or row["model"], "ours": bool(row.get("model")), "eval": row["eval"]}
+            point |= {"phase": row.get("phase", ""), "seed": row.get("seed", "")}
+            points.append({**point, "x": {name: row[name] for name in AXES if row.get(name)}, "y": row[quality]})
+    axes = [[name, *words] for name, words in AXES.items() if any(row.get(name) for row in curves)]
+    return {"quality": quality, "axes": axes, "hours": [hours, 1.0 if hours == "device_hours" else 3600.0], "points": points}
 
 
 def charts(points: dict[str, Any], curves: list[dict[str, str]], results: Path, bench: str) -> Markup:
-    """The chart that the script draws, its budget, and the same as numbers; the picture is in the summary."""
+    """The places where the script draws the chart and the budget, and the same in words and numbers."""
     if not points["points"]:
         return PIECES.missing(f"curves_{bench}.csv")
     numbers = table(curves, "Points of the curves", f"curves_{bench}.csv")
-    line = ahead(points["points"], points["hours"][0], AXES[points["hours"][0]][1], points["quality"])
+    hours, _ = points["hours"]
+    line = ahead(points["points"], hours, AXES[hours][1], points["quality"])
     budget = PIECES.paragraph(line) if line else ""
     return Markup('<div id="chart"></div><div id="budget"></div>') + budget + PIECES.folded("The points in numbers", numbers)
 
 
 def speeds(params: Params, results: Path) -> Markup:
-    """The benchmarks that were run on some machine."""
+    """The speed benchmarks, each with its machine."""
     parts = []
     for key in params.bench:
         path = results / f"bench_{key}.csv"
@@ -190,10 +173,3 @@ def speeds(params: Params, results: Path) -> Markup:
             other = results / f"bench_{key}_{part}.csv"
             parts.append(PIECES.folded(f"The {part} in numbers", shown(other, f"The {part}")))
     return Markup("").join(parts)
-
-
-def sampled(params: Params, name: str, results: Path) -> Markup:
-    """Samples of a model beside real images."""
-    entry = params.grid[name]
-    alt = f"Left: held-out real images; right: samples of {entry.sample}; a row a class"
-    return picture(results / f"grid_{name}.png", alt, alt)

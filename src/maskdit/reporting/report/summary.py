@@ -1,4 +1,4 @@
-"""The first screen of the report, which answers whether masking pays here."""
+"""The first screen of the report, which answers whether masking pays off."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,17 +13,21 @@ from maskdit.reporting.report.page import PIECES, picture, rows_of
 
 
 def summary(params: Params, config: Report, bench: str, points: dict[str, Any], results: Path) -> Markup:
-    """Does masking pay here? A sentence, four numbers, the curves, samples through training, and the verdicts by their count."""
+    """Whether masking pays off: a sentence, four numbers, the curves, samples through training and the verdict counts."""
     crossings = rows_of(results / f"curves_{bench}_crossing.csv") or []
     timed = [row for row in crossings if row.get("axis") == points["hours"][0]]
     trainings = rows_of(results / f"efficiency_{bench}.csv") or []
-    caption = f"{points['quality'] or 'Quality'} against what the training has cost; the section Curves has the points"
+    caption = f"{points['quality'] or 'Quality'} against the cost of training; the Curves section lists the points"
     parts = [PIECES.paragraph(answer(timed), "verdict"), cards(trainings, timed, points)]
     parts.append(picture(results / f"curves_{bench}.png", caption, caption))
-    parts += [through_training(results, bench)] if bench in params.strip else []
+    if bench in params.strip:
+        through = "Samples through training: each row starts from one noise and class, each column is a milestone in training steps"
+        parts.append(
+            picture(results / f"strip_{bench}.png", f"{through}; the rows of one noise are adjacent, one per model", through)
+        )
     judged = rows_of(results / f"{config.ledger}.csv")
     if judged is None:
-        lines = [f"The paper's claims were not judged: {config.ledger}.csv is not there."]
+        lines = [f"There are no verdicts on the paper's claims: {config.ledger}.csv does not exist."]
     else:
         counts = Counter(row.get("verdict", "") or "no verdict" for row in judged)
         lines = [f"Of {len(judged)} claims: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}."]
@@ -33,18 +37,18 @@ def summary(params: Params, config: Report, bench: str, points: dict[str, Any], 
 
 
 def answer(timed: list[dict[str, str]]) -> str:
-    """Whether the masked model reaches the baseline's last quality in less time, from the crossings in device-hours."""
+    """Whether the masked model reaches the baseline's final quality at lower cost, from the crossings in one unit of time."""
     if not timed:
-        return "Does masking pay here? Not decided: the curves of two models are needed."
+        return "Does masking pay off here? Undecided: the curves of two models are needed."
     last = timed[-1]
     pays = last["status"] != "not reached" and float(last["ratio"]) < 1
     sure = not last.get("high") or (float(last["high"]) < 1 if pays else float(last["low"] or 1) > 1)
-    told = "pays here" if pays else "does not pay here"
+    told = "pays off here" if pays else "does not pay off here"
     return f"Masking {told}{'' if sure else ', within the noise of the seeds'}. {last['reads']}."
 
 
 def cards(trainings: list[dict[str, str]], timed: list[dict[str, str]], points: dict[str, Any]) -> Markup:
-    """Step speed, memory, time to equal quality and final quality, each of the masked model beside DiT's."""
+    """Training speed, memory, time to equal quality and final quality of the masked model, compared with DiT."""
 
     def of(model: str, field: str) -> float | None:
         values = [float(row[field]) for row in trainings if row.get("model") == model and row.get(field)]
@@ -54,8 +58,11 @@ def cards(trainings: list[dict[str, str]], timed: list[dict[str, str]], points: 
         ours, theirs = of("MaskDiT", field), of("DiT", field)
         return f"{ours / theirs:.2f}x" if ours and theirs else "not run"
 
-    reached = [row for row in timed if row.get("ratio")]
-    ends: dict[str, dict[str, float]] = {}  # of each series and seed the last point
+    reached = next((row for row in reversed(timed) if row.get("ratio")), None)
+    equal = ("not reached", "")
+    if reached:
+        equal = (f"{float(reached['ratio']):.2f}x", f"of DiT's, at a {points['quality']} of {float(reached['quality']):.4g}")
+    ends: dict[str, dict[str, float]] = {}  # series -> seed -> quality of its last point
     for point in points["points"]:
         if point["ours"]:
             ends.setdefault(point["series"], {})[point["seed"]] = float(point["y"])
@@ -63,18 +70,7 @@ def cards(trainings: list[dict[str, str]], timed: list[dict[str, str]], points: 
     shown = (
         ("Images per second in training", times("images_per_second"), "of DiT's"),
         ("Memory in training", times("memory_gb"), "of DiT's"),
-        (
-            "Time to equal quality",
-            f"{float(reached[-1]['ratio']):.2f}x" if reached else "not reached",
-            f"of DiT's, at a {points['quality']} of {float(reached[-1]['quality']):.4g}" if reached else "",
-        ),
+        ("Time to equal quality", *equal),
         (f"Final {points['quality'] or 'quality'}", " / ".join(last.values()) or "not run", " / ".join(last)),
     )
     return PIECES.cards(shown)
-
-
-def through_training(results: Path, bench: str) -> Markup:
-    """One noise and class at each milestone."""
-    caption = "Samples through training: each row begins with one noise and class, and each column is a milestone in training steps"
-    alt = f"{caption}; the rows of a noise stand together, one a model"
-    return picture(results / f"strip_{bench}.png", alt, caption)
