@@ -1,5 +1,6 @@
 # make demo: from images to a table, curves and a report, on this machine. make study: the claim at a small size. make test: tests.
-# make bench: speed benchmarks. make slurm-test: a cluster on this machine. All of them use .venv, made from requirements.lock.
+# make plan: what is left of a study and what it costs. make bench: speed benchmarks. make slurm-test: a cluster on this machine.
+# All of them use .venv, made from requirements.lock.
 
 PYTHON ?= python3
 UV := $(shell command -v uv)
@@ -9,7 +10,7 @@ INSTALLED := $(VENV)/installed-$(firstword $(shell cat requirements.lock pyproje
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo study setup test lint check test-slow slurm-test bench lock
+.PHONY: demo study plan setup test lint check test-slow slurm-test bench lock
 
 demo: setup
 	snakemake
@@ -19,6 +20,11 @@ demo: setup
 study: setup
 	snakemake fashion
 	@maskdit show fashion
+
+# Before a run, make plan STUDY=demo: jobs, device time and disk by step. DEVICE=cpu: on another device than the last one used.
+STUDY ?= fashion
+plan: setup
+	@maskdit plan $(STUDY)$(if $(DEVICE), --device $(DEVICE))
 
 setup: $(INSTALLED)
 
@@ -73,7 +79,7 @@ slurm-test: setup
 
 # Speed benchmarks on this machine: about forty minutes on a CPU with bf16, longer on others.
 bench: setup
-	snakemake --force results/bench_cpu.csv
+	MASKDIT_FORCE=1 snakemake --force results/bench_cpu.csv
 	@cat results/bench_cpu.md
 
 lint: setup
@@ -92,15 +98,15 @@ lock:
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 		--extra dev --group lock --output-file requirements.lock pyproject.toml
 
-# The JSON schema of params.yaml for editors, and the picture of the packages.
+# The JSON schema of params.yaml for editors, the page of its keys, and the picture of the packages.
 .PHONY: schema
 schema:
 	python -m maskdit.config.schema > workflow/schemas/params.schema.json.new
 	mv workflow/schemas/params.schema.json.new workflow/schemas/params.schema.json
+	python docs/keys.py
 	python docs/rooms.py
 
 # Update README and docs/ from results/: the curves, claims and tables of STUDY, and the speed.
-STUDY ?= fashion
 .PHONY: docs
 docs:
 	python docs/readme.py "$(STUDY)"

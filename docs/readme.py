@@ -1,4 +1,7 @@
-"""What README and docs/ show of results/: `make docs` copies it into docs/ and rewrites their marked blocks."""
+"""What README and docs/ show of results/: `make docs` copies it into docs/ and rewrites their marked blocks.
+
+The strip of samples and the benchmark cannot be made from records. If results/ lacks them, docs/ keeps what it has.
+"""
 
 import re
 import sys
@@ -27,12 +30,14 @@ SHOWN = (
 COLUMNS = {"claim": "id", "says": "claim", "paper": "paper", "ours": "ours", "verdict": "verdict"}
 
 
-def found(name: str) -> Path:
-    """A file of the results; raises UserError if it is not there."""
+def found(name: str, kept: Path | None = None) -> Path:
+    """A file of the results, or else the one that docs/ has kept of it; raises UserError if there is neither."""
     path = RESULTS / name
-    if not path.exists():
-        raise UserError(f"{path}: no such file; make it first, with snakemake {path}")
-    return path
+    if path.exists():
+        return path
+    if kept and kept.exists():
+        return kept
+    raise UserError(f"{path}: no such file; make it first, with snakemake {path}")
 
 
 def evidence(params: Params, study: str) -> list[str]:
@@ -68,15 +73,17 @@ def refresh(study: str) -> None:
     """Nothing is written if a file or a block is missing."""
     params = load()
     names = evidence(params, study)
-    files = {DOCS / study / name: found(name).read_bytes() for name in names}
-    files |= {DOCS / name: found(name).read_bytes() for name in BENCH}
+    places = {name: DOCS / study / name for name in names} | {name: DOCS / name for name in BENCH}
+    lasting = {f"strip_{study}.png", *BENCH}
+    sources = {name: found(name, place if name in lasting else None) for name, place in places.items()}
+    files = {places[name]: source.read_bytes() for name, source in sources.items()}
     blocks = [(README, "opening", opening(params, study)), (CLAIMS, "claims", claims(params, study))]
     for path, block, name in (
         (CLAIMS, "table", f"table_{study}.md"),
         (CLAIMS, "ablation", f"table_{study}-ablation.md"),
         (PERFORMANCE, "bench", BENCH[0]),
     ):
-        blocks += [(path, block, found(name).read_text())] if name in (*names, *BENCH) else []
+        blocks += [(path, block, sources[name].read_text())] if name in sources else []
     texts = {path: path.read_text() for path, _, _ in blocks}
     for path, block, contents in blocks:
         texts[path] = replaced(path, texts[path], block, contents)

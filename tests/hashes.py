@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from maskdit.config.paths import inputs, output
 from maskdit.config.training import milestone_file
 from project import TOY
 
+BESIDE = {"table": (".md", ".tex"), "curves": (".png", ".svg", "_crossing.csv"), "efficiency": (".md", ".tex"), "claims": (".md",)}
 TREE = yaml_subset.read(TOY.read_text())
 
 
@@ -68,6 +70,11 @@ def make(params: Params, node: str) -> None:
             (place / "value.txt").write_text(value(params, node))
         else:
             place.write_text(json.dumps({"value": value(params, node)}))
+            for end in BESIDE.get(verb, ()):
+                (place.parent / f"{place.stem}{end}").write_text(f"{value(params, node)}\n")
+            if verb == "table":
+                (place.parent / "scores" / key).mkdir(parents=True)
+                (place.parent / "scores" / key / "one.yaml").write_text("one: 1\n")
 
 
 def run(params: Params) -> list[str]:
@@ -112,3 +119,18 @@ def made(study: Path) -> Params:
     assert set(run(params)) == set(Freshness(params).edges)
     assert Freshness(params).unmade == set()
     return params
+
+
+def command(verb: str, key: str) -> None:
+    """What `maskdit VERB KEY` does in a project of this study: nothing if it is current, else one line of made.log."""
+    params = validate(yaml_subset.read_file(Path("params.yaml")))
+    node = f"{verb}/{key}"
+    if Freshness(params).verdict(node) != CURRENT:
+        make(params, node)
+        with Path("made.log").open("a") as log:
+            log.write(f"{node}\n")
+
+
+if __name__ == "__main__":
+    manifest.made_by = dict
+    command(*sys.argv[1:3])

@@ -68,6 +68,19 @@ def test_readme_and_docs_show_a_study_s_curves_and_every_claim_with_its_verdict(
     assert [(home / name).read_text() for name in ("README.md", *PAGES)] == texts
 
 
+def test_what_cannot_be_made_from_records_stays_as_docs_have_it(home: Path) -> None:
+    assert refresh(home, "demo") == (0, "")
+    lasting = {"strip_demo.png": "docs/demo", "bench_cpu.png": "docs", "bench_cpu.md": "docs"}
+    for name in lasting:
+        (home / "results" / name).unlink()
+    (home / "results" / "table_demo.md").write_text("New\n")
+    assert refresh(home, "demo") == (0, "")
+    assert all((home / folder / name).read_text() == FILES[name] for name, folder in lasting.items())
+    assert "<!-- table -->\nNew\n<!-- /table -->" in (home / "docs" / "claims.md").read_text()
+    (home / "results" / "curves_demo.png").unlink()
+    assert refresh(home, "demo")[0] == 2, "a figure that can be made has to be"
+
+
 @pytest.mark.parametrize(
     ("missing", "line"),
     [

@@ -238,5 +238,5 @@ def test_whatever_happens_for_long(seed: int, study: Path) -> None:
 
 def test_a_manifest_lies_beside_files_that_hold_none(made: Params) -> None:
     told = json.loads(manifest_file(output(made, "table/demo")).read_text())
-    assert told["files"].keys() == {"table_demo.csv"}
+    assert told["files"].keys() == {"table_demo.csv", "table_demo.md", "table_demo.tex", "scores/demo/one.yaml"}
     assert told["lineage"].keys() >= {"table/demo", "evaluate/demo-dit-plain", "pretrain/demo-dit", "fetch/demo"}

@@ -25,8 +25,8 @@ from maskdit.config.load import load
 from maskdit.reporting.curve_crossings import reach
 from maskdit.reporting.report.dag import draw, heights, spread
 from maskdit.reporting.report.page import rows_of, short, table, waterfall
-from maskdit.reporting.report.report import ahead, at, drawn, report
-from maskdit.reporting.report.summary import answer
+from maskdit.reporting.report.report import ahead, at, claims, drawn, report
+from maskdit.reporting.report.summary import answer, best, verdicts
 from project import ROOT, TOY, edit
 
 HOSTILE = "</title><script>document.title = 'mine'</script><img src=x onerror=alert(1)> <!--data--> & \\\"quotes\\\""
@@ -51,7 +51,7 @@ WATERFALL = "step,from,to,ratio\nmasking,a,b,1.6457976\nprecision,b,c,0.9\nall t
 BENCH = "pair,slow,fast,ratio,verdict,machine\none,a,b,1.5,met,a machine\n"
 
 
-def made(home, commit="c" * 40, name="demo-dit-plain"):
+def made(home, commit="c" * 40, name="demo-dit-plain", **record):
     """A record of an evaluation, with its manifest and that of the images behind it."""
     params = load(TOY)
     fetch = params.fetch["demo"].model_dump(mode="json")
@@ -62,9 +62,10 @@ def made(home, commit="c" * 40, name="demo-dit-plain"):
     tree["made"]["commit"] = commit
     write_json(manifest, tree)
     ancestors = {"fetch/demo": Origin(fetch, tree["lineage"]["fetch/demo"]["digest"])}
+    ancestors[f"sample/{name}"] = Origin(params.sample[name].model_dump(mode="json"), "")
     entry = params.evaluate[name].model_dump(mode="json")
     with publishing(home / "results" / "metrics" / "demo" / f"{name}.json", f"evaluate/{name}", entry, ancestors) as place:
-        write_json(place, {"metrics": {}})
+        write_json(place, {"metrics": {}, **record})
     return tree["lineage"]["fetch/demo"]["digest"]
 
 
@@ -140,8 +141,8 @@ def test_nothing_that_a_file_says_becomes_markup_and_no_address_is_in_the_page(h
 def test_what_was_not_run_and_what_failed_is_told(html):
     text = html.read_text()
     assert "not run: grid_demo-maskdit.png does not exist" in text
-    assert "Of 3 claims: 2 REPRODUCED, 1 NOT RUN." in text
-    assert "evaluate/demo-maskdit-guided" in re.search(r"Not run: (.*?)\.</p>", text)[1]
+    assert "Of 3 claims: 2 REPRODUCED, 1 not measured here." in text
+    assert "evaluate/demo-maskdit-guided" in re.search(r"Not run: (.*?)\.</li>", text)[1]
     assert "fetch/demo, attempt 1, , Slurm job 777: SIGTERM (exit code 143) after 1.5 s" in text
     assert '<tr class=absent><th scope="row">demo-maskdit-guided</th><td>not run</td>' in text
 
@@ -157,8 +158,65 @@ def test_the_first_screen_says_whether_masking_pays_with_four_numbers(html):
         ("Final fd_mobilenet", "150.5 / 200.1", "DiT / MaskDiT"),
     ]
     between = 300.123456789 - 149.623456789 * math.log(40 / 36) / math.log(72.5 / 36)
-    best = "MaskDiT has the best fd_mobilenet, read off the curves"
+    best = "the curve of MaskDiT has the best fd_mobilenet"
     assert f"After 40 seconds of training {best}: MaskDiT 200.06, DiT {between:.5g}." in text
+
+
+HELD = {"heldout": {"images": 20, "fd_mobilenet": 233.66}}
+PROTOCOL = {"images": 32, "guidance": 1.0}
+
+
+def evaluated(fd, **more):
+    """A record of an evaluation."""
+    return {"metrics": {"fd_mobilenet": fd}, "protocol": {**PROTOCOL, **more}, "real": HELD}
+
+
+def test_the_best_of_all_evaluations_is_named_though_it_is_no_point_of_the_curves_and_notes_are_below_the_table(
+    home, tmp_path, monkeypatch
+):
+    home = shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(home)
+    made(home, name="demo-dit-plain", **evaluated(1161.8))
+    made(home, name="demo-maskdit-guided", **evaluated(1150.0, guidance=2.0))
+    report(load().report["demo"], results=home / "results", out=home / "r.html")
+    text = unescape((home / "r.html").read_text())
+    assert "<li>The best fd_mobilenet of 2 evaluations of 32 samples is 1150: demo-maskdit-guided with guidance 2.</li>" in text
+    tables = re.search(r'<section id="tables">.*?</section>', text, re.S)[0]
+    assert "<p>Warning: fd_mobilenet rests on 32 samples; the authors of FID recommend at least 10,000." in tables
+    assert "20 held-out real images have a fd_mobilenet of 233.66." in tables
+
+
+def test_the_best_is_a_mean_over_seeds_all_of_a_tie_and_one_for_each_protocol():
+    def seed(number, fd):
+        origin = {"config": {"seed": number}, "digest": ""}
+        return {**evaluated(fd), "manifest": {"lineage": {f"pretrain/{number}": origin}}}
+
+    records = {"s0": seed(0, 90.0), "s1": seed(1, 110.0), "b": evaluated(100.0), "c": evaluated(101.0)}
+    assert best(records) == [
+        "The best fd_mobilenet of 4 evaluations of 32 samples is 100: s0 (2 seeds) with guidance 1 and b with guidance 1."
+    ]
+    assert best({"b": evaluated(100.0), "c": evaluated(90.0, images=64)}) == [
+        "The best fd_mobilenet of 1 evaluation of 32 samples is 100: b with guidance 1.",
+        "The best fd_mobilenet of 1 evaluation of 64 samples is 90: c with guidance 1.",
+    ]
+    assert best({"none": {"metrics": {"probe_accuracy": 0.5}}}) == best({}) == []
+
+
+def test_claims_that_were_not_measured_here_are_not_told_as_if_they_were(tmp_path):
+    path = tmp_path / "c.csv"
+    rows = "time,SCALED-DOWN ONLY: contradicts,opposite\nspeed,SCALED-DOWN ONLY: supports,as claimed\n"
+    older = "mask,SCALED-DOWN ONLY,as claimed\nfid,NOT RUN,\nis,REPRODUCED,as claimed\n"
+    path.write_text(f"claim,verdict,direction\n{rows}{older}")
+    assert verdicts(rows_of(path)) == [
+        "Of 5 claims: 3 SCALED-DOWN ONLY, 1 not measured here, 1 REPRODUCED.",
+        "Scaled-down evidence, not of the paper's size, supports: speed, mask.",
+        "Scaled-down evidence, not of the paper's size, contradicts: time.",
+    ]
+    told = unescape(claims(path))
+    assert "<li>SCALED-DOWN ONLY: the claim itself, at the paper's size and on its images, was not measured here." in told
+    assert "<li>NOT RUN: not measured here, so the claim is not judged.</li>" in told
+    path.write_text("claim,verdict\nfid,REPRODUCED\n")
+    assert "not measured here" not in claims(path)
 
 
 NOISE = "Masking {}, within the noise of the seeds. It reads."
@@ -209,9 +267,9 @@ def test_curves_of_several_seeds_prices_and_published_points_are_drawn_by_their_
         ("MaskDiT", "0/0", True),
         ("ADM (published)", "", False),
     ]
-    told = "After 8 euros MaskDiT has the best fid, read off the curves: MaskDiT 9.25, DiT no milestone yet."
+    told = "After 8 euros the curve of MaskDiT has the best fid: MaskDiT 9.25, DiT no milestone yet."
     assert ahead(points, "cost", "euros", "fid") == told
-    assert "fid, read off the curves: DiT 9.25, MaskDiT 9.25." in ahead(points, "steps", "steps", "fid"), "the mean of its seeds"
+    assert "fid: DiT 9.25, MaskDiT 9.25." in ahead(points, "steps", "steps", "fid"), "the mean of its seeds"
 
 
 @pytest.mark.parametrize("wanted", [300.0, 260.0, 200.0, 199.0, 150.0])
@@ -230,6 +288,32 @@ def test_provenance_joins_the_manifest_with_the_ledger(html):
         assert f'<data value="{value}">' in row
     sums = re.search(r'<tr><th scope="row">this study</th>(.*?)</tr>', html.read_text())[1]
     assert re.findall(r'value="([\d.]+)"', sums) == ["2", "1", "3.0", "6.0", "5.0"]
+
+
+def test_provenance_says_what_is_stale_and_why_and_that_changes_were_uncommitted(home, tmp_path, monkeypatch):
+    home = shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(home)
+    made(home, f"{'d' * 40}+changes")
+    edit(home / "params.yaml", "    resolution: 16\n", "    resolution: 32\n")
+    report(load().report["demo"], results=home / "results", out=home / "r.html")
+    text = unescape((home / "r.html").read_text())
+    head = re.search(r"How each artifact was made.*?</thead>", text, re.S)[0]
+    row = re.search(r'<tr><th scope="row">fetch/demo</th>(.*?)</tr>', text, re.S)[1]
+    place = re.findall(r">([\w ]+)</th>", head).index("uncommitted changes")
+    assert re.findall(r"<td[^>]*>(.*?)</td>", row, re.S)[place - 1] == "yes"
+    assert "stale: resolution" in row
+    assert re.search(r'<g class="stale"><title>fetch/demo: stale: resolution', text)
+    assert "fetch/demo" in re.search(r"<li>Stale: (.*?)\.</li>", text)[1].split(", ")
+    absent = re.search(r"<li>Not run: (.*?)\.</li>", text)[1].split(", ")
+    assert "sample/demo-maskdit-guided" in absent
+    assert "sample/demo-dit-plain" not in absent, "a record was made from it"
+    assert '<g class="not-here"><title>sample/demo-dit-plain: not here' in text
+
+
+def test_results_of_another_folder_are_refused_for_their_provenance_is_not_here(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(home)
+    with pytest.raises(UserError, match="the report is about the project in the current folder"):
+        report(load().report["demo"], results=tmp_path / "results", out=tmp_path / "r.html")
 
 
 def test_artifacts_of_two_commits_are_refused_in_a_line_that_names_both(home, tmp_path, monkeypatch):

@@ -17,8 +17,9 @@ from maskdit.config.reporting import Curves, Efficiency, Grid, Recon, Strip, Tab
 from maskdit.images.dataset import Images
 from maskdit.reporting.curves import curves
 from maskdit.reporting.efficiency import efficiency
-from maskdit.reporting.pictures import Stacked, grid, save, strip
+from maskdit.reporting.pictures import Stacked, grid, strip, write
 from maskdit.reporting.records import COMPARABLE, SAMPLING, published
+from maskdit.reporting.sample_size import notes
 from maskdit.reporting.table import SAMPLED, recon, table
 from maskdit.reporting.table_formats import rounded
 from project import TOY
@@ -74,7 +75,7 @@ def test_a_row_that_was_not_run_says_so_and_real_images_come_last(tmp_path):
     assert rows[2]["fd_mobilenet"] == "", "a distance over another number of images shares no column"
     lines = (tmp_path / "t.md").read_text().splitlines()
     assert lines[0] == "T"
-    assert len({line.count("|") for line in lines[2:]}) == 1
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
 
 
 @pytest.mark.parametrize("field", COMPARABLE)
@@ -132,6 +133,39 @@ def test_a_row_has_the_papers_columns_and_steps_of_both_phases(tmp_path):
     row = rows_of(tmp_path / "t.csv")[0]
     assert list(row)[:5] == ["eval", "model", "phase", "guidance", "fd_mobilenet"]
     assert (row["steps"], row["device_hours"], row["gmac_forward"], row["train_images"]) == ("8", "1.0", "2.0", "16")
+
+
+@pytest.mark.parametrize("images", [32, 9_999, 10_000])
+def test_notes_warn_of_few_samples_and_name_the_distance_of_held_out_real_images(tmp_path, images):
+    record(tmp_path, "a", images=images)
+    table(Table(title="T", evals=("a",)), metrics=tmp_path, out=tmp_path / "t.csv")
+    text, tex = ((tmp_path / f"t.{kind}").read_text() for kind in ("md", "tex"))
+    warning = f"\nWarning: fd_mobilenet rests on {images:,} samples; the authors of FID recommend at least 10,000. "
+    assert (warning in text) == (images < 10_000)
+    real = "Real images for comparison: 5 held-out real images have a fd_mobilenet of 50. This is over 5 images, not"
+    assert f"\n{real} {images:,}.\n" in text
+    assert real.replace("_", r"\_") in tex
+    assert tex.index(r"\end{tabular}") < tex.index("Real images") < tex.index(r"\end{table}")
+
+
+def test_notes_name_the_held_out_distance_as_its_record_does_and_there_are_none_without_a_distance(tmp_path):
+    real = {"heldout": {"images": 5, "fd_inception": 50.0}}
+    assert notes({"a": {"metrics": {"fid": 5.0}, "protocol": {"images": 50_000}, "real": real}}) == [
+        "Real images for comparison: 5 held-out real images have a fd_inception of 50. This is over 5 images, not 50,000."
+    ]
+    assert notes({"a": {"metrics": {"fid": 5.0}, "protocol": {"images": 50_000}, "real": {"heldout": None}}}) == []
+    assert notes({"a": {"metrics": {"probe_accuracy": 0.5}, "protocol": {"images": 5}, "real": real}}) == notes({}) == []
+
+
+def test_every_row_of_a_tie_is_bold(tmp_path):
+    for name, fid, precision in (("a", 5.7, 0.5), ("b", 5.700001, 0.5), ("c", 5.8, 0.4)):
+        record(tmp_path, name, metrics={"fid": fid, "precision": precision})
+    table(Table(title="T", evals=("a", "b", "c")), metrics=tmp_path, out=tmp_path / "t.csv")
+    assert re.findall(r"^\| (\w) \| 2.0 \| (\S+) \| (\S+) \|", (tmp_path / "t.md").read_text(), re.M) == [
+        ("a", "**5.7**", "**0.5**"),
+        ("b", "**5.7**", "**0.5**"),
+        ("c", "5.8", "0.4"),
+    ]
 
 
 FID = {"fid": 5.8, "sfid": 10.0, "is": 178.0, "precision": 0.74, "recall": 0.6}
@@ -315,7 +349,7 @@ def middles(file):
 
 def test_a_strip_has_a_row_a_noise_and_model_and_a_column_a_milestone_and_names_both(trained, monkeypatch):
     figures = []
-    monkeypatch.setattr("maskdit.reporting.pictures.save", lambda figure, out: (figures.append(figure), save(figure, out)))
+    monkeypatch.setattr("maskdit.reporting.pictures.write", lambda figure, out: (figures.append(figure), write(figure, out)))
     strip(STRIP, results=trained / "results", out=trained / "s.png")
     where = middles(trained / "s.png")
     across, down = (sorted({place[side] for place in where.values()}) for side in (0, 1))
@@ -324,14 +358,13 @@ def test_a_strip_has_a_row_a_noise_and_model_and_a_column_a_milestone_and_names_
     assert {image: rows[down.index(place[1])] for image, place in where.items()} == {
         (name, number): (POINTS[name][0], number) for name, number in where
     }
-    panel = figures[0].axes[0]
-    assert [label.get_text() for label in panel.get_xticklabels()] == ["2", "4"]
-    assert [label.get_text() for label in panel.get_yticklabels()] == [
-        f"{model}, noise {n}, class {3 + 2 * n}" for model, n in rows
-    ]
+    panels = figures[0].axes
+    assert [label.get_text() for label in panels[0].get_xticklabels()] == ["2", "4"]
+    assert [label.get_text() for panel in panels for label in panel.get_yticklabels()] == [model for model, _ in rows]
+    assert [panel.get_ylabel() for panel in panels] == ["class 5\nnoise 1", "class 3\nnoise 0"]
 
 
-def test_samples_that_are_gone_are_white_in_a_strip_and_others_than_were_evaluated_are_refused(trained):
+def test_samples_that_are_gone_are_empty_in_a_strip_and_others_than_were_evaluated_are_refused(trained):
     samples = trained / "artifacts" / "samples"
     shutil.rmtree(samples / "dit-4")
     strip(STRIP, results=trained / "results", out=trained / "s.png")

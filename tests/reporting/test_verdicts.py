@@ -13,7 +13,7 @@ from maskdit.config.base import UserError
 from maskdit.config.claims import Claims
 from maskdit.config.load import load, validate
 from maskdit.reporting.records import published
-from maskdit.reporting.verdicts import RANKS, claims
+from maskdit.reporting.verdicts import RANKS, claims, rank
 from project import ROOT, TOY
 
 NUMBER = {"kind": "metric", "metric": "fid", "evals": ["a"]}
@@ -89,12 +89,15 @@ def test_of_several_recipes_the_best_is_compared_and_all_must_have_run(tmp_path)
     assert float(row["ours"]) == pytest.approx(5.0 / 4.5, rel=1e-3)
 
 
-@pytest.mark.parametrize(("ours", "direction"), [(80.0, "as claimed"), (100.5, "tie"), (120.0, "opposite")])
-def test_a_smaller_size_never_reproduces_and_tells_its_direction(ours, direction, tmp_path):
+@pytest.mark.parametrize(
+    ("ours", "direction", "shows"),
+    [(80.0, "as claimed", "supports"), (100.5, "tie", "tie"), (120.0, "opposite", "contradicts")],
+)
+def test_a_smaller_size_never_reproduces_and_its_verdict_says_whether_it_supports_the_claim(ours, direction, shows, tmp_path):
     record(tmp_path / "small", "small-a", fd=ours)
     record(tmp_path / "small", "small-b", fd=100.0)
     row = ledger(tmp_path, paper=0.9, evidence=LESS, scaled=SMALL)
-    assert (row["verdict"], row["direction"]) == ("SCALED-DOWN ONLY", direction)
+    assert (row["verdict"], row["direction"]) == (f"SCALED-DOWN ONLY: {shows}", direction)
     made(tmp_path, a=8.9, b=10.0)
     assert ledger(tmp_path, paper=0.9, evidence=LESS, scaled=SMALL)["verdict"] == "REPRODUCED", "full size counts where it is"
 
@@ -141,13 +144,20 @@ def test_records_of_two_protocols_are_never_compared(tmp_path):
         ledger(tmp_path, evidence=LESS)
 
 
-@pytest.mark.parametrize("old", RANKS)
+def test_what_scaled_down_evidence_shows_is_no_better_and_no_worse_a_verdict():
+    assert (
+        len({rank(verdict) for verdict in ("SCALED-DOWN ONLY", "SCALED-DOWN ONLY: supports", "SCALED-DOWN ONLY: contradicts")}) == 1
+    )
+    assert rank("NOT RUN") < rank("SCALED-DOWN ONLY: contradicts") < rank("TIE")
+
+
+@pytest.mark.parametrize("old", [*RANKS, "SCALED-DOWN ONLY: supports"])
 def test_a_verdict_that_got_worse_is_named_and_no_other(old, tmp_path):
     made(tmp_path, a=9.95, b=10.0)  # a tie
     entry = Claims.model_validate({"title": "T", "study": "toy", "claims": {"it": {"says": "s", "source": "p", "evidence": LESS}}})
     before = tmp_path / "before.csv"
     before.write_text(f"claim,verdict\nit,{old}\n")
-    if RANKS.index(old) <= RANKS.index("TIE"):
+    if rank(old) <= rank("TIE"):
         claims(entry, results=tmp_path, against=before, out=tmp_path / "claims.csv")
         return
     with pytest.raises(UserError, match=rf"has better verdicts for it \({old}, now TIE\)"):

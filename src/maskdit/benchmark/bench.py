@@ -5,12 +5,12 @@ import itertools
 import statistics
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
@@ -22,6 +22,7 @@ from maskdit.benchmark.timing import CLASSES, batch_of, clock, measure, network,
 from maskdit.config.benchmark import Bench, Case, Pair
 from maskdit.config.training import kept_tokens
 from maskdit.latents.dataset import Latents, Space
+from maskdit.reporting.figures import COLOURS, fitted, save, scaled
 from maskdit.reporting.table_formats import markdown, write
 from maskdit.runtime.device import device, native
 from maskdit.runtime.process_group import Ranks, launch, together
@@ -29,7 +30,6 @@ from maskdit.training.batches import ahead, batch_at
 from maskdit.training.learner import Learner
 
 RANKS_STEPS, RANKS_ROUNDS = 4, 5
-TICKS = (1, 1.5, 2, 3, 4, 6, 8)
 CHANGES = {"mask_ratio": "masking", "precision": "precision", "network": "our blocks and flat weights"}
 CHANGES |= {"attention": "attention kernel", "compile": "compilation", "batch": "batch"}
 SHARES = {"optimiser and average": 0.05, "whole update": None, "waiting for data": 0.01}  # of a training step: its largest value
@@ -143,30 +143,28 @@ def waterfall(config: Bench, where: torch.device) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw_waterfall(frame: pd.DataFrame, title: str, out: Path) -> None:
-    """Draw the steps as bars on a logarithmic axis, each from the end of the previous one, as PNG and SVG."""
-    mpl.rcParams["svg.hashsalt"] = "maskdit"  # the same plot has the same bytes
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+def draw_waterfall(frame: pd.DataFrame, title: str) -> Figure:
+    """The steps as bars on a logarithmic axis, each from the end of the previous one, and their ratios on the right."""
+    figure = Figure(figsize=(9, 1.2 + 0.45 * len(frame)), layout="constrained")
     panel = figure.subplots()
-    reached = 1.0
+    bound, reached = frame.flops_ratio.iloc[0], [1.0]
     for place, row in enumerate(frame.itertuples()):
-        left, colour = (1.0, "#555555") if row.step == "all together" else (reached, "#c0392b")
-        reached = left * row.ratio
-        panel.barh(place, reached - left, left=left, color=colour)
-        panel.annotate(f"x {row.ratio:.2f}", (reached, place), xytext=(4, 0), textcoords="offset points", va="center")
-    panel.axvline(frame.flops_ratio.iloc[0], color="#2471a3", linestyle=":", label="bound of masking alone: its FLOPs")
-    panel.set_yticks(range(len(frame)), frame.step)
+        left, colour = (1.0, COLOURS["DiT"]) if row.step == "all together" else (reached[-1], COLOURS["MaskDiT"])
+        reached.append(left * row.ratio)
+        panel.barh(place, reached[-1] - left, left=left, color=colour)
+    panel.axvline(bound, color="#2471a3", linestyle=":", label="bound of masking alone: its FLOPs")
+    panel.set_yticks(range(len(frame)), [textwrap.fill(step, 28) for step in frame.step])
     panel.invert_yaxis()
-    end = max(reached, frame.ratio.max()) * 1.25
-    panel.set(xscale="log", xlim=(0.9, end), xlabel="times faster per image than plain DiT in float32")
-    ticks = [tick for tick in TICKS if tick < end]
-    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    panel.minorticks_off()
-    panel.legend(loc="upper right")
-    figure.suptitle(title, fontsize=10)
-    for suffix in (".png", ".svg"):
-        with replacing(out.with_suffix(suffix)) as temporary:
-            figure.savefig(temporary, dpi=150, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
+    ratios = panel.secondary_yaxis("right")
+    ratios.set_yticks(range(len(frame)), [f"x {ratio:.2f}" for ratio in frame.ratio])
+    ratios.tick_params(length=0)
+    scaled(panel.xaxis, [*reached, bound], logarithmic=True)
+    panel.set(
+        xlim=(min(*reached, bound) / 1.1, max(*reached, bound) * 1.1), xlabel="times faster per image than plain DiT in float32"
+    )
+    figure.legend(loc="outside lower center", frameon=False)
+    figure.suptitle(fitted(title, figure.get_figwidth()), fontsize="medium")
+    return figure
 
 
 def factorial(config: Bench, where: torch.device) -> Iterable[dict[str, Any]]:
@@ -206,7 +204,7 @@ def bench(config: Bench, *, out: Path) -> None:
     tidy()
     name = torch.cuda.get_device_name() if where.type == "cuda" else processor()
     named = f"{name}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
-    draw_waterfall(chain, named, out)
+    save(draw_waterfall(chain, named), out, ".png", ".svg", dpi=150)
     frame = pd.DataFrame(rows).assign(machine=named)
     tables = f"{shown(frame.drop(columns=['machine', 'slow', 'fast']))}\n{shown(chain)}"
     write(frame, f"Medians of {config.rounds} rounds in one process; {named}", out, table=tables)

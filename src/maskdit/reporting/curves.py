@@ -2,25 +2,20 @@
 
 import json
 import math
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
-from matplotlib.figure import Figure
 
 from maskdit.artifacts.atomic import replacing
 from maskdit.artifacts.manifest import config_of
 from maskdit.config.base import UserError
 from maskdit.config.reporting import Curves
 from maskdit.reporting.curve_crossings import COLUMNS, crossings
+from maskdit.reporting.curve_plot import plot
+from maskdit.reporting.figures import save
 from maskdit.reporting.records import COMPARABLE, SAMPLING, demand_alike, hours_of, published, read, steps_of
 from maskdit.reporting.report.report import AXES
-
-COLOURS = {"DiT": "#555555", "MaskDiT": "#c0392b"}
-OTHERS = ("#2471a3", "#1e8449", "#af601a", "#7d3c98", "#117a65")
-MARKS = "s^Dv<>pP*X"
 
 
 def known(value: Any) -> Any:
@@ -92,44 +87,10 @@ def curves(config: Curves, *, metrics: Path, out: Path) -> None:
     axes = {column: label for column, (label, _) in AXES.items() if frame[column].notna().any()}
     if "device_hours" in axes:
         axes.pop("seconds", None)
-    draw(frame, theirs, quality, axes, config.title, out)
+    save(plot(frame, theirs, quality, axes, config.title), out, ".png", ".svg", dpi=150)
     crossed = pd.DataFrame(crossings(frame, axes, quality), columns=COLUMNS)
     every = pd.concat([frame, theirs], ignore_index=True) if len(theirs) else frame
     shown = every.drop(columns=["point", *(["cost"] if config.price_per_device_hour is None else [])])
     for name, table in ((f"{out.stem}_crossing.csv", crossed), (out.name, shown)):
         with replacing(out.with_name(name)) as temporary:
             table.to_csv(temporary, index=False)
-
-
-def draw(frame: pd.DataFrame, theirs: pd.DataFrame, quality: str, axes: dict[str, str], title: str, out: Path) -> None:
-    """Draw a panel for each axis (column -> label), as PNG and SVG; `theirs` are the published points."""
-    mpl.rcParams["svg.hashsalt"] = "maskdit"  # the same plot has the same bytes
-    figure = Figure(figsize=(3.6 * len(axes), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
-    others = cycle(OTHERS)
-    colours = {series: COLOURS.get(str(series)) or next(others) for series in frame["series"].unique()}
-    for panel, (column, label) in zip(panels, axes.items(), strict=True):
-        for series, rows in frame[frame[column].notna()].groupby("series"):
-            groups = rows.groupby(["steps", "phase"])[[column, quality]]
-            middle, low, high = groups.mean(), groups.min(), groups.max()
-            panel.plot(middle[column], middle[quality], color=colours[series], label=series)
-            if rows["seed"].nunique() > 1:
-                panel.fill_between(middle[column], low[quality], high[quality], color=colours[series], alpha=0.2, linewidth=0)
-            for phase, marks in middle.groupby("phase"):
-                fill = "white" if phase == "finetune" else colours[series]
-                panel.plot(marks[column], marks[quality], "o", color=colours[series], markerfacecolor=fill)
-        if column in theirs:
-            for mark, (series, rows) in zip(cycle(MARKS), theirs.groupby("series"), strict=False):
-                if rows[column].notna().any():
-                    panel.plot(rows[column], rows[quality], mark, color="#999999", fillstyle="none", label=series)
-        panel.set_xlabel(label)
-        panel.set_xlim(left=0)
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel(f"{quality} (lower is better)")
-    panels[0].set_ylim(bottom=0)
-    handles = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    panels[-1].legend(handles.values(), handles.keys(), fontsize="small" if len(handles) > 3 else None)
-    figure.suptitle(title)
-    for suffix in (".png", ".svg"):
-        with replacing(out.with_suffix(suffix)) as temporary:
-            figure.savefig(temporary, dpi=150, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)

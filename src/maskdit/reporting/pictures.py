@@ -6,16 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from maskdit.artifacts.arrays import Array, read_array
-from maskdit.artifacts.atomic import read_json, replacing
+from maskdit.artifacts.atomic import read_json
 from maskdit.artifacts.manifest import MANIFEST, config_of, read_manifest
 from maskdit.config.base import UserError
+from maskdit.config.paths import OUTPUTS
 from maskdit.config.reporting import Grid, Strip
 from maskdit.images.dataset import Images
+from maskdit.reporting.figures import COLOURS, fitted, save
 from maskdit.reporting.records import read, steps_of
-from maskdit.reporting.report.provenance_tables import FOLDERS
+
+DPI = 120
+GAP = 221  # grey, which shows between black and between white images
+Row = list[Array | None]
 
 
 class Stacked:
@@ -34,28 +40,49 @@ class Stacked:
         return out
 
 
-def rows_of(pixels: Any, labels: Array, numbers: Array, classes: Sequence[int], columns: int) -> Array:
-    """The first `columns` images of each class among `numbers`, padded with white: (classes, columns, H, W, 3)."""
-    picture = np.full((len(classes), columns, *pixels.shape[1:]), 255, np.uint8)
-    for row, label in enumerate(classes):
-        found = pixels[numbers[labels[numbers] == label][:columns]]
-        picture[row, : len(found)] = found
-    return picture
+def cell(side: int, across: int) -> int:
+    """Pixels of the picture across an image: the multiple of its side next to `across`; large images are reduced to 128."""
+    return min(side * max(1, round(across / side)), 128)
 
 
-def lay(panel: Any, rows: Array, names: Sequence[str], heads: Sequence[str] = ()) -> None:
-    """Draw images (rows, columns, H, W, 3) with a name for each row and, optionally, a heading for each column."""
-    count, columns, high, wide, channels = rows.shape
-    panel.imshow(rows.swapaxes(1, 2).reshape(count * high, columns * wide, channels), interpolation="nearest")
-    panel.set_xticks([wide * (column + 0.5) for column in range(len(heads))], heads)
-    panel.set_yticks([high * (row + 0.5) for row in range(count)], names)
+def lay(figure: Figure, corner: tuple[float, float], rows: Sequence[Row], side: int, across: int) -> Axes:
+    """Draw rows of images (side, side, 3) with gaps and ticks at their middles; a missing image has the colour of the gaps.
+
+    corner: the upper left one, inches to the right and down. across: see cell.
+    """
+    gap = max(1, side // 16)
+    step, scale = side + gap, cell(side, across) / side / DPI
+    high, wide = (step * count + gap for count in (len(rows), len(rows[0])))
+    sheet = np.full((high, wide, 3), GAP, np.uint8)
+    for down, row in enumerate(rows):
+        for right, image in enumerate(row):
+            if image is not None:
+                sheet[step * down + gap : step * (down + 1), step * right + gap : step * (right + 1)] = image
+    panel = figure.add_axes((corner[0], -corner[1] - high * scale, wide * scale, high * scale))
+    panel.imshow(sheet, interpolation="antialiased" if cell(side, across) % side else "nearest")
+    middles = [[step * place + (step + gap - 1) / 2 for place in range(count)] for count in (len(rows[0]), len(rows))]
+    panel.set_xticks(middles[0], [])
+    panel.set_yticks(middles[1], [])
     panel.tick_params(length=0, labeltop=True, labelbottom=False)
+    panel.spines[:].set_visible(False)
+    return panel
 
 
-def save(figure: Figure, out: Path) -> None:
-    """Write a figure as PNG."""
-    with replacing(out) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+def paper() -> Figure:
+    """A figure of one inch, so that its fractions are inches: `write` crops it to what is drawn, inside or outside."""
+    return Figure(figsize=(1, 1))
+
+
+def write(figure: Figure, out: Path) -> None:
+    """Write a picture as PNG."""
+    save(figure, out, ".png", dpi=DPI, bbox_inches="tight")
+
+
+def first(pixels: Any, labels: Array, numbers: Array, classes: Sequence[int], columns: int) -> list[Row]:
+    """A row for each class of its first images among `numbers`: at most `columns`, and no more than some class has."""
+    found = [pixels[numbers[labels[numbers] == label][:columns]] for label in classes]
+    most = max(1, *map(len, found))
+    return [[*row, *[None] * (most - len(row))] for row in found]
 
 
 def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
@@ -67,14 +94,19 @@ def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
     index = read_json(samples / "index.json", "shards", "checkpoint", "protocol")
     drawn, labels = images_of(samples)
     sides = {
-        "real, held out": (real.pixels, real.labels, real.rows(heldout=True)),
-        f"{index['checkpoint']['model']}, guidance {index['protocol']['guidance']:g}": (drawn, labels, np.arange(drawn.shape[0])),
+        "real, held out": first(real.pixels, real.labels, real.rows(heldout=True), shown, config.columns),
+        f"{index['checkpoint']['model']}, guidance {index['protocol']['guidance']:g}": first(
+            drawn, labels, np.arange(drawn.shape[0]), shown, config.columns
+        ),
     }
-    figure = Figure(figsize=(1.2 * config.columns + 1, 0.6 * len(shown) + 0.4), layout="constrained")
-    for panel, (title, (pixels, labels, numbers)) in zip(figure.subplots(1, 2), sides.items(), strict=True):
-        lay(panel, rows_of(pixels, labels, numbers, shown, config.columns), [real.classes[label] for label in shown])
-        panel.set_title(title)
-    save(figure, out)
+    figure, left = paper(), 0.0
+    for title, rows in sides.items():
+        panel = lay(figure, (left, 0), rows, real.pixels.shape[1], 72)
+        if not left:
+            panel.set_yticklabels([real.classes[label] for label in shown])
+        panel.set_title(fitted(title, panel.get_position().width), fontsize="medium")
+        left = panel.get_position().x1 + 0.4
+    write(figure, out)
 
 
 def images_of(samples: Path) -> tuple[Stacked, Array]:
@@ -85,7 +117,7 @@ def images_of(samples: Path) -> tuple[Stacked, Array]:
 
 def scored(name: str, record: dict[str, Any], results: Path) -> Path | None:
     """The samples of an evaluation, None if they do not exist; raises UserError if they were remade since the evaluation."""
-    node, folder = f"sample/{name}", results.parent / FOLDERS["sample"].format(key=name)
+    node, folder = f"sample/{name}", results.parent / OUTPUTS["sample"].format(key=name)
     if not (folder / MANIFEST).exists():
         return None
     origin = read_manifest(folder).lineage.get(node)
@@ -94,10 +126,23 @@ def scored(name: str, record: dict[str, Any], results: Path) -> Path | None:
     return folder
 
 
-def strip(config: Strip, *, results: Path, out: Path) -> None:
-    """Draw the same noise and class through training: one row per image and run, one column per milestone.
+def class_names(record: dict[str, Any], results: Path) -> Sequence[str]:
+    """The class names of the images behind an evaluation; () if that data set does not exist, or was remade since."""
+    key = config_of(record, "encode").get("dataset")
+    node, folder = f"fetch/{key}", results.parent / OUTPUTS["fetch"].format(key=key)
+    if not (folder / MANIFEST).exists():
+        return ()
+    origin = read_manifest(folder).lineage.get(node)
+    if origin is None or origin.digest != record["manifest"]["lineage"][node]["digest"]:
+        return ()
+    names: Sequence[str] = read_json(folder / "index.json", "classes")["classes"]
+    return names
 
-    Missing samples are white. Raises UserError if no samples exist, or if some are not those that were evaluated.
+
+def strip(config: Strip, *, results: Path, out: Path) -> None:
+    """Draw the same noise and class through training: one block per image, in it one row per run and one column per milestone.
+
+    Missing samples are left empty. Raises UserError if no samples exist, or if some are not those that were evaluated.
     """
     records = read(results, config.evals, ())
     drawn = {name: images_of(folder) for name, record in records.items() if (folder := scored(name, record, results))}
@@ -107,17 +152,24 @@ def strip(config: Strip, *, results: Path, out: Path) -> None:
     several = Counter(model for model, _ in set(runs.values()))
     places = {name: (steps_of(records[name]), records[name]["checkpoint"]["phase"]) for name in drawn}
     columns = sorted(set(places.values()))
-    rows: dict[str, dict[tuple[int, str], Array]] = {}
-    for number in config.images:
-        for name, (pixels, labels) in drawn.items():
-            model, run = runs[name]
-            series = model if several[model] == 1 else f"{model} {run}"
-            row = rows.setdefault(f"{series}, noise {number}, class {labels[number]}", {})
-            row[places[name]] = pixels[np.array([number])][0]
-    white = np.full_like(next(iter(row.values())), 255)
-    figure = Figure(figsize=(0.9 * len(columns) + 3, 0.9 * len(rows) + 0.6), layout="constrained")
-    panel = figure.subplots()
     heads = [f"{steps:,}" + "\nfinetuned" * (phase == "finetune") for steps, phase in columns]
-    lay(panel, np.array([[row.get(column, white) for column in columns] for row in rows.values()]), list(rows), heads)
-    panel.set_title("training steps")
-    save(figure, out)
+    any_name = next(iter(drawn))
+    labels, classes = drawn[any_name][1], class_names(records[any_name], results)
+    figure, down = paper(), 0.0
+    for number in config.images:
+        rows: dict[tuple[str, str], dict[tuple[int, str], Array]] = {}
+        for name, (pixels, _) in drawn.items():
+            rows.setdefault(runs[name], {})[places[name]] = pixels[np.array([number])][0]
+        images = [[row.get(column) for column in columns] for row in rows.values()]
+        panel = lay(figure, (0, down), images, drawn[any_name][0].shape[1], 96)
+        panel.set_yticklabels([model if several[model] == 1 else f"{model} {run}" for model, run in rows])
+        for text, (model, _) in zip(panel.get_yticklabels(), rows, strict=True):
+            text.set(color=COLOURS.get(model), weight="bold")
+        label = labels[number]
+        told = classes[label] if label < len(classes) else f"class {label}"
+        panel.set_ylabel(f"{fitted(told, 1.6)}\nnoise {number}", rotation="horizontal", ha="right", va="center", labelpad=12)
+        if not down:
+            panel.set_xticklabels(heads, fontsize="small")
+            panel.set_title("training steps", fontsize="medium")
+        down = -panel.get_position().y0 + 0.15
+    write(figure, out)

@@ -1,10 +1,9 @@
 """Records of evaluations, which are compared only if their protocols agree, and published results."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from maskdit.artifacts.atomic import named, read_json
 from maskdit.artifacts.manifest import config_of
@@ -12,6 +11,7 @@ from maskdit.config.base import UserError
 
 COMPARABLE: tuple[str, ...] = ("family", "extractor_sha256", "reference_sha256", "images", "labels", "quantisation", "neighbours")
 COMPARABLE += ("statistics", "is_split", "is_order", "kid_subsets", "near", "resize", "resolution")
+Records = dict[str, dict[str, Any]]  # evaluation -> its record
 SAMPLING = ("weights", "precision", "guidance_channels", "guidance_interval")  # shown if rows differ in it
 
 
@@ -48,6 +48,11 @@ def demand_alike(records: dict[str, dict[str, Any]]) -> None:
                 raise UserError(f"{other} was trained with {what} {before}, {name} with {value}: train them alike to compare them")
 
 
+def distance_of(names: Iterable[str]) -> str:
+    """The first column or metric that is a Fréchet distance; '' if there is none."""
+    return next((name for name in names if name.startswith(("fd_", "fid"))), "")
+
+
 def recipe(name: str, record: dict[str, Any]) -> str:
     """The configuration behind a record as text, without seeds and run names: equal for records that differ only in the seed."""
     kept = {}
@@ -79,6 +84,8 @@ def hours_of(record: dict[str, Any]) -> float | None:
 
 def published(bench: str | None) -> list[dict[str, Any]]:
     """The published rows of a benchmark, with their sources; `phase` is reported for the paper's own rows, published for others."""
+    import pandas as pd  # the report, which needs no published rows, does without
+
     every = pd.read_csv(Path(__file__).with_name("published.csv"), dtype=object)
     rows = every[every.bench == bench].drop(columns="bench").rename(columns={"method": "eval"})
     rows["phase"] = rows["eval"].map(lambda name: "reported" if name.startswith("MaskDiT") else "published")

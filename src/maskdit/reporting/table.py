@@ -13,6 +13,7 @@ from maskdit.config import yaml_subset
 from maskdit.config.base import UserError
 from maskdit.config.reporting import Recon, Table
 from maskdit.reporting.records import COMPARABLE, SAMPLING, hours_of, published, read, steps_of, twins
+from maskdit.reporting.sample_size import notes
 from maskdit.reporting.table_formats import latex, markdown, rounded, write
 
 RECONSTRUCTED = ("family", "extractor_sha256", "images", "images_sha256", "resolution", "crop", "posterior", "quantisation")
@@ -99,7 +100,8 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
 
     Evaluations that differ only in the seed are one row, with mean and standard deviation. A row that reproduces a published one
     has its deviation from it. A sampling setting is a column if rows differ in it. The probe's accuracy on held-out real images
-    comes after the evaluations, and published rows come last. Raises UserError if evaluation protocols differ.
+    comes after the evaluations, and published rows come last. Notes below the Markdown and LaTeX warn of few samples.
+    Raises UserError if evaluation protocols differ.
     """
     records = read(metrics, config.evals, COMPARABLE)
     reported = published(config.published)
@@ -120,7 +122,9 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
         rows.append({"eval": "real, held out", **real})
     frame = ordered([rounded(row) for row in rows] + reported).drop(columns=[*alike, "batch"], errors="ignore")
     shown, marks, kinds = laid_out(frame, [*config.numbers, *SAMPLED.values()])
-    write(frame, config.title, out, latex(shown, config.title, marks, kinds), markdown(shown.join(frame.filter(["source"])), marks))
+    below = notes(records)
+    tex, table = latex(shown, config.title, marks, kinds, below), markdown(shown.join(frame.filter(["source"])), marks)
+    write(frame, config.title, out, tex, table, below)
     for name, record in records.items():  # for `dvc metrics`
         with replacing(out.parent / "scores" / out.stem.removeprefix("table_") / f"{name}.yaml") as temporary:
             temporary.write_text(yaml_subset.write(record["metrics"]))
@@ -134,14 +138,14 @@ def ordered(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def best(frame: pd.DataFrame, columns: list[str]) -> set[tuple[int, str]]:
-    """The best cell (row, column) of each metric among two or more of our rows that were sampled alike."""
+    """The best cells (row, column) of each metric among two or more of our rows that were sampled alike; all of a tie."""
     ours = frame[frame["sampler"].notna()] if "sampler" in frame else frame[:0]
     found = set()
     for _, rows in ours.groupby(list(frame.filter(["guidance", *LAST])), dropna=False):
         for name in columns if len(rows) > 1 else []:
             values = pd.to_numeric(rows[name])
-            if values.notna().any():
-                found.add((int(values.idxmin() if name.split("_")[0] in LOWER else values.idxmax()), name))
+            value = values.min() if name.split("_")[0] in LOWER else values.max()
+            found |= {(int(row), name) for row in values.index[values == value]}
     return found
 
 

@@ -1,7 +1,7 @@
 """Tables as CSV, Markdown and LaTeX."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,10 @@ def markdown(frame: pd.DataFrame, bold: Collection[tuple[int, int]] = ()) -> str
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
 
-def latex(frame: pd.DataFrame, title: str, bold: Collection[tuple[int, int]], kinds: "pd.Series[Any]") -> str:
-    """A data frame as a LaTeX table in booktabs style; `bold` lists cells as (row, column).
+def latex(
+    frame: pd.DataFrame, title: str, bold: Collection[tuple[int, int]], kinds: "pd.Series[Any]", notes: Sequence[str] = ()
+) -> str:
+    """A data frame as a LaTeX table in booktabs style with notes below it; `bold` lists cells as (row, column).
 
     Columns of numbers are right-aligned, and a rule separates rows whose `kinds` differ.
     """
@@ -48,12 +50,14 @@ def latex(frame: pd.DataFrame, title: str, bold: Collection[tuple[int, int]], ki
     for row, begins in zip(rows, kinds.ne(kinds.shift()), strict=True):  # the first row begins a kind, too
         lines += [r"\midrule"] * begins + [" & ".join(row) + r" \\"]
     body = [rf"\begin{{tabular}}{{{''.join(sides)}}}", r"\toprule", *lines, r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{title.translate(LATEX)}}}", *body, r"\end{table}", ""])
+    below = [rf"\par\footnotesize {note.translate(LATEX)}" for note in notes]
+    return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{title.translate(LATEX)}}}", *body, *below, r"\end{table}", ""])
 
 
-def write(frame: pd.DataFrame, title: str, out: Path, tex: str = "", table: str = "") -> None:
-    """Write a data frame as CSV, its Markdown `table` (default: the whole frame) below its title, and its LaTeX text, if any."""
-    texts = {".csv": frame.to_csv(index=False), ".md": f"{title}\n\n{table or markdown(frame)}"}
+def write(frame: pd.DataFrame, title: str, out: Path, tex: str = "", table: str = "", notes: Sequence[str] = ()) -> None:
+    """Write a data frame as CSV, its Markdown `table` (default: all of it) with title and notes, and its LaTeX text, if any."""
+    below = "".join(f"\n{note}\n" for note in notes)
+    texts = {".csv": frame.to_csv(index=False), ".md": f"{title}\n\n{table or markdown(frame)}{below}"}
     if tex:
         texts[".tex"] = tex
     for suffix, text in texts.items():

@@ -16,6 +16,7 @@ from maskdit.reporting.table_formats import write
 
 NOISE = 0.013  # relative gap that counts as a tie: another training seed changes FID by as much (arXiv 2606.20536)
 REPRODUCED, TIE, FAILED, SCALED, UNSEEN = "REPRODUCED", "TIE", "NOT REPRODUCED", "SCALED-DOWN ONLY", "NOT RUN"
+SHOWS = {"as claimed": "supports", "opposite": "contradicts", "tie": "tie"}  # direction of scaled-down evidence -> in its verdict
 RANKS = (FAILED, UNSEEN, SCALED, TIE, REPRODUCED)  # worst first
 
 
@@ -146,14 +147,19 @@ def row_of(name: str, claim: Claim, results: Path) -> dict[str, Any]:
     if seen is not None:
         verdict, where = judged(claim, seen)
     elif claim.scaled is not None and (seen := found(claim.scaled, results, lower)) is not None:
-        verdict = SCALED
         where = judged(claim.model_copy(update={"evidence": claim.scaled, "paper": None}), seen)[1]
+        verdict = f"{SCALED}: {SHOWS[where]}"
     row = {"claim": name, "says": claim.says, "verdict": verdict, "direction": where, "paper": claim.paper}
     if seen is None:
         return {**row, "ours": None, "seeds": None, "tolerance": None, "source": claim.source, "from": None}
     ours = "not reached" if math.isinf(seen.value) else float(f"{seen.value:.4g}")
     measured = {"ours": ours, "seeds": seen.seeds, "tolerance": f"{seen.tolerance:.1%}"}
     return {**row, **measured, "source": claim.source, "from": seen.where}
+
+
+def rank(verdict: str) -> int:
+    """The place of a verdict in RANKS; what scaled-down evidence shows makes no difference."""
+    return RANKS.index(verdict.split(":")[0])
 
 
 def worse(rows: list[dict[str, Any]], against: Path) -> list[str]:
@@ -165,21 +171,21 @@ def worse(rows: list[dict[str, Any]], against: Path) -> list[str]:
         before = pd.read_csv(against).set_index("claim")["verdict"].to_dict()
     except (OSError, KeyError, ValueError):
         raise UserError(f"{against}: not a ledger; pass a claims.csv that this command has written") from None
-    if strange := set(before.values()) - set(RANKS):
-        raise UserError(f"{against}: unknown verdict '{sorted(map(str, strange))[0]}'; known: {', '.join(RANKS)}")
+    if strange := [verdict for verdict in map(str, before.values()) if verdict.split(":")[0] not in RANKS]:
+        raise UserError(f"{against}: unknown verdict '{min(strange)}'; known: {', '.join(RANKS)}")
     now = {row["claim"]: row["verdict"] for row in rows}
     return [
         f"{name} ({old}, now {now.get(name, 'gone')})"
         for name, old in before.items()
-        if name not in now or RANKS.index(now[name]) < RANKS.index(old)
+        if name not in now or rank(now[name]) < rank(old)
     ]
 
 
 def claims(config: Claims, *, results: Path, against: Path | None = None, out: Path) -> None:
     """Write the verdict on each claim as CSV and Markdown.
 
-    A verdict is REPRODUCED, TIE, NOT REPRODUCED, SCALED-DOWN ONLY (only a smaller size was measured, whatever its result) or
-    NOT RUN. Raises UserError, naming the claims, if a verdict is worse than in the ledger `against`.
+    A verdict is REPRODUCED, TIE, NOT REPRODUCED, NOT RUN, or, if only a smaller size was measured, SCALED-DOWN ONLY with what that
+    shows: supports, contradicts or tie. Raises UserError, naming the claims, if a verdict is worse than in the ledger `against`.
     """
     rows = [row_of(name, claim, results) for name, claim in config.claims.items()]
     if against is not None and (lost := worse(rows, against)):

@@ -7,10 +7,10 @@ from typing import Any
 
 from maskdit.artifacts.compute_log import rows
 from maskdit.artifacts.freshness import Freshness
-from maskdit.config.graph import ends, study
 from maskdit.config.params import Params
 from maskdit.runtime.logs import log_file, runs, sign
-from maskdit.tools.plan import PEAKS, Plan, Site, show
+from maskdit.tools.cost import MFU, Site
+from maskdit.tools.plan import Plan, device_of, duration, show
 
 STATES = ("current", "stale", "missing", "running", "failed", "stopped", "deleted")
 STOPPED = 85  # the exit code of a training that was asked to stop and keeps its state
@@ -21,38 +21,38 @@ def status(params: Params, bench: str | None, as_json: bool = False, whole: bool
 
     Without a study: a line for each study. Raises UserError for a study that params.yaml does not have.
     """
-    fresh, spent = Freshness(params), {row["node"]: row for row in rows()}
+    fresh, ledger = Freshness(params), rows()
+    spent, device = {row["node"]: row for row in ledger}, device_of(ledger)
     if bench is None and not as_json:
-        studies = {name: states(fresh, name, spent) for name in params.table}
+        studies = {name: states(fresh, name, spent, device) for name in params.table}
         show(["study", "nodes", *STATES, "to make"], [summary(name, found) for name, found in studies.items()])
         return
-    found = {node: told for name in ([bench] if bench else params.table) for node, told in states(fresh, name, spent).items()}
+    wanted = [bench] if bench else params.table
+    found = {node: told for name in wanted for node, told in states(fresh, name, spent, device).items()}
     if as_json:
         print(json.dumps({"study": bench, "nodes": found}, indent=1))
         return
     steps = dict.fromkeys(node.split("/")[0] for node in found)
     lines = [summary(verb, {node: told for node, told in found.items() if node.split("/")[0] == verb}) for verb in steps]
-    show(["step", "nodes", *STATES, "to make", "device-hours"], with_hours(lines, found))
+    show(["step", "nodes", *STATES, "to make", "device time"], with_hours(lines, found))
     listed = [node for node, told in found.items() if whole or told["state"] != "current"]
     if listed:
         print()
     for node in listed:
         told = found[node]
-        cost = f"  ({told['device_hours']:.3g} device-hours)" if told["make"] and told["device_hours"] >= 0.001 else ""
+        cost = f"  ({time})" if (time := duration(told["device_hours"])) else ""
         why = f": {told['why']}" if told["why"] else ""
         print(f"{'>' if told['make'] else ' '} {node}: {told['state']}{cost}{why}")
-    print(f"\n{sentence(bench or '', found)}")
+    print(f"\n{sentence(bench or '', found, device)}")
 
 
-def states(fresh: Freshness, bench: str, spent: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def states(fresh: Freshness, bench: str, spent: dict[str, Any], device: str) -> dict[str, dict[str, Any]]:
     """The nodes of a study: the state of each, why, whether an engine will make it, and for how many device-hours."""
-    params = fresh.params
-    nodes = dict.fromkeys(node for end in ends(params, bench) for node in study(params, end))
-    plan, site = Plan(params, bench), Site(device_of(spent.values()), 0.4, 1, 0.0)
+    plan, site = Plan(fresh.params, bench, fresh), Site(device, MFU, 1, 0.0)
     found = {}
-    for node in nodes:
+    for node in plan.nodes:
         verb, key = node.split("/")
-        verdict, make = fresh.verdict(node), node in fresh.unmade
+        verdict, make = fresh.verdict(node), node in plan.left
         state, why = str(verdict.state), verdict.why
         last = spent.get(node, {})
         if where := running(node):
@@ -65,17 +65,8 @@ def states(fresh: Freshness, bench: str, spent: dict[str, Any]) -> dict[str, dic
             state, why = "deleted", "not needed: what was made of it is current"
         elif state == "current" and make:
             why = "what it is made from is made again"
-        hours = (
-            site.hours(plan.nodes[node]) * (left_of(fresh, node) if verdict.longer else 1.0) if make and node in plan.nodes else 0.0
-        )
-        found[node] = {"state": state, "why": why, "make": make, "device_hours": hours}
+        found[node] = {"state": state, "why": why, "make": make, "device_hours": plan.hours(node, site)}
     return found
-
-
-def device_of(spent: Iterable[dict[str, Any]]) -> str:
-    """The kind of device that the last recorded step has computed on; an A100 if none is known."""
-    names = [str(row.get("device", "")).lower() for row in spent]
-    return next((kind for name in reversed(names) for kind in PEAKS if kind in name), "a100")
 
 
 def running(node: str) -> str:
@@ -83,16 +74,6 @@ def running(node: str) -> str:
     verb, key = node.split("/")
     signs = [sign(verb, key), *sign(verb, key).parent.glob(f"{key}.*-of-*.json")]
     return next(filter(None, map(runs, signs)), "")
-
-
-def left_of(fresh: Freshness, node: str) -> float:
-    """The share of a longer training that is left; all of it if it starts again."""
-    verb, key = node.split("/")
-    milestones = fresh.params.entry(verb, key).milestones
-    known = fresh.known(node)
-    done = known.lineage[node].config["milestones"] if known else []
-    before = [step for step in milestones if step not in done and step < max(done, default=0)]
-    return 1.0 if before else max(0.0, 1 - max(done, default=0) / milestones[-1])
 
 
 def summary(name: str, found: dict[str, dict[str, Any]]) -> list[str]:
@@ -107,16 +88,17 @@ def summary(name: str, found: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def with_hours(lines: Iterable[list[str]], found: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
-    """The lines of steps with the device-hours of what is to be made of each."""
+    """The lines of steps with the device time of what is to be made of each."""
     for line in lines:
         hours = sum(told["device_hours"] for node, told in found.items() if node.split("/")[0] == line[0])
-        yield [*line, f"{hours:.3g}" if hours >= 0.001 else ""]
+        yield [*line, duration(hours)]
 
 
-def sentence(bench: str, found: dict[str, dict[str, Any]]) -> str:
+def sentence(bench: str, found: dict[str, dict[str, Any]], device: str) -> str:
     """The whole in one line."""
     make = [told for told in found.values() if told["make"]]
     if not make:
         return f"{bench}: everything is made"
-    hours = sum(told["device_hours"] for told in make)
-    return f"{bench}: {len(make)} of {len(found)} nodes to make (>), about {hours:.3g} device-hours, computed as maskdit plan does"
+    time = duration(sum(told["device_hours"] for told in make)) or "0 s"
+    counts = f"{len(make)} of {len(found)} nodes to make (>)"
+    return f"{bench}: {counts}, about {time} of device time, computed as maskdit plan --device {device} does"

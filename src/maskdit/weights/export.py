@@ -74,7 +74,7 @@ def export(run: Path, format: str, out: Path, step: int | None, weights: str, va
             raise UserError(f"{metrics}: no such folder; name one with evaluation records")
         results = measured(metrics or METRICS, manifest, facts) if weights == "ema" else []
         with publishing(out, f"export/{out.name}", {"weights": weights}, manifest.lineage) as place:
-            write_folder(place, found[weights], facts, vae, results)
+            write_folder(place, found[weights], facts, vae, card(facts, pretraining(manifest), results))
     say(f"export: {facts['model']} at step {facts['step']}, {weights} weights, to {out}")
 
 
@@ -102,8 +102,11 @@ def measured(folder: Path, run: Manifest, facts: dict[str, Any]) -> list[dict[st
     return found
 
 
-def write_folder(folder: Path, tensors: Tensors, facts: dict[str, Any], vae: Path, results: list[dict[str, Any]]) -> None:
-    """A folder for DiffusionPipeline.from_pretrained. Raises UserError if `vae` is not the autoencoder that made the latents."""
+def write_folder(folder: Path, tensors: Tensors, facts: dict[str, Any], vae: Path, readme: str) -> None:
+    """A folder for DiffusionPipeline.from_pretrained, with a `readme`.
+
+    Raises UserError if `vae` is not the autoencoder that made the latents.
+    """
     from maskdit.weights.diffusers_network import MaskDiTNetwork
 
     space = Space.parse(facts["space"])
@@ -128,7 +131,7 @@ def write_folder(folder: Path, tensors: Tensors, facts: dict[str, Any], vae: Pat
     write_json(folder / "model_index.json", index)
     [licence] = [path for path in files("maskdit") or () if path.name == "LICENSE"]
     shutil.copyfile(str(licence.locate()), folder / "LICENSE")
-    (folder / "README.md").write_text(card(facts, results))
+    (folder / "README.md").write_text(readme)
 
 
 def write_code(folder: Path, module: str, name: str) -> None:
@@ -150,9 +153,19 @@ def write_code(folder: Path, module: str, name: str) -> None:
     (folder / f"{name}.py").write_text(main)
 
 
-def card(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
-    """The README.md of an exported folder: what the model is, its cost, its results, how to use it, and its licence."""
-    space, architecture = facts["space"], facts["architecture"]
+def pretraining(run: Manifest) -> int:
+    """The steps of the pretraining that a finetuning continues; 0 for other runs."""
+    if not run.node.startswith("finetune/"):
+        return 0
+    return int(next(origin.config["milestones"][-1] for node, origin in run.lineage.items() if node.startswith("pretrain/")))
+
+
+def card(facts: dict[str, Any], before: int, results: list[dict[str, Any]]) -> str:
+    """The README.md of an exported folder: what the model is, its cost, its results, how to use it, and its licence.
+
+    before: steps of the phase before that of `facts`. Like the images, the steps are those of both phases.
+    """
+    space, architecture, steps = facts["space"], facts["architecture"], before + facts["step"]
     sizes = [
         f"{half} " + ", ".join(f"{name} {value}" for name, value in sorted(architecture[half].items()))
         for half in ("encoder", "decoder")
@@ -165,14 +178,14 @@ def card(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
         "network": "; ".join(sizes),
         "latents": f"{space['channels']} x {space['side']} x {space['side']}, autoencoder sha256 {space['vae']}",
         "classes": len(space["classes"]),
-        "training steps": facts["step"],
+        "training steps": f"{steps} ({before} of pretraining and {facts['step']} of finetuning)" if before else steps,
         "training images": facts["images"],
         "training seconds": facts["seconds"],
         "training FLOPs": facts["flops"],
         "made from": " ".join(str(value) for value in facts.get("source", {}).values()) or "trained by maskdit",
     }
     table = "".join(f"| {name} | {'unknown' if value is None else value} |\n" for name, value in rows.items())
-    title = f"{facts['model']}, step {facts['step']}"
+    title = f"{facts['model']}, {steps} training steps"
     index = {"model-index": [{"name": title, "results": results}]} if results else {}
     return CARD.format(front=yaml_subset.write({"library_name": "diffusers", **index}), title=title, table=table)
 

@@ -55,7 +55,7 @@ def spread(wanted: Sequence[float]) -> list[float]:
 
 
 def draw(edges: Edges, state: Mapping[str, str], bench: str) -> Markup:
-    """The graph as SVG, without edges that others imply; the `state` of a node is its tooltip and its CSS class."""
+    """The graph as SVG, without edges that others imply; the `state` of a node is its tooltip and, up to a colon, its CSS class."""
     edges = reduced(edges)
     rows = heights(edges)
     left = {node: column_of(node) * STEP for node in edges}
@@ -75,7 +75,8 @@ def draw(edges: Edges, state: Mapping[str, str], bench: str) -> Markup:
         key = escape(node.split("/")[1].removeprefix(f"{bench}-"))
         box = f'<rect x="{left[node]}" y="{middle[node] - HIGH / 2:.1f}" width="{WIDE}" height="{HIGH}" rx="4"/>'
         text = f'<text x="{left[node] + 7}" y="{middle[node] + 4:.1f}">{key}</text>'
-        parts.append(f'<g class="{state[node].replace(" ", "-")}"><title>{escape(node)}: {state[node]}</title>{box}{text}</g>')
+        kind, tip = state[node].split(":")[0].replace(" ", "-"), escape(f"{node}: {state[node]}")
+        parts.append(f'<g class="{kind}"><title>{tip}</title>{box}{text}</g>')
     label = f"Graph of {len(edges)} artifacts from images to this report; the Provenance section lists them with their inputs"
     return Markup(
         f'<svg class="graph" role="img" aria-label="{label}" width="{width}" height="{height:.0f}" '

@@ -1,56 +1,38 @@
 """How the artifacts of a study were made and what they cost, from their manifests and the ledger."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from maskdit.artifacts.manifest import MANIFEST, Manifest, inputs_of, read_manifest
-from maskdit.artifacts.provenance import VERSIONS, marked
+from maskdit.artifacts.freshness import Freshness
+from maskdit.artifacts.manifest import Manifest
+from maskdit.artifacts.provenance import VERSIONS
+from maskdit.artifacts.stamps import stamped
 from maskdit.config.base import UserError
 from maskdit.config.graph import Edges
 from maskdit.config.params import Params
+from maskdit.config.paths import output
 from maskdit.reporting.report.page import PIECES, table
 
-FOLDERS = {  # verb -> the folder that it publishes, next to results/
-    "fetch": "artifacts/raw/{key}",
-    "vae": "artifacts/vae/{key}",
-    "encode": "artifacts/latents/{key}",
-    "reference": "artifacts/reference/{key}",
-    "pretrain": "artifacts/runs/{key}/pretrain",
-    "finetune": "artifacts/runs/{key}/finetune",
-    "released": "artifacts/runs/{key}/released",
-    "sample": "artifacts/samples/{key}",
-    "features": "artifacts/features/{key}",
-}
-MARKED = {"table": ".md", "curves": ".svg", "grid": ".png", "strip": ".png"}  # other files have no mark
 ENDS = {2: "refused", 85: "stopped on request, can be resumed", 130: "interrupted", 138: "SIGUSR1", 143: "SIGTERM"}
-MADE, AWAY, OTHER, ABSENT = "made", "not here", "remade since its use", "not run"
+MADE, AWAY, STALE, ABSENT = "made", "not here", "stale", "not run"
 
-Found = dict[str, tuple[Path, Manifest]]
+Found = dict[str, Manifest]  # node -> the manifest of its artifact
 Lines = list[dict[str, Any]]
 
 
-def manifests(params: Params, edges: Edges, results: Path) -> Found:
-    """The paths and manifests of the artifacts that exist."""
-    found: Found = {}
-    for node in edges:
-        verb, key = node.split("/")
-        if verb == "evaluate":
-            path = results / "metrics" / params.evaluate[key].bench / f"{key}.json"
-            if path.exists():
-                found[node] = inputs_of(path)[0]
-        elif verb in FOLDERS:
-            folder = results.parent / FOLDERS[verb].format(key=key)
-            if (folder / MANIFEST).exists():
-                found[node] = folder, read_manifest(folder)
-    return found
+def manifests(fresh: Freshness, edges: Edges) -> Found:
+    """The manifests of the artifacts that exist."""
+    known = {node: fresh.known(node) for node in edges}
+    return {node: manifest for node, manifest in known.items() if manifest and node in manifest.lineage}
 
 
-def refuse_mixed(found: Found, bench: str) -> None:
-    """Raise UserError, naming two artifacts, if not all were made at one commit."""
-    commits = {path: manifest.made.get("commit", "unknown") for path, manifest in found.values()}
+def refuse_mixed(params: Params, found: Found, bench: str) -> None:
+    """Raise UserError, naming two artifacts, if not all folders and records were made at one commit."""
+    commits = {
+        output(params, node): manifest.made.get("commit", "unknown") for node, manifest in found.items() if stamped(params, node)
+    }
     for path, commit in commits.items():
         first = next(iter(commits))
         if commit != commits[first]:
@@ -64,40 +46,36 @@ def brief(text: str) -> str:
     return f"{sha[:12]}{plus}{rest}"
 
 
-def states(edges: Edges, found: Found, results: Path) -> dict[str, str]:
-    """The state of each artifact: made, not here (but a later artifact records it), remade since its use, or not run."""
-    behind: dict[str, set[str]] = {}
-    for node, (_, manifest) in found.items():
-        for other, origin in manifest.lineage.items():
-            if other != node:
-                behind.setdefault(other, set()).add(origin.digest)
+def states(fresh: Freshness, edges: Edges, found: Found) -> dict[str, str]:
+    """The state of each artifact: made, not here (but a later artifact records it), stale and why, or not run.
+
+    The report itself, which is being written, counts as made.
+    """
+    recorded = {other for node, manifest in found.items() for other in manifest.lineage if other != node}
     told = {}
     for node in edges:
-        verb, key = node.split("/")
-        if node in found:
-            told[node] = MADE if behind.get(node, set()) <= {found[node][1].lineage[node].digest} else OTHER
-        elif verb in FOLDERS or verb == "evaluate":
-            told[node] = AWAY if node in behind else ABSENT
+        verdict = fresh.verdict(node)
+        if verdict.state == "current" or node.startswith("report/"):
+            told[node] = MADE
+        elif verdict.state == "stale":
+            told[node] = f"{STALE}: {verdict.why}"
         else:
-            suffix = ".png" if verb in ("grid", "strip") else ".csv"
-            file = results / (f"{key}.csv" if verb == "claims" else f"{verb}_{key}{suffix}")
-            told[node] = MADE if verb == "report" or file.exists() else ABSENT
+            told[node] = AWAY if node in recorded else ABSENT
     return told
 
 
-def provenance(edges: Edges, found: Found, told: dict[str, str], spent: Lines, results: Path) -> Markup:
+def provenance(edges: Edges, found: Found, told: dict[str, str], spent: Lines) -> Markup:
     """One row per artifact: its inputs, code, settings, hardware and cost."""
-    known = {node: origin for _, manifest in found.values() for node, origin in manifest.lineage.items()}
+    known = {node: origin for manifest in found.values() for node, origin in manifest.lineage.items()}
     digests = {node: origin.digest for node, origin in known.items()}
     rows = []
     for node, before in edges.items():
-        verb, key = node.split("/")
-        made = found[node][1].made if node in found else marked(results / f"{verb}_{key}{MARKED.get(verb, '')}")
+        made = found[node].made if node in found else {}
         commit, _, dirty = made.get("commit", "").partition("+")
         config = known[node].config if node in known else {}
         lines = [line for line in spent if line["node"] == node]
         last = next((line for line in reversed(lines) if line.get("digest") and line["digest"] == digests.get(node)), {})
-        code = {"commit": PIECES.hashed(commit), "code changed since": "yes" if dirty else "no" if commit else ""}
+        code = {"commit": PIECES.hashed(commit), "uncommitted changes": "yes" if dirty else "no" if commit else ""}
         code |= {"lock": PIECES.hashed(made.get("lock")), "digest": PIECES.hashed(digests.get(node))}
         origin = {
             "made from": Markup("<br>").join(f"{each} {digests.get(each, '')[:12]}".strip() for each in sorted(before)),

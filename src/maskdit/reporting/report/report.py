@@ -9,14 +9,18 @@ import numpy as np
 from markupsafe import Markup
 
 from maskdit.artifacts.compute_log import LEDGER, rows
+from maskdit.artifacts.freshness import Freshness
+from maskdit.config.base import UserError
 from maskdit.config.graph import study
 from maskdit.config.load import load
 from maskdit.config.params import Params
 from maskdit.config.reporting import Report
+from maskdit.reporting.records import Records, distance_of, read
 from maskdit.reporting.report.dag import draw
 from maskdit.reporting.report.page import PIECES, page, picture, rows_of, short, table, waterfall
-from maskdit.reporting.report.provenance_tables import ABSENT, costs, manifests, provenance, refuse_mixed, states
+from maskdit.reporting.report.provenance_tables import ABSENT, STALE, costs, manifests, provenance, refuse_mixed, states
 from maskdit.reporting.report.summary import summary
+from maskdit.reporting.sample_size import notes
 
 TABLES = {  # file -> its caption; shown if params.yaml has an entry of the verb, or if the file exists
     "table_{}": "Evaluations",
@@ -33,7 +37,18 @@ AXES = {  # column -> its label, and its unit in a sentence
     "device_hours": ("device-hours", "device-hours"),
     "cost": ("cost", "units of cost"),
 }
-KEY = {"": "here", "not-here": "not here, but recorded by a later artifact", "not-run": "not run, or remade since its use"}
+KEY = {  # CSS class -> what a box of the graph means
+    "": "made",
+    "not-here": "not here, but recorded by a later artifact",
+    "stale": "stale: not as params.yaml and its inputs are today; point at it for the reason",
+    "not-run": "not run",
+}
+UNMADE = {"Not run": ABSENT, "Stale": STALE}  # word -> the state
+CLAIMED = {  # beginning of a verdict -> its explanation above the claims
+    "SCALED-DOWN ONLY": "SCALED-DOWN ONLY: the claim itself, at the paper's size and on its images, was not measured here. A "
+    "smaller study was, which the column `from` names: supports means that it goes in the claimed direction, by however much.",
+    "NOT RUN": "NOT RUN: not measured here, so the claim is not judged.",
+}
 
 Spot = tuple[float, float]  # cost and quality
 
@@ -41,32 +56,40 @@ Spot = tuple[float, float]  # cost and quality
 def report(config: Report, *, results: Path, out: Path) -> None:
     """Write results, claims, curves, speed, samples, graph, provenance and costs of a study as one HTML file.
 
-    The file needs no network, and marks what was not run. Raises UserError if artifacts were made at different commits, unless
-    the entry sets mixed.
+    The file needs no network, and marks what was not run or is stale. Raises UserError if artifacts were made at different commits,
+    unless the entry sets mixed, or if `results` is not that of the current folder.
     """
+    if results.resolve() != Path("results").resolve():
+        raise UserError(
+            f"{results}: the report is about the project in the current folder; run it in the folder that has {results}"
+        )
     params = load()
     bench = params.evaluate[params.grid[config.grids[0]].sample].bench
     edges = study(params, f"report/{bench}")
-    found = manifests(params, edges, results)
+    fresh = Freshness(params)
+    found = manifests(fresh, edges)
     if not config.mixed:
-        refuse_mixed(found, bench)
+        refuse_mixed(params, found, bench)
+    records = read(results / "metrics" / bench, params.of(bench), ())
     curves = rows_of(results / f"curves_{bench}.csv") or []
     points = drawn(curves)
     spent = rows(results.parent / LEDGER)
-    told = states(edges, found, results)
-    absent = [node for node, state in told.items() if state == ABSENT]
-    unmade = f"Not run: {', '.join(absent)}." if absent else "Everything in this study was run."
+    told = states(fresh, edges, found)
+    lists = {word: [node for node, state in told.items() if state.startswith(kind)] for word, kind in UNMADE.items()}
+    unmade = [f"{word}: {', '.join(nodes)}." for word, nodes in lists.items() if nodes]
     alt = "Left: held-out real images; right: samples of {}; one row per class"
     grids = {name: alt.format(params.grid[name].sample) for name in config.grids}
     parts = {
-        "Summary": summary(params, config, bench, points, results),
-        "Claims": shown(results / f"{config.ledger}.csv", "Claims of the paper"),
-        "Tables": tables(params, bench, results),
+        "Summary": summary(params, config, bench, points, records, results),
+        "Claims": claims(results / f"{config.ledger}.csv"),
+        "Tables": tables(params, bench, records, results),
         "Curves": charts(points, curves, results, bench),
         "Speed": speeds(params, results),
         "Samples": Markup("").join(picture(results / f"grid_{name}.png", alt, alt) for name, alt in grids.items()),
-        "Graph": PIECES.paragraph(unmade) + PIECES.boxes(KEY) + PIECES.scrolled("Graph", draw(edges, told, bench)),
-        "Provenance": provenance(edges, found, told, spent, results),
+        "Graph": PIECES.items(unmade or ["Everything in this study was run."])
+        + PIECES.boxes(KEY)
+        + PIECES.scrolled("Graph", draw(edges, told, bench)),
+        "Provenance": provenance(edges, found, told, spent),
         "Costs": costs(edges, spent),
     }
     out.write_text(page(params.table[bench].title, bench, parts, points), encoding="utf-8")
@@ -85,7 +108,7 @@ def ahead(points: list[dict[str, Any]], axis: str, unit: str, quality: str) -> s
     values = {name: mean(at(spots, budget) for spots in seeds.values()) for name, seeds in series.items()}
     order = sorted((name for name in values if not isnan(values[name])), key=lambda name: values[name])
     told = [f"{name} {values[name]:.5g}" for name in order] + [f"{name} no milestone yet" for name in values if name not in order]
-    return f"After {short(f'{budget:.12g}')} {unit} {order[0]} has the best {quality}, read off the curves: {', '.join(told)}."
+    return f"After {short(f'{budget:.12g}')} {unit} the curve of {order[0]} has the best {quality}: {', '.join(told)}."
 
 
 def at(spots: list[Spot], budget: float) -> float:
@@ -103,6 +126,13 @@ def shown(path: Path, caption: str) -> Markup:
     return PIECES.missing(path.name) if found is None else table(found, caption, path.name)
 
 
+def claims(path: Path) -> Markup:
+    """The verdicts on the claims of the paper, below what those on claims that were not measured here mean."""
+    verdicts = {row.get("verdict", "").split(":")[0] for row in rows_of(path) or []}
+    told = [words for verdict, words in CLAIMED.items() if verdict in verdicts]
+    return (PIECES.items(told) if told else Markup("")) + shown(path, "Claims of the paper")
+
+
 def crossings(path: Path) -> Markup:
     """The crossings as one table per axis; the one for device-hours, or else the first, is open."""
     groups: dict[str, list[dict[str, str]]] = {}
@@ -116,21 +146,23 @@ def crossings(path: Path) -> Markup:
     return Markup("").join(parts)
 
 
-def tables(params: Params, bench: str, results: Path) -> Markup:
-    """Every table of the study."""
+def tables(params: Params, bench: str, records: Records, results: Path) -> Markup:
+    """Every table of the study, and notes on the evaluations."""
     parts = []
     for pattern, caption in TABLES.items():
         path = results / f"{pattern.format(bench)}.csv"
         verb = pattern.split("_")[0]
         if path.exists() or (verb != "curves" and bench in getattr(params, verb, {})):
             parts.append(crossings(path) if verb == "curves" else shown(path, caption))
+        if verb == "table":
+            parts += map(PIECES.paragraph, notes({name: records[name] for name in params.table[bench].evals if name in records}))
     return Markup("").join(parts)
 
 
 def drawn(curves: list[dict[str, str]]) -> dict[str, Any]:
     """The data of the chart: points with their costs and quality, each number as in its file."""
     columns = list(curves[0]) if curves else []
-    quality = next((name for name in columns if name.startswith(("fd_", "fid"))), "")
+    quality = distance_of(columns)
     hours = "device_hours" if "device_hours" in columns else "seconds"
     points = []
     for row in curves:

@@ -1,5 +1,6 @@
 """The first screen of the report, which answers whether masking pays off."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from statistics import mean
@@ -9,10 +10,13 @@ from markupsafe import Markup
 
 from maskdit.config.params import Params
 from maskdit.config.reporting import Report
+from maskdit.reporting.records import COMPARABLE, Records, distance_of, twins
 from maskdit.reporting.report.page import PIECES, picture, rows_of
 
+SHOWN = {"as claimed": "supports", "opposite": "contradicts", "tie": "shows no difference for"}  # direction -> in words
 
-def summary(params: Params, config: Report, bench: str, points: dict[str, Any], results: Path) -> Markup:
+
+def summary(params: Params, config: Report, bench: str, points: dict[str, Any], records: Records, results: Path) -> Markup:
     """Whether masking pays off: a sentence, four numbers, the curves, samples through training and the verdict counts."""
     crossings = rows_of(results / f"curves_{bench}_crossing.csv") or []
     timed = [row for row in crossings if row.get("axis") == points["hours"][0]]
@@ -29,11 +33,47 @@ def summary(params: Params, config: Report, bench: str, points: dict[str, Any], 
     if judged is None:
         lines = [f"There are no verdicts on the paper's claims: {config.ledger}.csv does not exist."]
     else:
-        counts = Counter(row.get("verdict", "") or "no verdict" for row in judged)
-        lines = [f"Of {len(judged)} claims: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}."]
+        lines = verdicts(judged)
+    lines = [*best(records), *lines]
     if points["quality"] and not points["quality"].startswith("fid"):
         lines.append(f"{points['quality']} is not FID and cannot be compared with published numbers.")
     return Markup("").join([*parts, PIECES.items(lines)])
+
+
+def verdicts(judged: list[dict[str, str]]) -> list[str]:
+    """How many claims of the paper have each verdict, and what scaled-down evidence shows of which claim."""
+    kinds = [row.get("verdict", "").split(":")[0] for row in judged]
+    counts = Counter({"": "no verdict", "NOT RUN": "not measured here"}.get(kind, kind) for kind in kinds)
+    scaled = [row for row, kind in zip(judged, kinds, strict=True) if kind == "SCALED-DOWN ONLY"]
+    told = [f"Of {len(judged)} claims: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}."]
+    for way, words in SHOWN.items():
+        if names := [row["claim"] for row in scaled if row["direction"] == way]:
+            told.append(f"Scaled-down evidence, not of the paper's size, {words}: {', '.join(names)}.")
+    return told
+
+
+def best(records: Records) -> list[str]:
+    """The best of all evaluations by the first distance, as a sentence for each protocol; seeds count as their mean."""
+    groups: dict[str, Records] = {}
+    for name, record in records.items():
+        if quality := distance_of(record["metrics"]):
+            alike = json.dumps([quality, *(record["protocol"].get(field) for field in COMPARABLE)])
+            groups.setdefault(alike, {})[name] = record
+    told = []
+    for group in groups.values():
+        first = next(iter(group.values()))
+        quality, samples = distance_of(first["metrics"]), first["protocol"]["images"]
+        values: dict[str, float] = {}
+        for names in twins(group):
+            row = names[0] if len(names) == 1 else f"{names[0]} ({len(names)} seeds)"
+            row += f" with guidance {group[names[0]]['protocol']['guidance']:g}"
+            values[row] = float(f"{mean(group[name]['metrics'][quality] for name in names):.5g}")  # as the table prints it
+        least = min(values.values())
+        rows = " and ".join(row for row, value in values.items() if value == least)
+        told.append(
+            f"The best {quality} of {len(group)} evaluation{'s' * (len(group) > 1)} of {samples:,} samples is {least:g}: {rows}."
+        )
+    return told
 
 
 def answer(timed: list[dict[str, str]]) -> str:

@@ -1,0 +1,158 @@
+"""What a node costs: FLOPs, bytes on disk, and device-hours at a site; counted from params.yaml, without a network."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from maskdit.config.evaluation import Features, Reconstruct, Reference
+from maskdit.config.images import Autoencoder, Extractor, Folder, ImageNet, Pictures
+from maskdit.config.latents import DownloadedVae, Encode, Vae
+from maskdit.config.params import Params
+from maskdit.config.sampling import Sample
+from maskdit.config.training import Finetune, Pretrain, Released, Training, kept_tokens
+from maskdit.model.flops import forward, seen
+
+# TFLOP/s of dense matrix products in half precision and tf32, from data sheets. cpu: one core of an AMD EPYC in bf16 and fp32, the
+# large product that a training times (FLOP/s of the records by their MFU): 0.20 to 0.21 in docs/fashion, 0.056 to 0.066 in a demo.
+PEAKS = {"a100": (312, 156), "h100": (989, 494), "h200": (989, 494), "v100": (125, 15.7), "l40s": (362, 183), "cpu": (0.2, 0.066)}
+MFU = 0.4  # the achieved fraction of the peak, unless another is named; trainings of docs/fashion: 0.38 to 0.50, computed as here
+ENCODER, DECODER = 272.7e9 / 256**2, 622.2e9 / 256**2  # FLOPs per pixel of SD's autoencoder, counted by torch
+NETWORKS = {"inception-2015": 11.4e9, "dinov2": 162e9, "mobilenet-v2": 0.05e9}  # FLOPs per image
+WIDTHS = {"inception-2015": 2048 + 2023, "dinov2": 1024, "mobilenet-v2": 1280 + 1000}
+ARCHIVE = 121e3  # bytes per compressed image of ImageNet
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a node: FLOPs and their precision, bytes on disk, and the largest number of parts that it can be split into."""
+
+    flops: float = 0.0
+    precision: str = "tf32"
+    disk: float = 0.0
+    parts: int = 1
+
+
+def has_bf16() -> bool:
+    """Whether the CPU of this machine computes in bf16, which `precision: auto` then means."""
+    file = Path("/proc/cpuinfo")
+    return bool({"avx512_bf16", "amx_bf16"} & set(file.read_text().split())) if file.exists() else False
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a study would run: device, achieved fraction of its peak, devices per training, hours that a job may last.
+
+    A CPU is one core, in bf16 if this machine has it.
+    """
+
+    device: str
+    mfu: float
+    devices: int
+    limit: float
+    bf16: bool = field(default_factory=has_bf16)  # of the CPU
+
+    def __str__(self) -> str:
+        core = f" core in {'bf16' if self.bf16 else 'fp32'}" if self.device == "cpu" else ""
+        return f"{self.devices} x {self.device}{core} at {self.mfu:.0%} of peak FLOP/s"
+
+    def hours(self, cost: Cost) -> float:
+        """Device-hours of a node."""
+        half = cost.precision in ("bf16", "fp16", "auto") and (self.device != "cpu" or self.bf16)
+        return cost.flops / (PEAKS[self.device][0 if half else 1] * 1e12 * self.mfu) / 3600
+
+
+class Costs:
+    """The costs of the nodes of params.yaml."""
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+
+    def latent(self, dataset: str, vae: str) -> tuple[int, int]:
+        """Side and channels of a dataset's latents."""
+        entry = self.params.vae[vae]
+        return self.params.pictures(dataset).resolution // entry.factor, entry.latent_channels
+
+    def scale(self, vae: str) -> float:
+        """FLOPs per pixel of an autoencoder, relative to SD's: in proportion to its widest level and its layers."""
+        entry = self.params.vae[vae]
+        return (entry.channels[0] / 128) ** 2 * entry.layers_per_block / 2 if isinstance(entry, Vae) else 1.0
+
+    def per_image(self, run: str, dataset: str, training: Training | None = None, step: int = 0) -> float:
+        """FLOPs of a forward pass of a run's network: on all tokens, or as at a step of a training."""
+        pretrain, encode = self.params.pretrain[run], self.params.encode[dataset]
+        side, channels = self.latent(encode.dataset, encode.vae)
+        encoder, decoder = pretrain.encoder, pretrain.decoder
+        tokens, numbers = (side // encoder.patch) ** 2, channels * encoder.patch**2
+        inner, depth = (decoder.width, decoder.depth) if decoder else (encoder.width, None)
+        kept, blocks = tokens, [tokens] * encoder.depth
+        if training:
+            kept = kept_tokens(tokens, training.mask_at(step))
+            blocks = seen(encoder.depth, tokens, kept, training.defer, training.route)
+        return forward(tokens, kept, numbers, encoder.width, blocks, inner, numbers, depth)
+
+    def of(self, node: str) -> Cost:
+        """Cost of a node; 0 FLOPs if it takes only minutes on a CPU."""
+        params = self.params
+        verb, key = node.split("/")
+        match entry := params.entry(verb, key):
+            case ImageNet():
+                return Cost(disk=ARCHIVE * (entry.images + entry.validation))
+            case Pictures():
+                return Cost(disk=0.0 if isinstance(entry, Folder) else entry.images * 3.0 * entry.resolution**2)
+            case Extractor():
+                return Cost(disk=1e8)
+            case Autoencoder() | DownloadedVae():
+                return Cost(disk=3.4e8)
+            case Vae():
+                pixels = entry.steps * entry.batch * params.pictures(entry.dataset).resolution ** 2
+                return Cost(3 * self.scale(key) * (ENCODER + DECODER) * pixels, entry.precision, 4e6)
+            case Encode():
+                data, (side, channels) = params.pictures(entry.dataset), self.latent(entry.dataset, entry.vae)
+                count = data.training * (2 if entry.mirror else 1)
+                flops = count * self.scale(entry.vae) * ENCODER * data.resolution**2
+                return Cost(flops, "tf32", count * 4 * channels * side**2, entry.shards)
+            case Reference():
+                return self.featured(entry.extractor, params.pictures(entry.dataset).images, entry.shards)
+            case Features():
+                return self.featured(entry.extractor, params.sample[key].images, params.sample[key].shards)
+            case Pretrain() | Finetune():
+                run, last = entry.run if isinstance(entry, Finetune) else key, entry.milestones[-1]
+                marks = range(0, last, max(1, last // 200))
+                mean = sum(self.per_image(run, entry.dataset, entry, step) for step in marks) / len(marks)
+                encoder, decoder = params.pretrain[run].encoder, params.pretrain[run].decoder
+                parts = [part for part in (encoder, decoder) if part]  # per block: about 12 W^2 and the modulation's 6 W^2 weights
+                size = sum(part.depth * (12 * part.width**2 + 6 * part.width * encoder.width) for part in parts)
+                copies = len(entry.milestones) + 1 + 4  # averages, final weights, and the state while training
+                return Cost(3 * mean * last * entry.batch, entry.precision, 4 * size * copies)
+            case Released():
+                return Cost(disk=3e9)
+            case Sample():
+                return self.drawn(entry)
+            case Reconstruct():
+                data, family = params.pictures(entry.dataset), params.entry("fetch", entry.extractor).family
+                count = data.validation if isinstance(data, ImageNet) else data.images - data.training
+                autoencoder = self.scale(entry.vae) * (ENCODER + DECODER)
+                flops = count * (autoencoder * data.resolution**2 + 2 * NETWORKS[family])
+                return Cost(flops, "tf32", 0.0, entry.shards)
+        return Cost()
+
+    def featured(self, extractor: str, images: int, shards: int) -> Cost:
+        """Cost of extracting the features of some images."""
+        family = self.params.entry("fetch", extractor).family
+        return Cost(images * NETWORKS[family], "tf32", 4.0 * images * WIDTHS[family], shards)
+
+    def drawn(self, entry: Sample) -> Cost:
+        """Cost of samples: forward passes on all tokens, then the decoder."""
+        phase = self.params.entry(entry.phase, entry.run)
+        if isinstance(phase, Released):  # of the paper's size
+            factor = self.params.vae[phase.vae].factor
+            side = self.params.pictures(self.params.reference[phase.dataset].dataset).resolution // factor
+            tokens, resolution = (side // 2) ** 2, side * factor
+            inner, depth = (1152, None) if phase.format == "dit" else (512, 8)
+            network: float = forward(tokens, tokens, 16, 1152, [tokens] * 28, inner, 16, depth)
+        else:
+            network = self.per_image(phase.run if isinstance(phase, Finetune) else entry.run, phase.dataset)
+            resolution = self.params.pictures(self.params.encode[phase.dataset].dataset).resolution
+        passes = 2 * entry.solver_steps - 1 if entry.solver == "heun" else entry.solver_steps
+        passes *= 2 if entry.guidance > 1 else 1
+        flops = entry.images * (passes * network + self.scale(entry.vae) * DECODER * resolution**2)
+        return Cost(flops, entry.precision, entry.images * 3.0 * resolution**2, entry.shards)
