@@ -87,7 +87,7 @@ def parser(first: str = "") -> Parser:
             entry.add_argument("--part", type=part, metavar="K/N", help="make only part K of N of the shards; publish nothing")
     handoff = verbs.add_parser("handoff", help="Let Snakemake or DVC take over the artifacts that the other one has made.")
     handoff.add_argument("--to", choices=("dvc", "snakemake"), required=True)
-    handoff.add_argument("bench", metavar="BENCH", nargs="?", default="demo", help="a benchmark, an entry of table:")
+    handoff.add_argument("bench", metavar="STUDY", nargs="?", default="demo", help="an entry of table: (default: demo)")
     line = "Turn published weights into a run."
     text = f"{line} Optimiser states are ignored; nothing in the file is executed."
     entry = verbs.add_parser("import", help=line, description=text)
@@ -112,9 +112,11 @@ def parser(first: str = "") -> Parser:
     study.add_argument("--resolution", type=int, default=32, metavar="PIXELS", help="side of the images (default 32)")
     study.add_argument("--heldout", type=float, default=0.1, metavar="FRACTION", help="fraction of held-out images (default 0.1)")
     plan = verbs.add_parser("plan", help="Print what a study costs: jobs, device-hours, wall time, disk.")
-    plan.add_argument("bench", metavar="STUDY", help="a benchmark, an entry of table:")
-    plan.add_argument("--device", default="a100", metavar="NAME", help="a100 (default), h100, h200, v100, l40s or cpu")
-    plan.add_argument("--devices", type=int, default=8, metavar="N", help="devices per training (default 8)")
+    plan.add_argument("bench", metavar="STUDY", help="an entry of table:")
+    plan.add_argument(
+        "--device", metavar="NAME", help="a100, h100, h200, v100, l40s or cpu (default: the one last used, else a100)"
+    )
+    plan.add_argument("--devices", type=int, metavar="N", help="devices per training (default: 8 GPUs or 1 CPU)")
     plan.add_argument("--mfu", type=float, default=0.4, metavar="FRACTION", help="achieved fraction of the peak (default 0.4)")
     plan.add_argument("--limit", type=float, default=24.0, metavar="HOURS", help="time limit of a job (default 24; 0: none)")
     plan.add_argument("--budget", type=float, metavar="HOURS", help="list the evaluations that this many device-hours pay for")
@@ -130,8 +132,8 @@ def parser(first: str = "") -> Parser:
     doctor = verbs.add_parser("doctor", help="Check a folder, a file or this machine, and say how to fix what is wrong.")
     doctor.add_argument("path", type=Path, nargs="?", metavar="PATH", help="images, latents, weights, a run, a reference batch")
     verbs.add_parser("check", help="Check params.yaml; DVC does so before each step.")
-    show = verbs.add_parser("show", help="Print a benchmark's table and the paths of its results.")
-    show.add_argument("bench", metavar="BENCH", nargs="?", default="demo")
+    show = verbs.add_parser("show", help="Print a study's table and the paths of its results.")
+    show.add_argument("bench", metavar="STUDY", nargs="?", default="demo", help="an entry of table: (default: demo)")
     return top
 
 
@@ -215,6 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # the process belongs to this command
         gc.set_threshold(100_000, 20, 100)  # the million objects of the imports are never garbage,
         atexit.register(gc.freeze)  # and scanning them again at exit would take seconds
+        if words and words[0] in OTHERS:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # its output may go to head
     if words[:1] == ["--print-completion"] and words[1:] in ([shell] for shell in SHELLS):
         import shtab
 
@@ -224,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.umask(os.umask(0o022) | 0o002)  # files written here are not world-writable
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # removes half-written files on exit
     from maskdit.config.base import UserError
+    from maskdit.runtime.logs import end_log
     from maskdit.runtime.process_group import Stopped, wish
     from maskdit.runtime.progress import say
     from maskdit.runtime.slurm import stopped
@@ -243,6 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             line = "interrupted; run the command again to continue"
         print(f"maskdit: {line}", file=sys.stderr)
         return code_of(error)
+    finally:
+        if argv is not None:  # else the log also takes a traceback
+            end_log()
     return 0
 
 

@@ -92,7 +92,7 @@ def test_slurm_s_profile_gives_each_job_what_it_needs_and_cuts_what_can_be_share
     )
     counts = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", said, re.M)}
     assert counts["sample_part"] == 8 * counts["sample"]
-    assert len(set(re.findall(r"sample in256-open-guided .* --part (\d/8)", said))) == 8
+    assert len(set(re.findall(r"sample in256-open-guided --part (\d/8)", said))) == 8
 
 
 def test_published_rows_stand_below_ours_with_their_source(tmp_path):

@@ -30,7 +30,7 @@ def kept(where: Path, *names: str) -> Path:
 def read(where: Path) -> dict[str, bytes]:
     """Every file of the results but the report, whose costs grow, and the pictures of samples."""
     files = [path for path in (where / "results").rglob("*") if path.is_file() and not path.name.startswith(".snakemake")]
-    others = ("report_demo.html", *PICTURES)
+    others = ("report_demo.html", "report_demo.json", *PICTURES)
     return {str(path.relative_to(where)): path.read_bytes() for path in files if path.name not in others}
 
 

@@ -9,7 +9,7 @@ if config != tree:
     raise WorkflowError("params.yaml is the only configuration; edit it instead of using --config or --configfile")
 
 
-os.environ["MASKDIT_BARS"] = "0"  # several steps share this terminal
+os.environ.update(MASKDIT_BARS="0")  # several steps share this terminal
 
 
 wildcard_constraints:

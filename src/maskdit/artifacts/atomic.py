@@ -66,7 +66,7 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
             room = f"{size}{shutil.disk_usage(path.parent).free:,} are free"
             raise Full(f"{path}: {os.strerror(number)} ({room}); make room, then run it again") from None
         if number and place and Path(place).parent == path.parent:
-            raise UserError(f"{path}: cannot be written ({os.strerror(number)}); mend that, then run it again") from None
+            raise UserError(f"{path}: cannot be written ({os.strerror(number)}); fix that, then run the command again") from None
         raise
 
 

@@ -20,10 +20,14 @@ SMALL = 2**24  # bytes of a result that is hashed when it is judged
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of a node: `why` says it in words. `longer`: only the milestones of a training differ."""
+    """What is known of a node; `why` says it in words.
+
+    own: its own numbers or files are at fault, not those that it was made from. longer: only the milestones of a training differ.
+    """
 
     state: Literal["current", "missing", "stale"]
     why: str = ""
+    own: bool = False
     longer: bool = False
 
 
@@ -75,17 +79,17 @@ class Freshness:
         if found is None:
             return MISSING
         if isinstance(found, str):
-            return Verdict("stale", found)
+            return Verdict("stale", found, own=True)
         if found.node != node or node not in found.lineage:
-            return Verdict("stale", f"it holds {found.node}")
+            return Verdict("stale", f"it holds {found.node}", own=True)
         if why := damage(output(self.params, node), found):
-            return Verdict("stale", why)
+            return Verdict("stale", why, own=True)
         config, inherited = found.lineage[node].config, next(self.inherited(node, found), "")
         why = self.differs(node, config)
         longer = bool(why) and not inherited and node.startswith(TRAININGS) and not self.differs(node, config, longer=True)
         if longer:
             why += self.restarts(node, found)
-        return Verdict("stale", why or inherited, longer) if why or inherited else CURRENT
+        return Verdict("stale", why or inherited, own=bool(why), longer=longer) if why or inherited else CURRENT
 
     def differs(self, node: str, config: dict[str, Any], longer: bool = False) -> str:
         """The first number of a node that is not today's; see `difference`."""

@@ -39,14 +39,36 @@ class Tee:
         return self.stream.write(text)
 
 
+_kept: list[TextIO] = []  # the log of this process, if it has one
+
+
 def keep_log(path: Path, goes_on: bool) -> None:
-    """Copy what this process prints to a log, which is continued or begun again; without a log if it cannot be written."""
+    """Copy what this process prints to a log, which is continued or begun again, until `end_log`.
+
+    There is no log if it cannot be written.
+    """
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         log = path.open("a", buffering=1, errors="replace")
         if not goes_on:
             log.truncate(0)
+        _kept.append(log)
         sys.stdout, sys.stderr = Tee(sys.stdout, log), Tee(sys.stderr, log)
+
+
+def note_in_log(line: str) -> None:
+    """Write a line to the log alone, if there is one."""
+    for log in _kept:
+        with suppress(OSError):
+            log.write(f"{line}\n")
+
+
+def end_log() -> None:
+    """Close the log and print to the terminal alone again."""
+    while _kept:
+        sys.stdout, sys.stderr = getattr(sys.stdout, "stream", sys.stdout), getattr(sys.stderr, "stream", sys.stderr)
+        with suppress(OSError):
+            _kept.pop().close()
 
 
 def sign(verb: str, key: str, part: tuple[int, int] | None = None) -> Path:

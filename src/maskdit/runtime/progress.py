@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from maskdit.config.base import UserError
+from maskdit.runtime.logs import note_in_log
 
 LOG_SECONDS = 10.0
 KEY = ""  # key of the entry that this process runs; it starts each line, because several processes may share a terminal
@@ -45,21 +46,20 @@ def tensorboard(name: str) -> Callable[[dict[str, float]], None]:
 
 
 def progress(steps: Iterable[int], name: str, total: int, start: int = 0, note: Callable[[], str] = lambda: "") -> Iterator[int]:
-    """Iterate over `steps` with a bar on a terminal, or a log line every ten seconds: steps done, rate, time left, note.
+    """Iterate over `steps` with a bar on a terminal, and a log line every ten seconds: steps done, rate, time left, note.
 
     With MASKDIT_BARS=0 there are lines on a terminal, too: several steps may share it.
     """
-    if sys.stderr.isatty() and first_rank() and os.environ.get("MASKDIT_BARS") != "0":
-        with tqdm(steps, f"{KEY} {name}", total=total, initial=start) as bar:
-            for step in bar:
-                yield step
-                bar.set_postfix_str(note(), refresh=False)
-        return
+    shown = sys.stderr.isatty() and first_rank() and os.environ.get("MASKDIT_BARS") != "0"
     began = last = time.monotonic()
-    for done, step in enumerate(steps, start + 1):
-        yield step
-        now = time.monotonic()
-        if now - last >= LOG_SECONDS or done == total:
-            rate, last = (done - start) / (now - began), now
-            left = tqdm.format_interval((total - done) / rate)
-            say(f"{name}: {done}/{total}, {rate:.1f}/s, {left} left{', ' * bool(note())}{note()}")
+    with tqdm(desc=f"{KEY} {name}", total=total, initial=start, disable=not shown) as bar:
+        for done, step in enumerate(steps, start + 1):
+            yield step
+            bar.update()
+            now = time.monotonic()
+            if now - last >= LOG_SECONDS or done == total:
+                rate, last = (done - start) / (now - began), now
+                left = tqdm.format_interval((total - done) / rate)
+                line = f"{name}: {done}/{total}, {rate:.1f}/s, {left} left{', ' * bool(note())}{note()}"
+                bar.set_postfix_str(note(), refresh=False)
+                (note_in_log if shown else say)(line)

@@ -57,7 +57,7 @@ def clean(params: Params, kinds: list[str], yes: bool = False) -> None:
         total = sum(size for item, size in found.items() if item.kind == kind)
         print(f"\n{kind}: {total / 1e6:.1f} MB; to get it back costs {KINDS[kind]}")
     if not yes:
-        print(f"\nNothing was deleted. To delete: maskdit clean {' '.join(kinds or ['scratch'])} --yes")
+        print(f"\nNothing was deleted. To delete: maskdit clean {order[0].kind} --yes")
         return
     for item in order:
         remove(item.path)

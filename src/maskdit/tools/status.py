@@ -63,8 +63,8 @@ def states(fresh: Freshness, bench: str, spent: dict[str, Any], device: str) -> 
             state, why = "failed", f"see {log_file(verb, key)}"
         elif state == "missing" and not make:
             state, why = "deleted", "not needed: what was made of it is current"
-        elif state == "current" and make:
-            why = "what it is made from is made again"
+        elif make and (before := sorted(fresh.edges[node] & plan.left.keys())) and not verdict.own:
+            why = f"after {' and '.join(before[:2])}{f' and {len(before) - 2} more' if len(before) > 2 else ''}"
         found[node] = {"state": state, "why": why, "make": make, "device_hours": plan.hours(node, site)}
     return found
 
