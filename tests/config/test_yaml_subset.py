@@ -122,6 +122,6 @@ def test_snakemake_tells_what_is_wrong_with_a_file_in_the_commands_words(text: s
 
 
 def test_a_target_that_no_entry_makes_is_told_with_the_entries_that_there_are(tmp_path: Path) -> None:
-    code, said = run(project(tmp_path), "snakemake", "--dry-run", "artifacts/raw/nope")
+    code, said = run(project(tmp_path), "snakemake", "--dry-run", ".scratch/made/fetch/nope")
     assert code != 0
     assert "params.yaml: fetch has no entry 'nope'; known: demo, demo-features" in said
