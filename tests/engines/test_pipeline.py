@@ -3,8 +3,10 @@
 import csv
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -181,6 +183,28 @@ def test_a_killed_step_is_not_taken_for_finished(tmp_path: Path) -> None:
     assert "Error in rule fetch" in said
     assert not (where / "artifacts" / "raw" / "demo").exists()
     assert plan(where, ".scratch/made/fetch/demo") == {"fetch@demo"}
+
+
+def test_ctrl_c_keeps_the_state_and_what_was_published_and_says_so_last(by_snakemake: Path, tmp_path: Path) -> None:
+    where = twin(by_snakemake, tmp_path)
+    edit(where / "params.yaml", "milestones: [2, 4]", "milestones: [2, 4, 600000]")
+    log = where / "logs" / "pretrain" / "demo-maskdit.log"
+    before = log.stat().st_size
+    with subprocess.Popen(
+        SNAKEMAKE, cwd=where, env=environment(where), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    ) as engine:
+        while "resuming from step 4" not in log.read_text()[before:]:
+            assert engine.poll() is None
+            time.sleep(0.1)
+        time.sleep(1)
+        os.killpg(engine.pid, signal.SIGINT)
+        engine.communicate()
+    assert engine.returncode
+    assert re.search(r"stopped before step \d+ and saved its state; run the command again to resume$", log.read_text().strip())
+    assert (where / "artifacts" / "runs" / "demo-maskdit" / "pretrain" / "ema-0000004.safetensors").exists()
+    told = json.loads(says(where, "maskdit", "status", "demo", "--json"))["nodes"]
+    assert told["pretrain/demo-maskdit"]["state"] == "stopped"
+    assert told["sample/demo-dit-plain"]["state"] == "current"
 
 
 def test_dvc_from_nothing_gives_the_numbers_that_snakemake_gave(by_snakemake: Path, by_dvc: Path) -> None:

@@ -1,4 +1,6 @@
 rule fetch:
+    input:
+        made_before("fetch"),  # nothing, but a key that is unknown is refused
     output:
         touch(".scratch/made/fetch/{key}"),
     log:

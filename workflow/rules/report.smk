@@ -84,6 +84,7 @@ rule strip:
 
 rule bench:
     input:
+        made_before("bench"),  # nothing, but a key that is unknown is refused
         stale=mark_of("bench"),
     output:
         csv=update("results/bench_{key}.csv"),
