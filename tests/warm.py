@@ -2,6 +2,7 @@
 
 `folder()` holds a `maskdit` for the head of PATH. It hands its words, folder, environment and streams to a process that has
 imported what the steps import, which forks a child that runs them as the installed command does. It ends as that child ends.
+With HASHED in the environment the steps are those of `hashes.py`.
 """
 
 import atexit
@@ -25,7 +26,7 @@ from maskdit.artifacts.step import STEPS
 
 OTHERS = ("diffusers.models.autoencoders.autoencoder_kl", "matplotlib.backends.backend_svg", "matplotlib.pyplot", "pandas")
 OTHERS += ("sklearn.linear_model", "torch._dynamo", "torchvision")
-IMPORTED = (*OTHERS, *(f"maskdit.{module}" for module in STEPS.values()))
+IMPORTED = (*OTHERS, *(f"maskdit.{module}" for module in STEPS.values()), "hashes")
 SHIM = """#!{python} -IS
 import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
@@ -116,4 +117,6 @@ if __name__ == "__main__":
     asked = serve(socket.socket(fileno=int(sys.argv[1])))
     random.seed()
     sys.argv = ["maskdit", *asked]
+    if "HASHED" in os.environ:  # steps that only hash
+        sys.exit(importlib.import_module("hashes").command(*asked))
     sys.exit(importlib.import_module("maskdit.cli").main())

@@ -4,24 +4,19 @@ import copy
 import os
 import random
 import shutil
-import stat
-import sys
 from pathlib import Path
 from subprocess import run as execute
 
 import pytest
 
+import warm
 from hashes import TREE, holds, params_of, run, value
 from maskdit.artifacts import manifest
 from maskdit.artifacts.freshness import Freshness
 from maskdit.config import yaml_subset
-from project import SNAKEMAKE, STAGES, environment, project
+from project import SNAKEMAKE, STAGES, environment, project, says, twin
 
 pytestmark = pytest.mark.pipeline
-TESTS = Path(__file__).parents[1]
-SHIM = """#!/bin/sh
-[ "$1" = check ] || PYTHONPATH={tests}:$PYTHONPATH exec {python} {tests}/hashes.py "$@"
-"""
 
 
 class Project:
@@ -35,8 +30,8 @@ class Project:
         command = {"snakemake": SNAKEMAKE, "dvc": ("dvc", "repro", "--allow-missing", *STAGES)}[name]
         log = self.where / "made.log"
         log.unlink(missing_ok=True)
-        variables = environment(self.where)
-        variables["PATH"] = f"{self.where / 'shim'}{os.pathsep}{variables['PATH']}"
+        variables = environment(self.where) | {"HASHED": "1"}
+        variables["PATH"] = f"{warm.folder()}{os.pathsep}{variables['PATH']}"
         done = execute(command, cwd=self.where, env=variables, capture_output=True, text=True)
         assert done.returncode == 0, f"{self.past}\n{done.stdout}{done.stderr}"
         return set(log.read_text().split()) if log.exists() else set(), done.stdout + done.stderr
@@ -86,18 +81,23 @@ class Project:
             file.write_text(file.read_text().swapcase())
 
 
-@pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The project, made, in a folder that commands run in."""
-    where = project(tmp_path)
-    shim = where / "shim" / "maskdit"
-    shim.parent.mkdir()
-    shim.write_text(SHIM.format(python=sys.executable, tests=TESTS))
-    shim.chmod(stat.S_IRWXU)
-    monkeypatch.chdir(where)
-    monkeypatch.setattr(manifest, "made_by", dict)
-    run(params_of(TREE))
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project, made, which DVC knows."""
+    where = project(tmp_path_factory.mktemp("known"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(where)
+        patch.setattr(manifest, "made_by", dict)
+        run(params_of(TREE))
+    says(where, "maskdit", "handoff", "--to", "dvc", "demo")
     return where
+
+
+@pytest.fixture
+def made(known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, in which commands run."""
+    monkeypatch.chdir(twin(known, tmp_path))
+    return tmp_path
 
 
 def agree(where: Path, seed: int, engine: str, length: int) -> None:

@@ -119,9 +119,10 @@ def test_a_copy_without_times_and_history_makes_nothing(how: str, by_snakemake: 
         for at, path in enumerate(sorted((where / "results").rglob("*"))):
             os.utime(path, (at * 7919 % 10**9 + 1,) * 2)
     assert "Nothing to be done" in says(where, *SNAKEMAKE, "--dry-run")
-    before = ledger(where)
-    says(where, "dvc", "repro", *STAGES)
-    assert ledger(where) == before, "DVC runs every step, and none computes"
+    if how == "cp":
+        before = ledger(where)
+        says(where, "dvc", "repro", *STAGES)
+        assert ledger(where) == before, "DVC runs every step, and none computes"
     change(where, "finetune.lr")
     assert plan(where) == {"finetune@demo-maskdit"} | REFINED == to_make(where)
 
