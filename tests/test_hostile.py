@@ -197,7 +197,7 @@ def test_snakemake_s_shells_hold_no_word_of_the_config_but_keys():
     ]
     assert len(shells) == len(STEPS) + 4, "the steps, and shares of four of them"
     used = {word for line in shells for word in re.findall(r"\{(.*?)\}", line)}
-    assert {word.split(".")[0] for word in used} == {"wildcards", "input", "output", "log", "params"}
+    assert {word.split(".")[0] for word in used} == {"wildcards", "params"}
     assert {word for word in used if word.startswith(("wildcards", "params"))} == {"wildcards.key", "params.part"}  # 3/8
 
 

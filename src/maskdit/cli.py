@@ -228,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.umask(os.umask(0o022) | 0o002)  # files written here are not world-writable
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # removes half-written files on exit
     from maskdit.config.base import UserError
+    from maskdit.runtime import progress
     from maskdit.runtime.logs import end_log
     from maskdit.runtime.process_group import Stopped, wish
     from maskdit.runtime.progress import say
@@ -251,6 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if argv is not None:  # else the log also takes a traceback
             end_log()
+            progress.KEY = ""
     return 0
 
 

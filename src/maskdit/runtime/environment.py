@@ -56,7 +56,8 @@ def scratch(name: str) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     demand_own(path)
     if progress.KEY and not (path / NODE).exists():
-        (path / NODE).write_text(f"{name.split('-')[0]}/{progress.KEY}\n")
+        with suppress(OSError):  # a full disk is told by who needs it
+            (path / NODE).write_text(f"{name.split('-')[0]}/{progress.KEY}\n")
     return path
 
 
