@@ -67,6 +67,15 @@ def test_what_runs_has_failed_was_stopped_or_deleted_is_told_apart(made: Params,
     assert told(made, capsys)["sample/demo-dit-plain"]["state"] == "deleted"
 
 
+def test_what_is_made_again_because_of_another_node_is_listed_with_it(made: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    output(made, "table/demo").write_text("1150")
+    status(made, "demo")
+    said = capsys.readouterr().out
+    assert "> table/demo: stale: results/table_demo.csv is not the file that was written" in said
+    assert "> report/demo: current: after table/demo" in said
+    assert "demo: 2 of 22 nodes to make" in said
+
+
 def test_an_unknown_study_is_refused_with_the_nearest_name(made: Params) -> None:
     with pytest.raises(UserError, match="did you mean 'demo'"):
         status(made, "dmo")

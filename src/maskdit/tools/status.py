@@ -35,7 +35,7 @@ def status(params: Params, bench: str | None, as_json: bool = False, whole: bool
     steps = dict.fromkeys(node.split("/")[0] for node in found)
     lines = [summary(verb, {node: told for node, told in found.items() if node.split("/")[0] == verb}) for verb in steps]
     show(["step", "nodes", *STATES, "to make", "device time"], with_hours(lines, found))
-    listed = [node for node, told in found.items() if whole or told["state"] != "current"]
+    listed = [node for node, told in found.items() if whole or told["make"] or told["state"] != "current"]
     if listed:
         print()
     for node in listed:
