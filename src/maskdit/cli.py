@@ -250,7 +250,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"maskdit: {line}", file=sys.stderr)
         return code_of(error)
     finally:
-        if argv is not None:  # else the log also takes a traceback
+        if argv is None:  # the log also takes a traceback
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Python gives up its handlers on exit, and the default one kills
+        else:
             end_log()
             progress.KEY = ""
     return 0
