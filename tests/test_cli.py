@@ -125,3 +125,20 @@ def test_a_shell_completes_verbs_and_options(capsys, tmp_path):
     program += "COMP_WORDS=(maskdit sample --st); COMP_CWORD=2; COMP_WORDS=(maskdit plan --bud); _shtab_maskdit; echo $COMPREPLY"
     said = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True).stdout
     assert said.split() == ["sample", "--budget"]
+
+
+LATE = """
+import os, signal, sys
+from maskdit.cli import main
+sys.argv = ["maskdit", "check"]
+main()
+class Late:
+    kill, process, number = staticmethod(os.kill), os.getpid(), signal.SIGUSR1
+    def __del__(self):  # while the interpreter is torn down
+        self.kill(self.process, self.number)
+sys.late = Late()
+"""
+
+
+def test_a_signal_of_a_time_limit_does_not_kill_a_command_that_is_exiting():
+    assert subprocess.run([sys.executable, "-c", LATE], cwd=ROOT).returncode == 0
