@@ -125,7 +125,7 @@ def parser(first: str = "") -> Parser:
     status.add_argument("--json", action="store_true", dest="as_json", help="print each node as JSON")
     status.add_argument("--all", action="store_true", dest="whole", help="also list the nodes that are current")
     clean = verbs.add_parser("clean", help="List what can be deleted and what it costs to get it back; delete it with --yes.")
-    clean.add_argument("kinds", metavar="KIND", nargs="*", help="scratch, stale, samples or states (default: list all of them)")
+    clean.add_argument("kinds", metavar="KIND", nargs="*", help="scratch, samples, stale, unnamed or states (default: list all)")
     clean.add_argument("--yes", action="store_true", help="delete the named kinds")
     verify = verbs.add_parser("verify", help="Check the hash of each file of a study, or of those behind one row of its table.")
     verify.add_argument("name", metavar="STUDY|EVALUATION", help="an entry of table:, or of sample: for one row")

@@ -1,7 +1,9 @@
 """What `status`, `clean` and `verify` say of a study: its state, what may go, what has changed."""
 
+import fcntl
 import json
 import os
+import platform
 import shutil
 from pathlib import Path
 
@@ -9,11 +11,11 @@ import pytest
 
 from hashes import TREE, changed, made, params_of, run, study  # noqa: F401, fixtures
 from maskdit.artifacts.compute_log import append
-from maskdit.artifacts.freshness import Freshness
+from maskdit.artifacts.freshness import CURRENT, Freshness
 from maskdit.config.base import UserError
 from maskdit.config.params import Params
 from maskdit.config.paths import output
-from maskdit.runtime.logs import running
+from maskdit.runtime.logs import running, runs, sign
 from maskdit.tools.clean import clean
 from maskdit.tools.status import status
 from maskdit.tools.verify import verify
@@ -85,13 +87,19 @@ def test_clean_lists_what_may_go_and_deletes_only_what_is_named(made: Params, ca
     gone = params_of({**TREE, "grid": TREE["grid"]})
     orphan = Path("artifacts/runs/demo-old/pretrain")
     shutil.copytree(output(made, "pretrain/demo-dit"), orphan)
+    told = orphan / "manifest.json"
+    told.write_text(told.read_text().replace("pretrain/demo-dit", "pretrain/demo-old"))
+    for spared in ("artifacts/samples/.demo.abcd", "artifacts/runs/imported/released"):
+        shutil.copytree(output(made, f"sample/{SAMPLE}"), spared)
     clean(gone, [])
     said = capsys.readouterr().out
     assert str(orphan) in said
-    assert "no entry of params.yaml names it" in said
+    assert "params.yaml has no pretrain/demo-old" in said
+    assert ".demo.abcd" not in said
+    assert "imported" not in said
     assert "Nothing was deleted" in said
     assert orphan.exists()
-    clean(gone, ["stale"], yes=True)
+    clean(gone, ["unnamed"], yes=True)
     assert not orphan.exists()
     assert Freshness(made).unmade == set()
     clean(gone, ["samples"], yes=True)
@@ -107,6 +115,43 @@ def test_clean_spares_what_is_needed_and_what_runs(made: Params, capsys: pytest.
         clean(made, ["samples"], yes=True)
     assert output(made, f"features/{SAMPLE}").exists()
     assert not output(made, "features/demo-dit-plain").exists()
+
+
+def test_clean_spares_a_training_that_runs_whatever_params_yaml_says_meanwhile(
+    made: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(".scratch") / "pretrain-one"
+    folder.mkdir(parents=True)
+    (folder / "state-000000004.json").write_text(json.dumps({"recipe": "of other numbers"}))
+    (folder / "node").write_text("pretrain/demo-dit\n")
+    with running("pretrain", "demo-dit", None):
+        clean(made, ["states", "scratch"])
+    assert capsys.readouterr().out == "clean: nothing to delete\n"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        clean(made, ["states", "scratch"])
+    assert capsys.readouterr().out == "clean: nothing to delete\n"
+    clean(made, ["scratch"], yes=True)
+    assert folder.exists(), "its states may be wanted again"
+
+
+def test_an_artifact_whose_manifest_is_damaged_is_never_offered(made: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    (output(made, "pretrain/demo-dit") / "manifest.json").write_text("{")
+    Path("artifacts/samples/dangling").symlink_to("nowhere")
+    clean(made, [])
+    said = capsys.readouterr().out
+    assert "runs/demo-dit" not in said
+    assert "dangling" not in said
+
+
+@pytest.mark.parametrize("record", ["", "[]", '{"recipe": [1]}', "{"])
+def test_a_damaged_record_of_a_state_stops_nothing(record: str, made: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(".scratch") / "pretrain-one"
+    folder.mkdir(parents=True)
+    (folder / "state-000000004.json").write_text(record)
+    (folder / "node").write_bytes(b"\xff\xfe")
+    clean(made, ["states", "scratch"])
+    assert str(folder) not in capsys.readouterr().out
 
 
 def test_clean_knows_finished_trainings_and_work_of_entries_that_are_gone(made: Params, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,3 +223,27 @@ def test_verify_says_what_a_clone_with_records_only_cannot_check(made: Params, c
     said = capsys.readouterr().out
     assert "not here  pretrain/demo-dit: artifacts/runs/demo-dit/pretrain does not exist; what was made of it names " in said
     assert said.splitlines()[-1] == "demo: 10 ok, 12 not here"
+
+
+def test_verify_names_a_manifest_without_its_own_node(made: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    file = output(made, "pretrain/demo-dit") / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "lineage": {}}))
+    assert not verify(made, "demo")
+    assert "has a manifest that is not of pretrain/demo-dit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("field", [{"later": None}, {"seed": 0.0}, {"revision": True}])
+def test_a_recorded_number_of_another_type_is_no_difference(field: dict[str, object], made: Params) -> None:
+    file = output(made, "pretrain/demo-dit") / "manifest.json"
+    told = json.loads(file.read_text())
+    told["lineage"]["pretrain/demo-dit"]["config"] |= field
+    file.write_text(json.dumps(told))
+    assert Freshness(made).verdict("pretrain/demo-dit") == CURRENT
+
+
+@pytest.mark.parametrize("process", ["1e400", 10**30, -1, 0, "x"])
+def test_a_sign_with_an_impossible_process_is_of_nothing_that_runs(process: object, made: Params) -> None:
+    path = sign("vae", "demo")
+    path.parent.mkdir(parents=True)
+    path.write_text(f'{{"host": "{platform.node()}", "process": {process if process != "x" else "null"}, "slurm_job": null}}')
+    runs(path)

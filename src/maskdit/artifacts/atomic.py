@@ -115,11 +115,12 @@ def read_json(path: Path, *fields: str) -> Any:
     try:
         found = json.loads(path.read_text())
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; run the step that makes it") from None
+        what = "run the step that makes it" if isinstance(error, FileNotFoundError) else "it must be a file that you can read"
+        raise UserError(f"{path}: {error.strerror}; {what}") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path}: not JSON, so damaged; delete it and rerun the step that makes it") from None
     if fields and not (isinstance(found, dict) and found.keys() >= set(fields)):
-        raise UserError(f"{path}: not what was looked for, which has {', '.join(fields)}; rerun the step that makes it")
+        raise UserError(f"{path}: expected a dictionary with {', '.join(fields)}; rerun the step that makes it")
     return found
 
 

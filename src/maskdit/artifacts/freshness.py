@@ -214,8 +214,10 @@ def damage(out: Path, manifest: Manifest) -> str:
     folder = out.parent if out.suffix else out
     for name, known in manifest.files.items():
         file = folder / name
-        if not file.is_file():
-            return f"{file} is missing"
-        if file.stat().st_size != known.bytes or (out.suffix and known.bytes <= SMALL and sha256(file) != known.sha256):
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            return f"{file} is missing" if isinstance(error, FileNotFoundError) else f"{file}: {error.strerror}"
+        if not file.is_file() or size != known.bytes or (out.suffix and known.bytes <= SMALL and sha256(file) != known.sha256):
             return f"{file} is not the file that was written"
     return ""

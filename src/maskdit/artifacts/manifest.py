@@ -149,6 +149,8 @@ def difference(recorded: dict[str, Any], today: Section, longer: bool = False) -
     except ValidationError:  # of a field that there is no more, or a value that it cannot have
         pass
     names = [name for name in [*old, *new] if old.get(name) != new.get(name)]
+    if not names:  # the same value in another type
+        return ""
     name = min(names, key=lambda name: (name, new.get(name)) == ("precision", "auto"))
     return f"{name} {json.dumps(old.get(name))}, params.yaml says {json.dumps(new.get(name))}"
 

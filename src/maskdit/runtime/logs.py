@@ -104,7 +104,7 @@ def runs(path: Path) -> str:
     try:
         told, age = json.loads(path.read_text()), time.time() - path.stat().st_mtime
         host, process, job = told["host"], int(told["process"]), told["slurm_job"]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return ""
     if age > 3 * BEAT or (host == platform.node() and not alive(process)):
         return ""
@@ -114,8 +114,8 @@ def runs(path: Path) -> str:
 def alive(process: int) -> bool:
     """Whether there is a process of this number on this machine."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        os.kill(max(process, 1), 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass

@@ -1,24 +1,28 @@
 """What may be deleted, how large it is and what it costs to get it back; and its deletion."""
 
+import fcntl
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from maskdit.artifacts.atomic import digest, read_json
 from maskdit.artifacts.freshness import TRAININGS, Freshness
+from maskdit.artifacts.manifest import read_manifest
 from maskdit.config.base import UserError
 from maskdit.config.params import VERBS, Params
-from maskdit.config.paths import OUTPUTS, output
+from maskdit.config.paths import OUTPUTS
 from maskdit.runtime.environment import NODE, scratch_root
 from maskdit.tools.plan import show
 from maskdit.tools.status import running
 
-KINDS = {  # what may go, and what it costs to get it back
-    "scratch": "nothing: work of entries that params.yaml no longer has, or that is published",
-    "stale": "its making, if the number that has changed is restored",
+KINDS = {  # what can be deleted, and what it costs to get it back
+    "scratch": "nothing: it is work on an artifact that is published, or that params.yaml no longer has",
     "samples": "the sampling, if they are looked at or measured again; their metrics stay",
-    "states": "the whole training, if it is to get more milestones later",
+    "stale": "its making, if the number that has changed is restored",
+    "unnamed": "its making, if an entry of params.yaml names it again",
+    "states": "the whole training, if it gets more milestones or the number that has changed is restored",
 }
 
 
@@ -32,9 +36,9 @@ class Item:
 
     @property
     def size(self) -> int:
-        """Bytes on the disk; a file with several names counts once here."""
-        files = [path for path in self.path.rglob("*") if path.is_file()] if self.path.is_dir() else [self.path]
-        return sum(file.stat().st_size for file in files)
+        """Bytes that its deletion frees, if no file has another name; what a link leads to stays."""
+        whole = self.path.is_dir() and not self.path.is_symlink()
+        return sum(path.lstat().st_size for path in ([*self.path.rglob("*")] if whole else [self.path]) if not path.is_dir())
 
 
 def clean(params: Params, kinds: list[str], yes: bool = False) -> None:
@@ -57,7 +61,7 @@ def clean(params: Params, kinds: list[str], yes: bool = False) -> None:
         total = sum(size for item, size in found.items() if item.kind == kind)
         print(f"\n{kind}: {total / 1e6:.1f} MB; to get it back costs {KINDS[kind]}")
     if not yes:
-        print(f"\nNothing was deleted. To delete: maskdit clean {order[0].kind} --yes")
+        print("\nNothing was deleted. To delete a kind: maskdit clean KIND --yes")
         return
     for item in order:
         remove(item.path)
@@ -75,19 +79,24 @@ def remove(path: Path) -> None:
 
 
 def items(params: Params) -> Iterator[Item]:
-    """All that may be deleted."""
+    """All that can be deleted: nothing that is running, and no artifact whose manifest cannot be read or that was imported."""
     fresh = Freshness(params)
     yield from scratch(fresh)
-    known = {output(params, node): node for node in fresh.edges}
     for verb in VERBS:
-        if "/" not in OUTPUTS[verb] or not OUTPUTS[verb].startswith("artifacts/"):
+        if not OUTPUTS[verb].startswith("artifacts/"):
             continue
         for path in sorted(Path().glob(OUTPUTS[verb].format(key="*"))):
-            node = known.get(path)
-            if node is None:
-                yield Item("stale", path, "no entry of params.yaml names it")
-            elif running(node):
+            key = path.parts[2]
+            node = f"{verb}/{key}"
+            if any(part.startswith(".") for part in path.parts) or running(node):
                 continue
+            try:
+                made = read_manifest(path).node
+            except UserError:
+                continue
+            if node not in fresh.edges:
+                if made == node:
+                    yield Item("unnamed", path, f"params.yaml has no {node}")
             elif (verdict := fresh.verdict(node)).state == "stale" and not verdict.longer:
                 yield Item("stale", path, verdict.why)
             elif verb in ("sample", "features") and verdict.state == "current" and evaluated(fresh, node):
@@ -100,20 +109,41 @@ def evaluated(fresh: Freshness, node: str) -> bool:
 
 
 def scratch(fresh: Freshness) -> Iterator[Item]:
-    """Folders of work: of nodes that there are no more, of what is published, of trainings that have ended."""
+    """Folders of work that nobody holds: of published or removed nodes, and the states of trainings that are not under way."""
     recipes = {digest(fresh.entry(node).recipe()): node for node in fresh.edges if node.startswith(TRAININGS)}  # type: ignore[attr-defined]
-    for path in sorted(scratch_root().glob("*-*")):
-        node = (path / NODE).read_text().strip() if (path / NODE).exists() else ""
-        states = sorted(path.glob("state-*.json"))
-        if path.name.startswith(TRAININGS):
-            recipe = read_json(states[-1]).get("recipe") if states else None
-            if recipe is None and node not in fresh.edges and node:
-                yield Item("scratch", path, f"params.yaml has no {node}")
-            elif recipe is not None and recipe not in recipes:
-                yield Item("scratch", path, "no entry of params.yaml has its numbers")
-            elif recipe is not None and not running(recipes[recipe]) and fresh.verdict(recipes[recipe]).state == "current":
-                yield Item("states", path, f"{recipes[recipe]} is finished")
-        elif node and node not in fresh.edges:
+    for path in sorted(path for path in scratch_root().glob("*-*") if path.is_dir() and path.suffix != ".gone"):
+        told = path / NODE
+        node = told.read_text(errors="replace").strip() if told.is_file() else ""
+        node = node if node.count("/") == 1 else ""
+        recipe = recipe_of(path)
+        owner = recipes.get(recipe, node)
+        unreadable = not recipe and any(path.glob("state-*"))
+        if unreadable or held(path) or any(running(each) for each in {node, owner} - {""}):
+            continue
+        if recipe and recipe not in recipes:
+            yield Item("states", path, "no entry of params.yaml has its numbers")
+        elif recipe and fresh.verdict(owner).state == "current":
+            yield Item("states", path, f"{owner} is finished")
+        elif not recipe and node and node not in fresh.edges:
             yield Item("scratch", path, f"params.yaml has no {node}")
-        elif node and not running(node) and fresh.verdict(node).state == "current":
+        elif not recipe and node and not path.name.startswith(TRAININGS) and fresh.verdict(node).state == "current":
             yield Item("scratch", path, f"{node} is published")
+
+
+def recipe_of(path: Path) -> str:
+    """The recipe of the newest readable state in a folder; '' if there is none."""
+    for record in sorted(path.glob("state-*.json"), reverse=True):
+        with suppress(UserError):
+            if isinstance(recipe := read_json(record, "recipe")["recipe"], str):
+                return recipe
+    return ""
+
+
+def held(path: Path) -> bool:
+    """Whether a process has locked a folder of work."""
+    with suppress(OSError), (path / "lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

@@ -152,6 +152,8 @@ def plan(
     devices = (1 if device == "cpu" else DEVICES) if devices is None else devices
     if device not in PEAKS:
         raise UserError(f"--device {device}: unknown; choose one of {', '.join(PEAKS)}")
+    if budget is not None and not budget >= 0:
+        raise UserError(f"--budget {budget:g}: must be a number of device-hours, 0 or more")
     if not (0 < mfu <= 1 and devices >= 1 and limit >= 0):
         raise UserError("plan: --mfu must be above 0 and at most 1, --devices at least 1, and --limit not negative")
     site, found = Site(device, mfu, devices, limit), Plan(params, bench, Freshness(params))

@@ -27,7 +27,7 @@ def status(params: Params, bench: str | None, as_json: bool = False, whole: bool
         studies = {name: states(fresh, name, spent, device) for name in params.table}
         show(["study", "nodes", *STATES, "to make"], [summary(name, found) for name, found in studies.items()])
         return
-    wanted = [bench] if bench else params.table
+    wanted = params.table if bench is None else [bench]
     found = {node: told for name in wanted for node, told in states(fresh, name, spent, device).items()}
     if as_json:
         print(json.dumps({"study": bench, "nodes": found}, indent=1))

@@ -61,6 +61,8 @@ def checked(fresh: Freshness, nodes: list[str], chain: bool) -> Iterator[Check]:
                 yield Check(node, BAD, found)
             else:
                 yield Check(node, ABSENT, f"{out} does not exist" + (f"; what was made of it names {digests}" if digests else ""))
+        elif manifest.node != node or node not in manifest.lineage:
+            yield Check(node, BAD, f"{out} has a manifest that is not of {node}")
         elif problem := changed(out, manifest) or rewritten(node, manifest):
             yield Check(node, BAD, problem)
         elif others := behind[node] - {manifest.lineage[node].digest}:
