@@ -107,7 +107,7 @@ COPIES = {
 }
 
 
-@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("how", ["cp", "a bucket", pytest.param("rsync", marks=pytest.mark.slow)])
 def test_a_copy_without_times_and_history_makes_nothing(how: str, by_snakemake: Path, tmp_path: Path) -> None:
     where = tmp_path / "copy"
     if not shutil.which(COPIES[how][0]):
