@@ -6,9 +6,8 @@ from pathlib import Path
 
 from maskdit.artifacts.freshness import Freshness
 from maskdit.config.base import UserError
-from maskdit.config.graph import ends, study
+from maskdit.config.graph import nodes_of
 from maskdit.config.load import load
-from maskdit.config.params import Params
 from maskdit.config.paths import output
 
 
@@ -19,11 +18,6 @@ def dvc(*words: str) -> None:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         start = next((place for place, line in enumerate(lines) if "error" in line.lower()), -1)
         raise UserError(f"handoff: dvc {words[0]} failed: {' '.join(lines[start:][:2])}")
-
-
-def nodes_of(params: Params, bench: str) -> list[str]:
-    """All nodes of a study."""
-    return list(dict.fromkeys(node for end in ends(params, bench) for node in study(params, end)))
 
 
 def handoff(to: str, bench: str) -> None:

@@ -87,8 +87,8 @@ class Freshness:
         config, inherited = found.lineage[node].config, next(self.inherited(node, found), "")
         why = self.differs(node, config)
         longer = bool(why) and not inherited and node.startswith(TRAININGS) and not self.differs(node, config, longer=True)
-        if longer:
-            why += self.restarts(node, found)
+        if longer and (before := self.inserted(node)):
+            why += f"; milestone {before[0]} comes before its last step, so it starts again from step 0"
         return Verdict("stale", why or inherited, own=bool(why), longer=longer) if why or inherited else CURRENT
 
     def differs(self, node: str, config: dict[str, Any], longer: bool = False) -> str:
@@ -102,11 +102,15 @@ class Freshness:
         """The entry of a node."""
         return self.params.entry(*node.split("/"))
 
-    def restarts(self, node: str, found: Manifest) -> str:
-        """What it costs to give a training a milestone before its last one."""
-        old, new = found.lineage[node].config["milestones"], getattr(self.entry(node), "milestones", ())
-        before = sorted(step for step in set(new) - set(old) if step < old[-1])
-        return f"; milestone {before[0]} comes before its last step, so it starts again from step 0" if before else ""
+    def inserted(self, node: str) -> list[int]:
+        """The milestones that a published training lacks before its last one: for them it starts again."""
+        done = self.done(node)
+        return [step for step in getattr(self.entry(node), "milestones", ()) if step not in done and step < done[-1]]
+
+    def done(self, node: str) -> list[int]:
+        """The milestones of a published training."""
+        known = self.known(node)
+        return known.lineage[node].config["milestones"] if known else [0]
 
     def inherited(self, node: str, found: Manifest) -> Iterator[str]:
         """What is wrong with the ancestors of an artifact: other numbers, another making, other files."""
@@ -125,9 +129,10 @@ class Freshness:
             for run, files in origin.read.items():
                 yield from self.reread(reader, run, files)
         verb, key = node.split("/")
-        optional = {f"{each}/{name}" for each in PICTURES for name in getattr(self.params, each)} | self.params.beside(verb, key)
-        for before in sorted(self.params.upstream(verb, key) | self.params.beside(verb, key)):
-            if before not in found.lineage and (before not in optional or self.known(before)):
+        beside = self.params.beside(verb, key)
+        for before in sorted(self.params.upstream(verb, key) | beside):
+            optional = before in beside or before.startswith(PICTURES)
+            if before not in found.lineage and (not optional or self.known(before)):
                 yield f"it was made without {before}"
 
     def reread(self, reader: str, run: str, files: dict[str, str]) -> Iterator[str]:

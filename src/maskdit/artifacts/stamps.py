@@ -32,7 +32,8 @@ def set_stamps(fresh: Freshness) -> None:
     for node in fresh.edges:
         has_stamp, unmade = stamped(fresh.params, node), node in fresh.unmade
         path = (MADE if has_stamp else STALE) / node
-        if unmade == has_stamp or (fresh.verdict(node).state != "current" and has_stamp):
+        keep = not unmade and fresh.verdict(node).state == "current" if has_stamp else unmade
+        if not keep:
             if path in there:
                 path.unlink(missing_ok=True)
             continue

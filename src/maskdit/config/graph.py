@@ -22,6 +22,11 @@ def study(params: Params, target: str) -> Edges:
     return {node: found[node] for node in [*order, *rest] if node in found}
 
 
+def nodes_of(params: Params, bench: str) -> list[str]:
+    """All nodes of a study, each once."""
+    return list(dict.fromkeys(node for end in ends(params, bench) for node in study(params, end)))
+
+
 def ends(params: Params, bench: str) -> list[str]:
     """The nodes that a study is made for: its tables, curves, pictures, claims and report. Raises UserError if it has no table."""
     params.entry("table", bench)

@@ -33,7 +33,8 @@ READS = {  # verb -> field -> verb of the entries that the field names, whose ar
     "report": {"grids": "grid", "ledger": "claims"},
     **{verb: {"evals": "evaluate"} for verb in OF_REPORT},
 }
-OF_DATASET = {"pretrain": "latents", "finetune": "latents"}  # verb -> the option of its dataset, else images
+OPTIONS = {"dataset": "images", "run": "run", "sample": "samples", **{name: name for name in ("extractor", "reference", "vae")}}
+OF_TRAINING = {"dataset": "latents", "run": "pretrained"}  # field -> the option of the step for what it names
 
 
 class Params(BaseModel):
@@ -77,13 +78,9 @@ class Params(BaseModel):
                 return {"samples": f"sample/{key}", "extractor": f"fetch/{entry.extractor}"}
             case "evaluate":
                 return {"features": f"features/{key}", "reference": f"reference/{entry.dataset}"}
-            case "recon" | "claims" | "report" | "table" | "curves" | "efficiency" | "strip":  # which read folders of records
-                return {}
-        options = {"dataset": OF_DATASET.get(verb, "images"), "sample": "samples"} | (
-            {"run": "pretrained"} if verb == "finetune" else {}
-        )
+        options = OPTIONS | (OF_TRAINING if verb in ("pretrain", "finetune") else {})
         named = self.named(verb, key, READS.get(verb, {}))
-        return {options.get(field, field): f"{target}/{name}" for field, target, name in named}
+        return {options[field]: f"{target}/{name}" for field, target, name in named if field in options}
 
     def named(self, verb: str, key: str, fields: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
         """For each entry that the `fields` of an entry name: the field, and the verb and key of the named entry."""

@@ -113,8 +113,10 @@ def runs(path: Path) -> str:
 
 def alive(process: int) -> bool:
     """Whether there is a process of this number on this machine."""
+    if process < 1:
+        return False
     try:
-        os.kill(max(process, 1), 0)
+        os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:

@@ -65,12 +65,8 @@ def to_make(fresh: Freshness, targets: Iterable[str]) -> dict[str, float]:
 
 def left_of(fresh: Freshness, node: str) -> float:
     """The share of a longer training that is left; all of it if it starts again."""
-    verb, key = node.split("/")
-    milestones = fresh.params.entry(verb, key).milestones
-    known = fresh.known(node)
-    done = known.lineage[node].config["milestones"] if known else []
-    before = [step for step in milestones if step not in done and step < max(done, default=0)]
-    return 1.0 if before else max(0.0, 1 - max(done, default=0) / milestones[-1])
+    last = fresh.params.entry(*node.split("/")).milestones[-1]
+    return 1.0 if fresh.inserted(node) else max(0.0, 1 - fresh.done(node)[-1] / last)
 
 
 def rows(plan: Plan, site: Site) -> Iterator[list[str]]:

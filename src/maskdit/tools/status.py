@@ -9,11 +9,11 @@ from maskdit.artifacts.compute_log import rows
 from maskdit.artifacts.freshness import Freshness
 from maskdit.config.params import Params
 from maskdit.runtime.logs import log_file, runs, sign
+from maskdit.runtime.process_group import STOPPED
 from maskdit.tools.cost import MFU, Site
 from maskdit.tools.plan import Plan, device_of, duration, show
 
 STATES = ("current", "stale", "missing", "running", "failed", "stopped", "deleted")
-STOPPED = 85  # the exit code of a training that was asked to stop and keeps its state
 
 
 def status(params: Params, bench: str | None, as_json: bool = False, whole: bool = False) -> None:

@@ -10,7 +10,7 @@ from maskdit.artifacts.atomic import digest, sha256
 from maskdit.artifacts.freshness import TRAININGS, Freshness
 from maskdit.artifacts.manifest import Manifest, inputs_of, manifest_file
 from maskdit.config.base import UserError
-from maskdit.config.graph import ends, study
+from maskdit.config.graph import nodes_of, study
 from maskdit.config.params import Params
 from maskdit.config.paths import output
 
@@ -32,7 +32,7 @@ def verify(params: Params, name: str) -> bool:
     Returns whether nothing has changed. Raises UserError for a name that is neither a study nor an evaluation.
     """
     if name in params.table:
-        nodes = list(dict.fromkeys(node for end in ends(params, name) for node in study(params, end)))
+        nodes = nodes_of(params, name)
     elif name in params.evaluate:
         nodes = list(study(params, f"evaluate/{name}"))
     else:
