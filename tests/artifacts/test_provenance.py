@@ -20,12 +20,19 @@ from maskdit.artifacts import compute_log, provenance
 from maskdit.artifacts.atomic import sha256
 from maskdit.artifacts.compute_log import append, recorded, rows, taken
 from maskdit.artifacts.manifest import publishing
-from maskdit.artifacts.provenance import made_by, marked
+from maskdit.artifacts.provenance import made_by
 from maskdit.artifacts.step import code_of
 from maskdit.cli import main
 from maskdit.config.base import UserError
 from maskdit.runtime.process_group import Stopped
 from project import ROOT, TOY, commit, environment, project
+
+
+def marked(file):
+    """What `stamp` has written into a file: node, commit, config, lock; empty if there is nothing of it."""
+    shape = rb"maskdit (\S+): commit (\S+), config ([0-9a-f]{64}), lock ([0-9a-f]{64}|none)"  # in a PNG any byte may follow
+    found = re.search(shape, file.read_bytes() if file.exists() else b"")
+    return dict(zip(("node", "commit", "config", "lock"), map(bytes.decode, found.groups()), strict=True)) if found else {}
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import platform
-import re
 import struct
 import subprocess
 import sys
@@ -64,13 +63,6 @@ def mark(node: str, config: str) -> str:
     """How a node was made, in a line; `config` is the hash of its numbers and those of all before it."""
     made = made_by()
     return f"maskdit {node}: commit {made['commit']}, config {config}, lock {made['lock']}"
-
-
-def marked(file: Path) -> dict[str, str]:
-    """What `stamp` has written into a file: node, commit, config, lock; empty if there is nothing of it."""
-    shape = rb"maskdit (\S+): commit (\S+), config ([0-9a-f]{64}), lock ([0-9a-f]{64}|none)"  # in a PNG any byte may follow
-    found = re.search(shape, file.read_bytes() if file.exists() else b"")
-    return dict(zip(("node", "commit", "config", "lock"), map(bytes.decode, found.groups()), strict=True)) if found else {}
 
 
 def stamp(file: Path, text: str) -> None:
