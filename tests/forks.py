@@ -20,7 +20,7 @@ import torch._dynamo  # noqa: F401, or each child imports it with its first opti
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from maskdit.artifacts import atomic, manifest, provenance
+from maskdit.artifacts import atomic, provenance, publish
 from maskdit.config.base import UserError
 from maskdit.config.training import Finetune, Pretrain
 from maskdit.runtime import process_group as group
@@ -126,7 +126,7 @@ def training(spec: dict) -> tuple[Callable[[Path], None], int]:
     inputs = {"latents": Path(spec["latents"])} | ({"pretrained": Path(spec["run"])} if "run" in spec else {})
 
     def work(out: Path) -> None:
-        with manifest.publishing(out, f"{phase}/toy", {}, {}) if progress.first_rank() else nullcontext(out) as place:
+        with publish.publishing(out, f"{phase}/toy", {}, {}) if progress.first_rank() else nullcontext(out) as place:
             getattr(train, phase)(entry, **inputs, out=place)
 
     return work, entry.milestones[-1]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from maskdit.artifacts import manifest
+from maskdit.artifacts import publish
 from maskdit.artifacts.atomic import digest
 from maskdit.artifacts.freshness import CURRENT, Freshness
-from maskdit.artifacts.manifest import publishing
+from maskdit.artifacts.publish import publishing
 from maskdit.artifacts.step import origins
 from maskdit.config import yaml_subset
 from maskdit.config.load import validate
@@ -26,9 +26,9 @@ TREE = yaml_subset.read(TOY.read_text())
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project; nothing waits for the disk or asks git."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(manifest, "sync", lambda path: None)
+    monkeypatch.setattr(publish, "sync", lambda path: None)
     monkeypatch.setattr("maskdit.artifacts.atomic.sync", lambda path: None)
-    monkeypatch.setattr(manifest, "made_by", dict)
+    monkeypatch.setattr(publish, "made_by", dict)
     return tmp_path
 
 
@@ -124,7 +124,7 @@ def command(verb: str, key: str = "") -> None:
     """What `maskdit VERB KEY` does in a project of this study: nothing if it is current, else one line of made.log."""
     if verb == "check":
         return
-    manifest.made_by = dict
+    publish.made_by = dict
     params = validate(yaml_subset.read_file(Path("params.yaml")))
     node = f"{verb}/{key}"
     if Freshness(params).verdict(node) != CURRENT:

@@ -20,7 +20,7 @@ from typing import get_args
 from safetensors.torch import load_file
 
 from forks import ASKED, NOTES, PID, STEP, Work, alive, child, ended, hashed, once, resumed, spread, states, training, whole
-from maskdit.artifacts import atomic, manifest
+from maskdit.artifacts import atomic, publish
 from maskdit.artifacts.step import STEPS
 from maskdit.config.params import Params
 from maskdit.runtime import environment, process_group
@@ -39,7 +39,7 @@ def dying(work: Work, count: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         real(path)
 
-    atomic.sync = manifest.sync = sync
+    atomic.sync = publish.sync = sync
     work()
 
 
@@ -215,7 +215,7 @@ def kill_shards(spec: dict) -> dict:
     seen, hashes, usual = Counter(), [], 0.0
 
     def work(out: Path) -> None:
-        with manifest.publishing(out, f"{verb}/toy", {}, {}) as place:
+        with publish.publishing(out, f"{verb}/toy", {}, {}) as place:
             step(entry, **inputs, out=place)
         environment.tidy()
 

@@ -6,9 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import warm
+from maskdit.artifacts.atomic import digest, write_json
+from maskdit.artifacts.manifest import CHECK
 
 ROOT = Path(__file__).parents[1]
 TOY = ROOT / "tests" / "toy" / "params.yaml"
@@ -51,6 +55,14 @@ def project(where: Path, params: Path = TOY) -> Path:
 def twin(made: Path, where: Path) -> Path:
     """A copy with everything that the engines know and made there, times included, for a test that changes something."""
     return shutil.copytree(made, where, symlinks=True, dirs_exist_ok=True)
+
+
+def restated(manifest: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest, whose own checksum stays right."""
+    tree = json.loads(manifest.read_text())
+    del tree[CHECK]
+    change(tree)
+    write_json(manifest, {**tree, CHECK: digest(tree)})
 
 
 def commit(where: Path) -> None:

@@ -29,7 +29,8 @@ from safetensors.torch import save_file
 from maskdit import cli
 from maskdit.artifacts.arrays import read_array, read_arrays
 from maskdit.artifacts.atomic import read_json, save_array, sha256, write_json
-from maskdit.artifacts.manifest import inputs_of, publishing
+from maskdit.artifacts.manifest import inputs_of
+from maskdit.artifacts.publish import publishing
 from maskdit.artifacts.shards import savez
 from maskdit.artifacts.step import STEPS
 from maskdit.config.base import LONGEST, UserError
@@ -44,7 +45,6 @@ from maskdit.images.imagenet import in_tables
 from maskdit.images.index import Found, scan
 from maskdit.latents.autoencoder import geometry
 from maskdit.latents.dataset import Latents
-from maskdit.latents.encode import checked
 from maskdit.latents.published import Webdataset
 from maskdit.model import checkpoint
 from maskdit.reporting.pictures import Stacked
@@ -334,13 +334,6 @@ def latents_of(home: Path, hostile: str) -> None:
     pickled(home / hostile, home / "canary")
 
 
-def part_of(home: Path, hostile: str) -> None:
-    for name in ("moments.npy", "labels.npy", "rows.npy"):
-        save_array(home / name, np.zeros(2, int))
-    pickled(home / hostile, home / "canary")
-    write_json(home / "facts.json", {"shape": [2], "sha256": {hostile: sha256(home / hostile)}})
-
-
 def npz_of(home: Path, hostile: str) -> None:
     np.savez(home / "batch.npz", **{"mu": np.zeros(2), "sigma": np.eye(2), hostile: objects(home / "canary")})
     write_json(home / "index.json", {"kind": "npz"})
@@ -349,10 +342,6 @@ def npz_of(home: Path, hostile: str) -> None:
 ARRAYS = {  # what is made with which hostile part, and who reads it
     **{f"images {name}": (images_of, name, Images.load) for name in ("images.npy", "labels.npy", "heldout.npy")},
     **{f"latents {name}": (latents_of, name, Latents.load) for name in ("moments.npy", "labels.npy")},
-    **{
-        f"parts {name}": (part_of, name, lambda home: checked(home, np.zeros(2, int)))
-        for name in ("moments.npy", "labels.npy", "rows.npy")
-    },
     "samples": (images_of, "images.npy", lambda home: Stacked([home / "images.npy"])),
     "features": (npz_of, "features", lambda home: read_arrays(home / "batch.npz")),
     "statistics": (npz_of, "mu", brought),
@@ -491,7 +480,6 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "run": lambda home: weights_of(home, None, ["ema"]),
     "milestone": lambda home: find(home, "final"),
     "autoencoder": geometry,
-    "part": lambda home: checked(home, np.zeros(1)),
     "doctor": lambda home: list(examine(home)),
     "log": lambda home: list(training(home / "log.jsonl")),
 }

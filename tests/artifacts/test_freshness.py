@@ -11,7 +11,8 @@ import pytest
 
 from hashes import TREE, changed, holds, made, params_of, run, study, value  # noqa: F401, fixtures
 from maskdit.artifacts.freshness import CURRENT, Freshness
-from maskdit.artifacts.manifest import manifest_file, publishing
+from maskdit.artifacts.manifest import manifest_file
+from maskdit.artifacts.publish import publishing
 from maskdit.artifacts.stamps import MADE, STALE, set_stamps, stamped, waits_for
 from maskdit.artifacts.step import origins
 from maskdit.config.params import Params

@@ -1,13 +1,17 @@
 """Artifacts: whole or not there, and never of unknown making."""
 
 import json
+import os
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from maskdit.artifacts.atomic import digest, read_json, replacing, save_array, sha256, write_json
-from maskdit.artifacts.manifest import Known, inputs_of, lineage, publishing
+from maskdit.artifacts.atomic import digest, named, read_json, replacing, save_array, sha256, write_json
+from maskdit.artifacts.manifest import Known, inputs_of, lineage, manifest_file, read_manifest
+from maskdit.artifacts.publish import demand_replaceable, publishing
 from maskdit.config.base import Section, UserError, new
 
 
@@ -32,6 +36,9 @@ class Params:
 
 def make(out, node="encode/a", config=None, ancestors=None, content="one"):
     with publishing(out, node, config or {"lr": 1.0}, ancestors or {}) as place:
+        if out.suffix == ".csv":
+            place.write_text(content)
+            return None
         if out.suffix:
             write_json(place, {"content": content})
         else:
@@ -77,10 +84,117 @@ def test_a_step_that_fails_leaves_the_old_folder_untouched(tmp_path):
 def test_publishing_again_replaces_the_whole_folder_and_sweeps_what_a_killed_step_left(tmp_path):
     make(tmp_path / "out")
     (tmp_path / "out" / "stale").write_text("")
-    (tmp_path / ".out.killed").mkdir()
+    killed(tmp_path / "out")
     make(tmp_path / "out", content="two")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "part"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def killed(out):
+    """The workshop that a step leaves that was killed there."""
+    home = out.parent / f".{out.name}.making-killed"
+    (home / "made" / out.name).mkdir(parents=True)
+    (home / "lock").write_text("")
+    return home
+
+
+def test_a_step_removes_neither_folders_of_others_nor_the_workshop_of_one_that_is_at_work(tmp_path):
+    (tmp_path / ".out.backup").mkdir()
+    (tmp_path / ".out.making-mine").mkdir()
+    with publishing(tmp_path / "out", "encode/a", {}, {}) as first:
+        (first / "x.txt").write_text("first")
+        with pytest.raises(UserError), publishing(tmp_path / "out", "encode/a", {}, {}):
+            raise UserError("another process is training this recipe")
+        assert (first / "x.txt").exists()
+    assert (tmp_path / "out" / "x.txt").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.backup", ".out.making-mine", "out"]
+
+
+def test_an_artifact_that_a_killed_step_had_taken_away_to_replace_it_comes_back(tmp_path):
+    make(tmp_path / "out")
+    (tmp_path / "out").rename(killed(tmp_path / "out") / "old")
+    with pytest.raises(RuntimeError), publishing(tmp_path / "out", "encode/a", {}, {}):
+        raise RuntimeError
+    assert (tmp_path / "out" / "part" / "x.txt").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_of_two_steps_that_publish_the_same_at_once_the_last_stays_and_both_succeed(tmp_path, monkeypatch):
+    make(tmp_path / "out")
+    rename = Path.rename
+
+    def overtaken(path, target):  # another process publishes between the two renames
+        if target == tmp_path / "out" and not overtaken.done:
+            overtaken.done = True
+            make(tmp_path / "out", content="other")
+        return rename(path, target)
+
+    overtaken.done = False
+    monkeypatch.setattr(Path, "rename", overtaken)
+    make(tmp_path / "out", content="mine")
+    assert (tmp_path / "out" / "part" / "x.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_files_beside_a_result_that_it_did_not_publish_stay(tmp_path):
+    for names in (("a.yaml", "b.yaml"), ("a.yaml",)):
+        with publishing(tmp_path / "t.csv", "table/a", {}, {}) as place:
+            place.write_text("")
+            (place.parent / "scores").mkdir()
+            for name in names:
+                (place.parent / "scores" / name).write_text("")
+        (tmp_path / "scores" / "mine.txt").write_text("")
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == ["a.yaml", "mine.txt"]
+
+
+OTHERS = {
+    "a full folder": lambda out: (out.mkdir(), (out / "precious").write_text("")),
+    "another node's": lambda out: make(out, "encode/b"),
+    "a link": lambda out: out.symlink_to("elsewhere"),
+    "a file": lambda out: out.write_text(""),
+    "a pipe": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("suffix", ["", ".csv", ".json"])
+@pytest.mark.parametrize("what", OTHERS)
+def test_nothing_but_the_same_node_s_output_is_replaced(tmp_path, what, suffix):
+    out = tmp_path / f"out{suffix}"
+    if suffix and what == "a link":
+        pytest.skip("a link to a file is replaced, not followed")
+    OTHERS[what](out)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="move it away, or choose another --out"):
+        demand_replaceable(out, "encode/a", usual=False)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("suffix", ["", ".csv", ".json"])
+def test_the_same_node_s_output_is_replaced_also_if_its_manifest_is_damaged(tmp_path, suffix):
+    out = tmp_path / f"out{suffix}"
+    demand_replaceable(out, "encode/a", usual=False)
+    if not suffix:
+        out.mkdir()
+        demand_replaceable(out, "encode/a", usual=False)
+    make(out)
+    demand_replaceable(out, "encode/a", usual=False)
+    manifest_file(out).write_text("{")
+    demand_replaceable(out, "encode/a", usual=True)
+
+
+@pytest.mark.parametrize("suffix", ["", ".csv", ".json"])
+def test_a_manifest_that_was_changed_is_refused_whichever_part(tmp_path, suffix):
+    out = tmp_path / f"out{suffix}"
+    make(out)
+    tree = json.loads(manifest_file(out).read_text())
+    holder = tree["manifest"] if suffix == ".json" else tree
+    holder["made"]["commit"] = "0" * 40
+    manifest_file(out).write_text(json.dumps(tree))
+    with pytest.raises(UserError, match="its manifest was changed since it was written"):
+        read_manifest(out)
+    del holder["sha256"]  # as of a release that had none
+    manifest_file(out).write_text(json.dumps(tree))
+    assert read_manifest(out).made["commit"] == "0" * 40
 
 
 def test_a_folder_beside_a_file_is_published_whole_and_its_neighbours_stay(tmp_path):
@@ -185,6 +299,31 @@ def test_a_digest_does_not_depend_on_the_order_of_keys():
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
 
 
+@pytest.mark.parametrize("place", ["demo/old/b.json", "other/b.json", "b.json"])
+@pytest.mark.parametrize("top", ["results", "metrics"])
+def test_a_second_record_of_the_same_name_is_refused(tmp_path, place, top):
+    metrics = tmp_path / top / "metrics" if top == "results" else tmp_path / top
+    for name in ("a", "b"):
+        make(metrics / "demo" / f"{name}.json", f"evaluate/{name}")
+    assert list(named(tmp_path / top, ("a", "b", "c"))) == ["a", "b"]
+    (metrics / place).parent.mkdir(exist_ok=True)
+    shutil.copy(metrics / "demo" / "b.json", metrics / place)
+    assert list(named(tmp_path / top, ("a",))) == ["a"]
+    with pytest.raises(UserError, match=r"b\.json: a second record of this name, besides .*; move one of them out of "):
+        named(tmp_path / top, ("a", "b"))
+
+
+def test_a_record_in_a_deeper_folder_alone_is_none(tmp_path):
+    make(tmp_path / "old" / "a.json", "evaluate/a")
+    assert named(tmp_path, ("a",)) == {}
+
+
+def test_a_reconstruction_of_the_same_name_is_no_record_of_an_evaluation(tmp_path):
+    make(tmp_path / "metrics" / "demo" / "a.json", "evaluate/a")
+    make(tmp_path / "reconstructions" / "demo" / "a.json", "reconstruct/a")
+    assert named(tmp_path, ("a",)) == {"a": tmp_path / "metrics" / "demo" / "a.json"}
+
+
 def test_of_a_folder_of_json_files_those_that_are_named_and_there_are_read(tmp_path):
     for name in ("a", "b"):
         make(tmp_path / f"{name}.json", f"evaluate/{name}")
@@ -223,6 +362,6 @@ def test_what_lies_beside_a_file_is_published_with_it_and_not_at_all_if_the_step
 
 def test_a_folder_never_takes_the_place_of_a_file(tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(UserError, match="not a folder; move it away"):
+    with pytest.raises(UserError, match="not a folder; move it away, or choose another --out"):
         make(tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"

@@ -19,8 +19,8 @@ from ruamel.yaml import YAML
 from maskdit.artifacts import compute_log, provenance
 from maskdit.artifacts.atomic import sha256
 from maskdit.artifacts.compute_log import append, recorded, rows, taken
-from maskdit.artifacts.manifest import publishing
 from maskdit.artifacts.provenance import made_by
+from maskdit.artifacts.publish import publishing
 from maskdit.artifacts.step import code_of
 from maskdit.cli import main
 from maskdit.config.base import UserError

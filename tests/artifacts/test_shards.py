@@ -27,6 +27,10 @@ def make(request):
     return write
 
 
+def shards():
+    return sorted(path.name for path in work().home.iterdir() if not path.name.startswith(".") and path.name != environment.NODE)
+
+
 def work(count=5, identity="one"):
     return Shards("toy", identity, [f"shard-{number}" for number in range(count)])
 
@@ -57,7 +61,7 @@ def test_a_shard_that_failed_is_not_there(make):
 
     with pytest.raises(KeyboardInterrupt):
         work().fill(failing)
-    assert sorted(path.name for path in work().home.iterdir() if path.name != environment.NODE) == ["shard-0", "shard-1"]
+    assert shards() == ["shard-0", "shard-1"]
 
 
 def test_the_slower_of_two_processes_with_one_shard_keeps_what_is_there(make):
@@ -66,16 +70,35 @@ def test_the_slower_of_two_processes_with_one_shard_keeps_what_is_there(make):
         make(number, path.with_name(f"shard-{number}"))  # another process, meanwhile
 
     assert work().fill(overtaken)
-    assert sorted(path.name for path in work().home.iterdir() if path.name != environment.NODE) == [
-        f"shard-{number}" for number in range(5)
-    ]
+    assert shards() == [f"shard-{number}" for number in range(5)]
 
 
 def test_what_a_killed_process_of_the_same_number_left_is_in_nobody_s_way(make, monkeypatch):
     monkeypatch.setattr("os.getpid", lambda: 7)
     make(0, work().home / ".7.shard-0")
     assert work().fill(make)
-    assert len([path for path in work().home.iterdir() if path.name != environment.NODE]) == 5
+    assert len(shards()) == 5
+    assert not list(work().home.glob(".7.*"))
+
+
+DAMAGES = {
+    "cut": lambda file: file.write_text(""),
+    "one bit": lambda file: file.write_text("3"),
+    "gone": lambda file: file.unlink(),
+    "no checksum": lambda file: next(work().home.glob(".shard-2.sha256")).unlink(),
+    "another checksum": lambda file: next(work().home.glob(".shard-2.sha256")).write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_shard_that_was_damaged_after_it_was_made_is_made_again(make, capsys, damage):
+    assert work().fill(make)
+    shard = work().home / "shard-2"
+    DAMAGES[damage](shard / "content" if shard.is_dir() else shard)
+    assert work().fill(make)
+    assert make.made == [0, 1, 2, 3, 4, 2]
+    assert (shard / "content" if shard.is_dir() else shard).read_text() == "2"
+    assert ("damaged since it was made" in capsys.readouterr().err) == (damage != "gone" or shard.is_dir())
 
 
 def test_taken_files_survive_their_scratch(make, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 import warm
 from hashes import TREE, holds, params_of, run, value
-from maskdit.artifacts import manifest
+from maskdit.artifacts import publish
 from maskdit.artifacts.freshness import Freshness
 from maskdit.config import yaml_subset
 from project import SNAKEMAKE, STAGES, environment, project, says, twin
@@ -87,7 +87,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = project(tmp_path_factory.mktemp("known"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(where)
-        patch.setattr(manifest, "made_by", dict)
+        patch.setattr(publish, "made_by", dict)
         run(params_of(TREE))
     says(where, "maskdit", "handoff", "--to", "dvc", "demo")
     return where

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.spatial
 import torch
 
+from maskdit.config.base import UserError
 from maskdit.evaluation import metrics
 from maskdit.evaluation.metrics import (
     Sums,
@@ -142,6 +144,30 @@ def test_precision_and_recall_are_adm_s_exactly_in_float32_however_they_are_cut(
         monkeypatch.setattr(metrics, "BLOCK", block)
         found = overlap(made, real, 3)
         assert (found.precision, found.recall) == wanted
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1, 1e3), (1, 1e5), (1e19, 0), (1e-19, 0), (1e-3, 1)])
+def test_neither_scale_nor_a_common_offset_changes_how_sets_cover_each_other(scale, offset):
+    source = np.random.default_rng(6)
+    real, made = source.normal(size=(200, 64)), source.normal(size=(150, 64)) * 0.9
+    made[:20], real[5] = real[:20] + 1e-3 * source.normal(size=(20, 64)), real[4]
+    real, made = ((points * scale + offset).astype(np.float32) for points in (real, made))
+    exact = [points.astype(np.float64) for points in (real, made)]
+    across, within, ours = (scipy.spatial.distance.cdist(exact[one], exact[other]) for one, other in ((1, 0), (0, 0), (1, 1)))
+    wanted = ((across <= np.sort(within, 1)[:, 3]).any(1).mean(), (across <= np.sort(ours, 1)[:, 3, None]).any(0).mean())
+    balls = across < np.sort(within, 1)[:, 5]
+    found = overlap(made, real, 3)
+    assert (found.precision, found.recall) == wanted
+    assert (found.density, found.coverage) == (balls.sum() / 5 / 150, balls.any(0).mean())
+    assert 0.1 < found.precision < 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_no_numbers_are_refused(value):
+    features = ONE.astype(np.float32)
+    features[3, 2] = value
+    with pytest.raises(UserError, match="some are not finite"):
+        overlap(features, ONE.astype(np.float32), 3)
 
 
 def test_a_feature_on_the_border_of_a_ball_is_inside_for_precision_and_recall_and_outside_for_density():

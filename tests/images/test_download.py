@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import io
 import re
 import threading
 from collections.abc import Iterator
+from http.client import HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -30,6 +32,7 @@ class Server(ThreadingHTTPServer):
     tokens: list[str | None] = []  # noqa: RUF012
     sent = 0  # bytes of the file, in all answers
     wrong_span = False
+    coding = ""
 
     def handle_error(self, *words: object) -> None:
         """Nothing: a client that refuses what it gets hangs up."""
@@ -65,6 +68,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", server.kind)
         if server.etag:
             self.send_header("ETag", server.etag)
+        if server.coding:
+            self.send_header("Content-Encoding", server.coding)
         if server.sized:
             self.send_header("Content-Length", str(len(whole) - start))
         if start:
@@ -222,6 +227,29 @@ def test_only_https_is_read(url, path):
 def test_a_redirection_away_from_https_is_refused(server, path, place):
     server.location = place
     assert re.search(rf"redirects to {place}, which is not https|'{place}' is not allowed", refused(server, path))
+
+
+@pytest.mark.parametrize(
+    "place", ["127.0.0.1", "10.1.2.3", "192.168.0.7", "169.254.169.254", "localhost", "[::1]", "[fd00::1]", "0.0.0.0"]
+)
+def test_a_public_host_redirects_nobody_into_a_private_network(place):
+    ours, theirs = Address("https://93.184.215.14/x"), f"https://{place}:8080/y"
+    with pytest.raises(UserError, match=r"redirects to https://.* in a private network; name that address itself if you trust it"):
+        module.Redirects(ours).redirect_request(ours.request(), io.BytesIO(), 302, "", HTTPMessage(), theirs)
+    inside = Address("https://10.9.9.9/x")
+    assert module.Redirects(inside).redirect_request(inside.request(), io.BytesIO(), 302, "", HTTPMessage(), theirs)
+
+
+def test_a_name_that_means_a_private_address_here_is_one(monkeypatch):
+    monkeypatch.setattr(module, "getaddrinfo", lambda host, port: [(0, 0, 0, "", ("10.0.0.1" if "in" in host else "8.8.8.8", 0))])
+    assert module.internal("https://inside.example/x")
+    assert not module.internal("https://out.example/x")
+
+
+def test_an_encoded_answer_is_refused_not_kept(server, path):
+    server.coding = "gzip"
+    assert "the server sends the file encoded (gzip), though asked not to" in refused(server, path)
+    assert left(path) == []
 
 
 def test_a_file_of_this_machine_is_copied_and_a_missing_one_is_named(tmp_path, path):

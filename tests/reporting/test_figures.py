@@ -11,7 +11,7 @@ from PIL import Image
 from test_report import POINTS, PROTOCOL, STRIP, record, trained  # noqa: F401
 
 from maskdit.artifacts.atomic import read_json, write_json
-from maskdit.artifacts.manifest import publishing
+from maskdit.artifacts.publish import publishing
 from maskdit.benchmark.bench import draw_waterfall
 from maskdit.config.load import load
 from maskdit.config.reporting import Curves, Grid

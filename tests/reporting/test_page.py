@@ -18,7 +18,8 @@ from PIL import Image
 from browser import CHROMIUM, browser
 from maskdit.artifacts.atomic import write_json
 from maskdit.artifacts.compute_log import LEDGER, append
-from maskdit.artifacts.manifest import Origin, publishing
+from maskdit.artifacts.manifest import Origin
+from maskdit.artifacts.publish import publishing
 from maskdit.config.base import UserError
 from maskdit.config.graph import study
 from maskdit.config.load import load
@@ -27,7 +28,7 @@ from maskdit.reporting.report.dag import draw, heights, spread
 from maskdit.reporting.report.page import rows_of, short, table, waterfall
 from maskdit.reporting.report.report import ahead, at, claims, drawn, report
 from maskdit.reporting.report.summary import answer, best, verdicts
-from project import ROOT, TOY, edit
+from project import ROOT, TOY, edit, restated
 
 HOSTILE = "</title><script>document.title = 'mine'</script><img src=x onerror=alert(1)> <!--data--> & \\\"quotes\\\""
 SHOWN = "</title><script>document.title = 'mine'</script><img src=x onerror=alert(1)> <!--data--> & \"quotes\""
@@ -58,9 +59,8 @@ def made(home, commit="c" * 40, name="demo-dit-plain", **record):
     with publishing(home / "artifacts" / "raw" / "demo", "fetch/demo", fetch, {}) as place:
         (place / "x").write_text("images")
     manifest = home / "artifacts" / "raw" / "demo" / "manifest.json"
+    restated(manifest, lambda tree: tree["made"].update(commit=commit))
     tree = json.loads(manifest.read_text())
-    tree["made"]["commit"] = commit
-    write_json(manifest, tree)
     ancestors = {"fetch/demo": Origin(fetch, tree["lineage"]["fetch/demo"]["digest"])}
     ancestors[f"sample/{name}"] = Origin(params.sample[name].model_dump(mode="json"), "")
     entry = params.evaluate[name].model_dump(mode="json")

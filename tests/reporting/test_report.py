@@ -6,11 +6,12 @@ import shutil
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from maskdit.artifacts.atomic import digest, read_json, write_json
-from maskdit.artifacts.manifest import publishing
+from maskdit.artifacts.publish import publishing
 from maskdit.config.base import UserError
 from maskdit.config.load import load
 from maskdit.config.reporting import Curves, Efficiency, Grid, Recon, Strip, Table
@@ -22,6 +23,7 @@ from maskdit.reporting.records import COMPARABLE, SAMPLING, published
 from maskdit.reporting.sample_size import notes
 from maskdit.reporting.table import SAMPLED, recon, table
 from maskdit.reporting.table_formats import rounded
+from maskdit.reporting.table_formats import write as write_table
 from project import TOY
 from project import run as run_in
 
@@ -125,6 +127,63 @@ def test_evaluations_that_differ_in_their_seed_only_are_one_row_of_mean_and_spre
     assert [row["pretrain.mask_ratio"] for row in rows] == ["0.5", "0.75", ""]
     assert r"seed-0 (3 seeds) & 2.0 & 103.0 $\pm$ 3" in (tmp_path / "t.tex").read_text()
     assert "| seed-0 (3 seeds) | 2.0 | 103.0 ± 3 |" in (tmp_path / "t.md").read_text()
+
+
+def seeded(folder, *made):
+    """Records of one recipe, given by name, training, samples and distance."""
+    for name, training, samples, fd in made:
+        record(folder, name, fd=fd, run={})
+        tree = read_json(folder / f"{name}.json")
+        lineage = tree["manifest"]["lineage"]
+        lineage[f"pretrain/{name}"]["digest"], lineage[f"sample/{name}"]["digest"] = training, samples
+        write_json(folder / f"{name}.json", tree)
+    names = tuple(name for name, *_ in made)
+    table(Table(title="T", evals=names), metrics=folder, out=folder / "t.csv")
+    return rows_of(folder / "t.csv")[0], (folder / "t.md").read_text()
+
+
+def test_one_sample_under_two_names_is_one_seed_without_a_spread(tmp_path):
+    row, text = seeded(tmp_path, ("a", "run", "images", 100.0), ("b", "run", "images", 100.0))
+    assert (row["eval"], row.get("seeds"), row.get("fd_mobilenet_spread")) == ("a", None, None)
+    assert "seed" not in text
+
+
+def test_two_samplings_of_one_training_are_not_two_seeds_of_training(tmp_path):
+    row, text = seeded(tmp_path, ("a", "run", "one", 100.0), ("b", "run", "two", 104.0))
+    assert (row["seeds"], row["samplings"], row["spread_over"], row["fd_mobilenet"]) == ("1", "2", "samplings", "102.0")
+    assert "a (1 seed, 2 samplings)" in text
+
+
+def test_the_spread_of_several_trainings_is_that_of_their_means(tmp_path):
+    made = ("a", "run", "one", 100.0), ("b", "run", "two", 104.0), ("c", "other", "three", 106.0), ("d", "other", "three", 106.0)
+    row, text = seeded(tmp_path, *made)
+    assert (row["seeds"], row["samplings"], row["spread_over"], row["fd_mobilenet"]) == ("2", "3", "trainings", "104.0")
+    assert float(row["fd_mobilenet_spread"]) == pytest.approx(8**0.5, rel=1e-4)
+    assert "a (2 seeds)" in text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "12", [1.0, float("nan")]])
+def test_a_metric_that_is_no_number_is_refused_in_a_line_that_names_its_record(tmp_path, value):
+    record(tmp_path, "a", metrics={"fd_mobilenet": value})
+    with pytest.raises(UserError, match=r"a\.json: fd_mobilenet is .*, not a number; delete the record") as refusal:
+        table(Table(title="T", evals=("a",)), metrics=tmp_path, out=tmp_path / "t.csv")
+    assert "\n" not in str(refusal.value)
+
+
+def test_curves_of_evaluations_without_a_distance_are_refused(tmp_path):
+    record(tmp_path, "a", metrics={"is": 3.0})
+    with pytest.raises(UserError, match="none of these evaluations has a Fréchet distance"):
+        curves(Curves(title="T", evals=("a",)), metrics=tmp_path, out=tmp_path / "c.csv")
+
+
+def test_no_cell_is_a_formula_or_markup(tmp_path):
+    risky = ["=1+1", "@SUM(A1)", "+cmd", "-2+3", "-2.5", "+3%", "<b>x</b>", "[x](y)", "a|b", "a\nb", "`x`"]
+    write_table(pd.DataFrame({"text": risky, "number": range(len(risky))}), "T", tmp_path / "t.csv")
+    told = [row["text"] for row in csv.DictReader((tmp_path / "t.csv").read_text().splitlines())]
+    assert told[:6] == ["'=1+1", "'@SUM(A1)", "'+cmd", "'-2+3", "-2.5", "+3%"]
+    text = (tmp_path / "t.md").read_text()
+    assert not re.search(r"<b>|(?<!\\)\[x|a\|b|(?<!\\)`x", text)
+    assert len(text.splitlines()) == 4 + len(risky)
 
 
 def test_a_row_has_the_papers_columns_and_steps_of_both_phases(tmp_path):

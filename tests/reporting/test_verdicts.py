@@ -79,6 +79,29 @@ def test_seeds_that_scatter_widen_the_band(tmp_path):
     assert float(row["tolerance"].rstrip("%")) == pytest.approx(200 * 0.4 / 5.8 * (1 + 1 / 3) ** 0.5, abs=0.06)
 
 
+def test_samplings_of_one_training_are_not_seeds_of_training(tmp_path):
+    folder = tmp_path / "metrics" / "toy"
+    folder.mkdir(parents=True)
+    for name, samples, fid in (("a", "one", 5.6), ("b", "two", 5.8), ("c", "two", 5.8)):
+        record(folder, name, metrics={"fid": fid}, run={})
+        tree = read_json(folder / f"{name}.json")
+        tree["manifest"]["lineage"][f"pretrain/{name}"]["digest"] = "run"
+        tree["manifest"]["lineage"][f"sample/{name}"]["digest"] = samples
+        write_json(folder / f"{name}.json", tree)
+    row = ledger(tmp_path, paper=5.69, evidence={**NUMBER, "evals": ["a", "b", "c"]})
+    assert (row["seeds"], float(row["ours"])) == ("1 seed, 2 samplings", 5.7)
+    row = ledger(tmp_path, paper=5.69, evidence={**NUMBER, "evals": ["b", "c"]})
+    assert (row["seeds"], row["tolerance"]) == ("1", "1.3%")
+
+
+@pytest.mark.parametrize("content", [b"\xff\x00\x8d,\n\xfe", b"", b"axis,at\nsteps,x\n", b'axis\n"steps', b"at,ratio\n1,2\n"])
+def test_a_damaged_table_behind_a_claim_is_one_line(tmp_path, content):
+    (tmp_path / "curves_toy_crossing.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"curves_toy_crossing\.csv: damaged; delete it") as refusal:
+        ledger(tmp_path, evidence=TIME)
+    assert "\n" not in str(refusal.value)
+
+
 def test_of_several_recipes_the_best_is_compared_and_all_must_have_run(tmp_path):
     made(tmp_path, a=5.0, b=5.5)
     three = {**LESS, "over": ["b", "c"]}
@@ -94,8 +117,10 @@ def test_of_several_recipes_the_best_is_compared_and_all_must_have_run(tmp_path)
     [(80.0, "as claimed", "supports"), (100.5, "tie", "tie"), (120.0, "opposite", "contradicts")],
 )
 def test_a_smaller_size_never_reproduces_and_its_verdict_says_whether_it_supports_the_claim(ours, direction, shows, tmp_path):
-    record(tmp_path / "small", "small-a", fd=ours)
-    record(tmp_path / "small", "small-b", fd=100.0)
+    folder = tmp_path / "metrics" / "small"
+    folder.mkdir(parents=True)
+    for name, fd in (("small-a", ours), ("small-b", 100.0)):
+        record(folder, name, fd=fd)
     row = ledger(tmp_path, paper=0.9, evidence=LESS, scaled=SMALL)
     assert (row["verdict"], row["direction"]) == (f"SCALED-DOWN ONLY: {shows}", direction)
     made(tmp_path, a=8.9, b=10.0)

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,10 +17,11 @@ from maskdit.artifacts.freshness import CURRENT, Freshness
 from maskdit.config.base import UserError
 from maskdit.config.params import Params
 from maskdit.config.paths import output
-from maskdit.runtime.logs import running, runs, sign
+from maskdit.runtime.lock import running, runs, sign
 from maskdit.tools.clean import clean
 from maskdit.tools.status import status
 from maskdit.tools.verify import verify
+from project import restated
 
 SAMPLE = "demo-maskdit-guided"
 
@@ -85,10 +87,12 @@ def test_an_unknown_study_is_refused_with_the_nearest_name(made: Params) -> None
 
 
 def test_clean_lists_what_may_go_and_deletes_only_what_is_named(made: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    def renamed(tree: dict[str, Any]) -> None:
+        tree |= json.loads(json.dumps(tree).replace("pretrain/demo-dit", "pretrain/demo-old"))
+
     orphan = Path("artifacts/runs/demo-old/pretrain")
     shutil.copytree(output(made, "pretrain/demo-dit"), orphan)
-    told = orphan / "manifest.json"
-    told.write_text(told.read_text().replace("pretrain/demo-dit", "pretrain/demo-old"))
+    restated(orphan / "manifest.json", renamed)
     for spared in ("artifacts/samples/.demo.abcd", "artifacts/runs/imported/released"):
         shutil.copytree(output(made, f"sample/{SAMPLE}"), spared)
     clean(made, [])
@@ -225,7 +229,7 @@ def test_verify_says_what_a_clone_with_records_only_cannot_check(made: Params, c
 
 def test_verify_names_a_manifest_without_its_own_node(made: Params, capsys: pytest.CaptureFixture[str]) -> None:
     file = output(made, "pretrain/demo-dit") / "manifest.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "lineage": {}}))
+    restated(file, lambda tree: tree["lineage"].clear())
     assert not verify(made, "demo")
     assert "has a manifest that is not of pretrain/demo-dit" in capsys.readouterr().out
 
@@ -233,9 +237,7 @@ def test_verify_names_a_manifest_without_its_own_node(made: Params, capsys: pyte
 @pytest.mark.parametrize("field", [{"later": None}, {"seed": 0.0}, {"revision": True}])
 def test_a_recorded_number_of_another_type_is_no_difference(field: dict[str, object], made: Params) -> None:
     file = output(made, "pretrain/demo-dit") / "manifest.json"
-    told = json.loads(file.read_text())
-    told["lineage"]["pretrain/demo-dit"]["config"] |= field
-    file.write_text(json.dumps(told))
+    restated(file, lambda tree: tree["lineage"]["pretrain/demo-dit"]["config"].update(field))
     assert Freshness(made).verdict("pretrain/demo-dit") == CURRENT
 
 

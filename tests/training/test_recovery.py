@@ -16,6 +16,7 @@ from maskdit.config.base import UserError
 from maskdit.model import checkpoint
 from maskdit.runtime import process_group
 from maskdit.runtime.device import device
+from maskdit.runtime.lock import owner_of
 from maskdit.runtime.process_group import STOPPED, Stopped, launch
 from maskdit.training import recovery, train
 from small import latents, masked, pretrained, weights  # noqa: F401, a fixture
@@ -208,7 +209,7 @@ def test_a_second_training_of_a_recipe_is_told_whose_the_first_is(latents, monke
     words = [str(Path(__file__).parents[1]), str(latents), str(config), "none", str(latents.parent)]
     first = subprocess.Popen([sys.executable, "-c", "import time, os; os.environ['RANK'] = '0'\n" + SLOW + PROGRAM, *words])
     try:
-        while not list(latents.parent.glob("scratch/*/lock")) or not next(latents.parent.glob("scratch/*/lock")).read_text():
+        while not any(owner_of(lease) for lease in latents.parent.glob("scratch/*/lock.lease")):
             time.sleep(0.05)
         whose = f"process {first.pid} on {os.uname().nodename}" + f", Slurm job {job}" * bool(job)
         for _ in range(2):

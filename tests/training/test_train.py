@@ -290,7 +290,7 @@ from pathlib import Path
 import torch
 from maskdit.training import train
 from maskdit.config.training import Pretrain
-from maskdit.artifacts.manifest import publishing
+from maskdit.artifacts.publish import publishing
 train.LOG_STEPS, train.gemm_rate = 2, lambda *_: 1e12
 config = Pretrain.model_validate_json(Path(sys.argv[2]).read_text())
 with publishing(Path(sys.argv[3]), "pretrain/toy", {}, {}) as place:
@@ -298,7 +298,7 @@ with publishing(Path(sys.argv[3]), "pretrain/toy", {}, {}) as place:
 backend = torch.backends.cudnn
 print(torch.are_deterministic_algorithms_enabled(), backend.deterministic, backend.benchmark, backend.allow_tf32)
 """
-TIMED = {"seconds", "device_seconds", "images_per_second", "data_wait", "mfu", "peak_memory", "files", "lineage"}
+TIMED = {"seconds", "device_seconds", "images_per_second", "data_wait", "mfu", "peak_memory", "files", "lineage", "sha256"}
 
 
 def timeless(tree):

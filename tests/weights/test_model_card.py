@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from maskdit.cli import main
-from project import twin
+from project import restated, twin
 
 pytestmark = pytest.mark.pipeline
 
@@ -53,9 +53,7 @@ def test_a_card_of_weights_that_were_not_measured_has_no_model_index(here: Path,
 
 def test_a_card_takes_no_record_of_another_making_of_the_run(here: Path, tmp_path: Path) -> None:
     other = twin(here / "artifacts" / "runs" / "demo-maskdit" / "finetune", tmp_path / "finetune")
-    manifest = json.loads((other / "manifest.json").read_text())
-    manifest["lineage"]["finetune/demo-maskdit"]["digest"] = "0" * 64
-    (other / "manifest.json").write_text(json.dumps(manifest))
+    restated(other / "manifest.json", lambda tree: tree["lineage"]["finetune/demo-maskdit"].update(digest="0" * 64))
     assert card(str(other), tmp_path / "hub").data.get("eval_results") is None
 
 

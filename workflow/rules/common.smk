@@ -1,8 +1,11 @@
 import os
+import sys
+from itertools import pairwise
 
 from maskdit.artifacts.freshness import Freshness
 from maskdit.artifacts.stamps import STALE, set_stamps, waits_for
 from maskdit.cli import against
+from maskdit.config.paths import demand_known
 
 # The commands read params.yaml themselves, so another configuration would change the graph but not the jobs.
 if config != tree:
@@ -22,7 +25,10 @@ SHARE = max(1, (workflow.cores or 1) // 2)  # threads of a compute step, so that
 fresh = Freshness(params) if workflow.is_main_process else None
 if fresh:
     try:
+        demand_known(params, (word for option, word in pairwise(sys.argv) if option != "--report"))
         set_stamps(fresh)
+    except UserError as error:
+        raise WorkflowError(str(error))
     except OSError as error:
         raise WorkflowError(f"{error.filename}: {error.strerror}; Snakemake needs the files in it to plan")
 

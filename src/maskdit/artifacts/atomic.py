@@ -125,6 +125,18 @@ def read_json(path: Path, *fields: str) -> Any:
 
 
 def named(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
-    """Those of a folder's JSON files NAME.json that are there, at any depth; what is half written has a dot before its name."""
-    known = {path.stem: path for path in sorted(folder.rglob("*.json")) if "/." not in f"/{path.relative_to(folder)}"}
-    return {name: known[name] for name in names if name in known}
+    """Those of the records NAME.json that exist: in the folder itself, or in `results` or `metrics` by study.
+
+    Raises UserError if a second file of the same name lies below the folder: which one counts would be a guess.
+    """
+    root = folder / "metrics" if (folder / "metrics").is_dir() else folder
+    depth = 2 if root.name == "metrics" else 1
+    found: dict[str, Path] = {}
+    for path in sorted(root.rglob("*.json"), key=lambda path: len(path.parts)):
+        parts = path.relative_to(root).parts
+        if path.stem not in names or any(part.startswith(".") for part in parts):  # hidden: half written
+            continue
+        if other := found.get(path.stem):
+            raise UserError(f"{path}: a second record of this name, besides {other}; move one of them out of {root}")
+        found[path.stem] = path
+    return {name: found[name] for name in names if name in found and len(found[name].relative_to(root).parts) == depth}

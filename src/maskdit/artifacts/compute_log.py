@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import math
 import os
 import platform
 import resource
@@ -16,6 +17,7 @@ from typing import Any
 from maskdit.artifacts.provenance import device
 
 LEDGER = Path("logs") / "ledger.jsonl"
+NUMBERS = ("seconds", "device_seconds", "peak_memory", "peak_device_memory", "joules")
 INSIDE = "MASKDIT_RECORDED"  # set for processes that a step starts: the step's own line counts them
 WATTS = 500  # that no processor package exceeds
 ZONES = Path("/sys/class/powercap")
@@ -24,12 +26,14 @@ Meters = dict[str, tuple[float, float]]  # joules on a counter, and where it sta
 
 
 def rows(path: Path = LEDGER) -> list[dict[str, Any]]:
-    """The lines of a ledger; none where there is none, and without those that were cut by a full disk."""
+    """The lines of a ledger; none where there is none, and without those that were cut by a full disk or are damaged."""
     found = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        with suppress(ValueError, TypeError, KeyError):
+        with suppress(ValueError, TypeError, KeyError, AttributeError):
             row = json.loads(line)
-            found.append({**row, "node": f"{row['verb']}/{row['key']}", "seconds": float(row["seconds"])})
+            known = {name: float(row[name]) for name in NUMBERS if row.get(name) is not None}
+            if all(map(math.isfinite, known.values())):
+                found.append({**row, **known, "node": f"{row['verb']}/{row['key']}", "seconds": known["seconds"]})
     return found
 
 

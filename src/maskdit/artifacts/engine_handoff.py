@@ -24,11 +24,17 @@ def handoff(to: str, bench: str) -> None:
     """Tell one engine what the other has made of a study, so that it makes nothing again.
 
     To dvc: commits the artifacts to DVC's lock and cache; raises UserError, and changes nothing, unless all of them exist and
-    are current. To snakemake: pulls what is missing from DVC's remote or cache, as far as it is there.
+    are current, and if artifacts or results is a link. To snakemake: pulls what is missing from DVC's remote or cache, as far as
+    it is there.
     """
     params = load()
     nodes, fresh = nodes_of(params, bench), Freshness(params)
     stages = [node.replace("/", "@") for node in nodes]
+    if linked := [folder for folder in ("artifacts", "results") if Path(folder).is_symlink()]:
+        raise UserError(
+            f"handoff: {linked[0]} is a link, and DVC tracks nothing behind links; mount or bind the other disk there, or move the "
+            "whole project to it"
+        )
     if to == "dvc":
         for node in nodes:
             verdict = fresh.verdict(node)

@@ -1,22 +1,19 @@
-"""Artifacts: published atomically, with a manifest that says how they were made."""
+"""Manifests, which say how an artifact was made, and what they prove."""
 
 import json
-import shutil
-import tempfile
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
-from maskdit.artifacts.atomic import Full, digest, named, read_json, sha256, sync, write_json, writing
-from maskdit.artifacts.provenance import made_by, mark, stamp
+from maskdit.artifacts.atomic import digest, named, read_json, sha256
 from maskdit.config.base import Section, UserError
 from maskdit.config.params import Params
 
 MANIFEST = "manifest.json"
+CHECK = "sha256"  # the field of a manifest that covers its other fields
 
 
 @dataclass(frozen=True)
@@ -101,6 +98,9 @@ def read_manifest(out: Path) -> Manifest:
 
 
 def _parse(path: Path, tree: Any) -> Manifest:
+    check = tree.pop(CHECK, None) if isinstance(tree, dict) else None
+    if check is not None and check != digest(tree):
+        raise UserError(f"{path}: its manifest was changed since it was written; delete {path} and rerun the step that makes it")
     try:
         found = MANIFESTS.validate_python(tree)
     except ValidationError:
@@ -161,117 +161,10 @@ def config_of(record: dict[str, Any], verb: str) -> dict[str, Any]:
     return next((origin["config"] for node, origin in lineage.items() if node.startswith(f"{verb}/")), {})
 
 
-@dataclass(frozen=True)
-class Making:
-    """What a step knows of an artifact before it is made: the node, its entry, and where it comes from.
-
-    read: see Origin. milestones: the beginning of the names of files that a longer training keeps; '' for other steps.
-    """
-
-    node: str
-    config: dict[str, Any]
-    ancestors: dict[str, Origin]
-    read: dict[str, dict[str, str]] = field(default_factory=dict)
-    milestones: str = ""
-
-    def manifest(self, files: dict[str, Known], out: Path) -> Manifest:
-        """The manifest of these files, which replace what is published under `out`."""
-        whole = self.kept(files, out) or digest({name: asdict(known) for name, known in files.items()})
-        return Manifest(self.node, files, {**self.ancestors, self.node: Origin(self.config, whole, self.read)}, made_by())
-
-    def kept(self, files: dict[str, Known], out: Path) -> str | None:
-        """The digest under which a training was published before, if its milestones are still the same; None if not."""
-        if not self.milestones or not manifest_file(out).exists():
-            return None
-        try:
-            old = read_manifest(out)
-        except UserError:
-            return None
-        shared = [name for name in files.keys() & old.files.keys() if name.startswith(self.milestones)]
-        same = bool(shared) and all(files[name] == old.files[name] for name in shared)
-        return old.lineage[self.node].digest if same and self.node in old.lineage else None
-
-
-@contextmanager
-def publishing(
-    out: Path,
-    node: str,
-    config: dict[str, Any],
-    ancestors: dict[str, Origin],
-    read: dict[str, dict[str, str]] | None = None,
-    milestones: str = "",
-) -> Iterator[Path]:
-    """A temporary place for a step to write, published under `out` with its manifest when the block ends without an error.
-
-    A folder gets a manifest.json. A name with a suffix is a file: what the step wrote beside it under the same stem is published
-    too, folders whole; a JSON file holds its manifest inside, of others it lies in manifests/STEM.json. The rest: see Making.
-    """
-    making = Making(node, config, ancestors, read or {}, milestones)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{out.name}.*"):  # by a step that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
-        workshop = Path(name)
-        place = workshop / out.name
-        if not out.suffix:
-            place.mkdir()
-        try:
-            with writing(out):
-                yield place
-                (_publish_files if out.suffix else _publish_folder)(workshop, place, out, making)
-        except Full as error:
-            raise Full(str(error).replace(str(place), str(out))) from None
-
-
 def written(manifest: Manifest) -> dict[str, Any]:
-    """A manifest as JSON holds it; what is empty in an origin is left out."""
+    """A manifest as JSON holds it, with a checksum of its own; what is empty in an origin is left out."""
     tree = asdict(manifest)
     for origin in tree["lineage"].values():
         if not origin["read"]:
             del origin["read"]
-    return tree
-
-
-def _known(file: Path) -> Known:
-    sync(file)
-    return Known(file.stat().st_size, sha256(file))
-
-
-def _publish_files(workshop: Path, place: Path, out: Path, making: Making) -> None:
-    made = [file for file in workshop.rglob("*") if file.is_file()]
-    for folder in {file.parent for file in made} - {workshop}:
-        target = out.parent / folder.relative_to(workshop)
-        target.mkdir(parents=True, exist_ok=True)
-        for left in target.iterdir():
-            if not (folder / left.name).exists():
-                left.unlink()
-    if out.suffix == ".json":
-        tree = read_json(place)
-        files = {out.name: Known(place.stat().st_size, digest(tree))}
-        write_json(place, {**tree, "manifest": written(making.manifest(files, out))})
-    else:
-        numbers = {name: origin.config for name, origin in making.ancestors.items()} | {making.node: making.config}
-        text = mark(making.node, digest(numbers))
-        for file in made:
-            stamp(file, text)
-        files = {str(file.relative_to(workshop)): _known(file) for file in sorted(made)}
-        beside = manifest_file(place)
-        write_json(beside, written(making.manifest(files, out)))
-        manifest_file(out).parent.mkdir(exist_ok=True)
-        made.append(beside)
-    for file in sorted(made, key=lambda file: file == place):  # the declared one last
-        sync(file)
-        file.replace(out.parent / file.relative_to(workshop))
-    sync(out.parent)
-
-
-def _publish_folder(workshop: Path, place: Path, out: Path, making: Making) -> None:
-    files = {str(file.relative_to(place)): _known(file) for file in sorted(place.rglob("*")) if file.is_file()}
-    write_json(place / MANIFEST, written(making.manifest(files, out)))
-    if out.is_symlink() or out.is_file():
-        raise UserError(f"{out}: not a folder; move it away")
-    if out.exists():
-        out.rename(workshop / "old")
-    place.rename(out)
-    sync(out.parent)
-    shutil.rmtree(workshop / "old", ignore_errors=True)
+    return {**tree, CHECK: digest(tree)}

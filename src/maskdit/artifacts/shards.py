@@ -3,16 +3,18 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maskdit.artifacts.atomic import digest, writing
+from maskdit.artifacts.atomic import digest, read_json, sha256, write_json, writing
+from maskdit.config.base import UserError
 from maskdit.runtime import environment
 from maskdit.runtime.environment import scratch
-from maskdit.runtime.progress import progress
+from maskdit.runtime.progress import progress, say
 
 Make = Callable[[int, Path], None]  # makes shard number i as a folder or file at a path, which appears only when it is whole
 
@@ -37,18 +39,30 @@ class Shards:
         mine = share(len(self.names))
         for number in progress(mine, self.name, len(mine)):
             kept = self.home / self.names[number]
-            if kept.exists():
+            if self.whole(kept):
                 continue
             half = kept.with_name(f".{os.getpid()}.{kept.name}")
             remove(half)  # left by a process of this number that was killed
             try:
                 with writing(kept):
                     make(number, half)
-                if not kept.exists():  # another process may have been quicker
-                    half.rename(kept)
+                    if not kept.exists():  # another process may have been quicker
+                        write_json(sums_of(kept), sums(half))
+                        half.rename(kept)
             finally:
                 remove(half)
         return environment.PART is None
+
+    def whole(self, kept: Path) -> bool:
+        """Whether a shard exists with the contents that were written; what has been damaged since is removed."""
+        if not kept.exists():
+            return False
+        with suppress(UserError, OSError):
+            if read_json(sums_of(kept)) == sums(kept):
+                return True
+        say(f"{kept}: damaged since it was made, or its checksum is; it is made again")
+        remove(kept)
+        return False
 
     def take(self, out: Path) -> None:
         """Give each shard its place in a folder, without a copy where the file system can, and need the scratch no more."""
@@ -59,6 +73,17 @@ class Shards:
     def forget(self) -> None:
         """Let the scratch folder be removed when what was made of it is published, so that a kill before loses nothing."""
         environment.FINISHED.append(self.home)
+
+
+def sums_of(kept: Path) -> Path:
+    """The file that holds the checksums of a shard, written before the shard gets its name."""
+    return kept.with_name(f".{kept.name}.sha256")
+
+
+def sums(path: Path) -> dict[str, str]:
+    """The sha256 of a file, or of each file in a folder."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return {"" if file == path else str(file.relative_to(path)): sha256(file) for file in files if file.is_file()}
 
 
 def remove(path: Path) -> None:

@@ -48,7 +48,9 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
     from maskdit.artifacts.freshness import CURRENT, Freshness
     from maskdit.config.load import load
     from maskdit.config.paths import inputs, output
-    from maskdit.runtime.logs import keep_log, log_file, running
+    from maskdit.runtime.engine import ending_with_engine
+    from maskdit.runtime.lock import running
+    from maskdit.runtime.logs import keep_log, log_file
     from maskdit.runtime.progress import say
 
     params, node = load(), f"{verb}/{key}"
@@ -61,7 +63,7 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
         return
     keep_log(log_file(verb, key, share), goes_on="RANK" in os.environ or STEPS[verb] == "training.train")
     showing = nullcontext() if "RANK" in os.environ else running(verb, key, share)
-    with showing, recorded(verb, key, code_of) as spent:
+    with showing, ending_with_engine(), recorded(verb, key, code_of) as spent:
         work(params, verb, key, paths, share, spent, options)
 
 
@@ -81,8 +83,11 @@ def work(
     threads = environment.threads()
     for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
-    from maskdit.artifacts.manifest import publishing, read_manifest
+    from maskdit.artifacts.manifest import read_manifest
+    from maskdit.artifacts.publish import demand_replaceable, publishing
+    from maskdit.config.paths import output
 
+    demand_replaceable(out, node, usual=out == output(params, node))
     progress.KEY = key
     training = STEPS[verb] == "training.train"
     if "RANK" not in os.environ:
@@ -116,6 +121,7 @@ def origins(
 
     Raises UserError if an input is missing, damaged, stale, or not the one that params.yaml names.
     """
+    from maskdit.artifacts.freshness import damage
     from maskdit.artifacts.manifest import inputs_of, lineage, manifest_file, read_manifest
     from maskdit.config.base import UserError
     from maskdit.config.paths import output
@@ -133,8 +139,11 @@ def origins(
     ancestors = lineage(found, params, partly)
     for node in upstream:  # tables, curves and pictures, which are read by their names
         out = output(params, node)
-        if out.suffix not in ("", ".json") and manifest_file(out).exists():
-            ancestors[node] = read_manifest(out).lineage[node]
+        if out.suffix not in ("", ".json") and out.exists() and manifest_file(out).exists():
+            manifest = read_manifest(out)
+            if why := damage(out, manifest):
+                raise UserError(f"{why}; rerun maskdit {node.replace('/', ' ')}")
+            ancestors[node] = manifest.lineage[node]
     return ancestors, read
 
 

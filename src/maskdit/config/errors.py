@@ -10,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 SCHEMA = cache(lambda model: model.model_json_schema())
 
+MANY = 20  # known words that an error message lists
+
 
 def first(error: ValidationError, root: type[BaseModel]) -> str:
     """The first of pydantic's errors as one line: the key, what is wrong, and what would be right."""
@@ -53,6 +55,9 @@ def _walk(loc: Iterable[int | str], schema: dict[str, Any]) -> tuple[list[int | 
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: the known word most similar to `word`, or all known words if none is similar."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(set(known))) or 'none'}"
+    """The end of an error message: the known word most similar to `word`, or the known words if none is similar."""
+    words = sorted(set(known))
+    if near := difflib.get_close_matches(word, words, n=1, cutoff=0.5):
+        return f"; did you mean '{near[0]}'?"
+    more = f" and {len(words) - MANY} more" if len(words) > MANY else ""
+    return f"; known: {', '.join(words[:MANY]) or 'none'}{more}"

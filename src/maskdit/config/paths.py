@@ -1,5 +1,7 @@
 """Where each node's artifact lies, relative to the project: both engines, the commands and the questions agree on it."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,3 +43,23 @@ def inputs(params: "Params", verb: str, key: str) -> dict[str, Path]:
     if verb == "recon":
         return {"metrics": Path("results/reconstructions") / key}
     return {name: output(params, node) for name, node in params.sources(verb, key).items()}
+
+
+def demand_known(params: "Params", targets: Iterable[str]) -> None:
+    """Raise UserError for a target of Snakemake that names no entry, with the nearest known key, or names an artifact by its place.
+
+    A target is a result's file, or the stamp of an artifact.
+    """
+    from maskdit.config.base import UserError  # no help text waits for pydantic
+
+    stamps = {verb: Path(".scratch/made") / verb / "{key}" for verb in OUTPUTS}
+    places = [(verb, Path(pattern)) for verb, pattern in OUTPUTS.items()]
+    places.sort(key=lambda place: len(place[1].name), reverse=True)  # claims, which has any name, is the last of the results
+    for target in targets:
+        for verb, usual in [*stamps.items(), *places]:
+            form = re.escape(str(usual.with_suffix(""))).replace(r"\{bench\}", "[^/]+").replace(r"\{key\}", "([a-z0-9-]+)")
+            if found := re.fullmatch(form, str(Path(target).with_suffix(""))):
+                params.entry(verb, found[1])
+                if usual != stamps[verb] and (verb in ("evaluate", "reconstruct") or not usual.suffix):
+                    raise UserError(f"{target}: is not a target of Snakemake's; use {str(stamps[verb]).format(key=found[1])}")
+                break

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maskdit.config.base import UserError
+
 Array = NDArray[Any]
 Draws = np.random.Generator | np.random.RandomState
 SPLIT = 5000  # images per Inception Score, as in ADM's evaluator
@@ -14,6 +16,7 @@ SUBSET, SUBSETS = 1000, 100  # images per KID, and number of KIDs averaged, as i
 NEAR = 5  # neighbours of density and coverage, as in their paper
 BLOCK = 2**26  # distances held at once, 256 MiB in float32
 PART = 4096  # images held at once in float64
+CANCELS = 2.0**-6  # squared distance over squared length below which float32 loses digits that matter
 
 
 @dataclass(frozen=True)
@@ -104,18 +107,43 @@ def squared_norms(points_NF: Array) -> Array:
     return np.concatenate([np.square(points_NF[at : at + 1024]).sum(1) for at in range(0, len(points_NF), 1024)])
 
 
+def in_range(one_NF: Array, other_MF: Array) -> tuple[Array, Array]:
+    """Both sets, divided by a power of two if squares of their features would leave float32's range: no order of distances changes.
+
+    Raises UserError if a feature is not finite.
+    """
+    most = max(float(np.abs(points).max()) for points in (one_NF, other_MF))
+    if not np.isfinite(most):
+        raise UserError("features: some are not finite; check the images and the extractor, and rerun the features step")
+    if not most or -40 < (power := np.ceil(np.log2(most))) < 40:
+        return one_NF, other_MF
+    return np.ldexp(one_NF, -int(power)), np.ldexp(other_MF, -int(power))
+
+
 def squared_distances(a_NF: Array, b_MF: Array) -> Iterator[tuple[slice, Array]]:
     """Squared Euclidean distances (N, M) in the features' precision: blocks of rows, each after the slice of its row numbers.
 
-    As in ADM's evaluator: |a|^2 - 2 a b + |b|^2, clipped at 0.
+    As in ADM's evaluator: |a|^2 - 2 a b + |b|^2, clipped at 0. Rows in which that cancels are computed in float64.
     """
-    lengths, size = squared_norms(b_MF), max(1, BLOCK // len(b_MF))
+    lengths, size, same = squared_norms(b_MF), max(1, BLOCK // len(b_MF)), a_NF is b_MF
     for start in range(0, len(a_NF), size):
         at = slice(start, min(start + size, len(a_NF)))
+        own = squared_norms(a_NF[at])
         block = a_NF[at] @ b_MF.T
         block *= -2
-        block += squared_norms(a_NF[at])[:, None]
+        block += own[:, None]
         block += lengths[None]
+        diagonal = (np.arange(at.stop - start), np.arange(start, at.stop))
+        if same:
+            block[diagonal] = np.inf
+        if block.dtype != np.float64 and (near := np.flatnonzero(block.min(1) < CANCELS * own)).size:
+            rows = a_NF[at][near].astype(np.float64)
+            for place in range(0, len(b_MF), PART):
+                other = b_MF[place : place + PART].astype(np.float64)
+                exact = squared_norms(rows)[:, None] - 2 * (rows @ other.T) + squared_norms(other)
+                block[near, place : place + PART] = exact
+        if same:
+            block[diagonal] = 0
         yield at, np.maximum(block, 0, out=block)
 
 
@@ -146,6 +174,7 @@ def overlap(generated_NF: Array, real_MF: Array, k: int, near: int = NEAR) -> Ov
     the mean number of real balls that contain a generated feature, divided by `near`; coverage is the share of real balls that
     contain one; borders count as outside.
     """
+    generated_NF, real_MF = in_range(generated_NF, real_MF)
     (of_generated,), (of_real, close) = radii(generated_NF, k), radii(real_MF, k, near)
     inside = np.zeros(len(generated_NF), bool)
     reached, covered = np.zeros((2, len(real_MF)), bool)

@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPMessage
 from ipaddress import ip_address
 from pathlib import Path
+from socket import getaddrinfo
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
@@ -31,11 +33,27 @@ def allowed(url: str) -> bool:
         parts = urlsplit(url)
     except ValueError:
         return False
+    return parts.scheme in ("https", "file") or (parts.scheme == "http" and internal(url, loopback=True))
+
+
+def internal(url: str, loopback: bool = False) -> bool:
+    """Whether the host of an address is this machine or in a private network, by its number or, for names, by what they mean here.
+
+    loopback: this machine only, and no name is looked up.
+    """
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
     try:
-        loopback = ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        loopback = parts.hostname == "localhost"
-    return parts.scheme in ("https", "file") or (parts.scheme == "http" and loopback)
+        numbers = {host} if loopback else {host} | {str(found[4][0]) for found in getaddrinfo(host, None)}
+    except OSError:
+        numbers = {host}
+    for number in numbers:
+        with suppress(ValueError):
+            found = ip_address(number.partition("%")[0])
+            if found.is_loopback or (not loopback and not found.is_global):
+                return True
+    return False
 
 
 def name_of(url: str) -> str:
@@ -86,7 +104,10 @@ class Address:
 
 
 class Redirects(HTTPRedirectHandler):
-    """Follows redirects to allowed addresses, or none. urllib itself refuses redirects to local files."""
+    """Follows redirects to allowed addresses, or none: from a public host to none in a private network.
+
+    urllib itself refuses redirects to local files.
+    """
 
     def __init__(self, address: Address, follow: bool = True) -> None:
         self.address, self.follow = address, follow
@@ -99,6 +120,10 @@ class Redirects(HTTPRedirectHandler):
             fp.close()
             place = "an address" if self.address.shown else newurl
             raise UserError(f"{self.address}: redirects to {place}, which is not https; correct the url")
+        if internal(newurl) and not internal(self.address.url):
+            fp.close()
+            place = "an address" if self.address.shown else newurl
+            raise UserError(f"{self.address}: redirects to {place} in a private network; name that address itself if you trust it")
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None:
             self.address.sign(request)
@@ -175,6 +200,9 @@ def fetch_rest(url: Address, partial: Partial) -> int | None:
         if answer.headers.get_content_type() == "text/html":
             partial.forget()
             raise UserError(f"{url}: {PAGE}")
+        if (coding := answer.headers.get("Content-Encoding", "identity").strip().lower()) not in ("", "identity"):
+            partial.forget()
+            raise UserError(f"{url}: the server sends the file encoded ({coding[:20]}), though asked not to; use another address")
         total = came.partition("/")[2] if resumed else answer.headers.get("Content-Length")
         size = int(total) if total and total.isdigit() else None
         if not resumed:

@@ -31,9 +31,9 @@ FILE = 2**36  # maximum bytes of moments in one file
 def encode(config: Encode, *, images: Path, vae: Path, out: Path) -> None:
     """Encode the training images, and their mirrored images if set, to posterior moments (N, mirrors, 2 C, H, W) in float16.
 
-    Any number of processes can make the shards; the process that joins them checks that each image occurs once. The index has the
-    class names, the hashes of the VAE and of each file, and shift and scale per channel: as published with the VAE, or such that
-    latents have mean 0 and standard deviation 0.5. Raises UserError for moments that do not fit float16 and for damaged shards.
+    Any number of processes can make the shards. The index has the class names, the hashes of the VAE and of each file, and shift
+    and scale per channel: as published with the VAE, or such that latents have mean 0 and standard deviation 0.5. Raises UserError
+    for moments that do not fit float16.
     """
     index = read_json(images / "index.json", "kind", "classes")
     rows, make = (converted if index["kind"] == "latents" else encoded)(config, images, vae)
@@ -44,19 +44,19 @@ def encode(config: Encode, *, images: Path, vae: Path, out: Path) -> None:
     work = Shards("encode", [config.model_dump(), sha256(images / "manifest.json"), identity(vae)], names)
     if not work.fill(lambda number, folder: store(folder, pieces[number], make(pieces[number]))):
         return
-    parts = [(work.home / name, checked(work.home / name, piece)) for name, piece in zip(names, pieces, strict=True)]
-    listed = [joined(group, out / f"moments-{number:04d}.npy") for number, group in enumerate(grouped(parts))]
+    parts = [(work.home / name, read_json(work.home / name / "facts.json")) for name in names]
+    files = [joined(group, out / f"moments-{number:04d}.npy") for number, group in enumerate(grouped(parts))]
     save_array(out / "labels.npy", np.concatenate([read_array(folder / "labels.npy") for folder, _ in parts]))
     shape = [len(rows), *parts[0][1]["shape"][1:]]
     shift, scale = factors(vae) or fitted([facts for _, facts in parts])
     space = Space(shape[2] // 2, shape[3], tuple(shift), tuple(scale), identity(vae), tuple(index["classes"]))
-    write_json(out / "index.json", {"shape": shape, "dtype": "float16", "space": space.__dict__, "shards": listed})
+    write_json(out / "index.json", {"shape": shape, "dtype": "float16", "space": space.__dict__, "shards": files})
     work.forget()
     say(f"encode: {shape[0]} images, moments {tuple(shape[1:])} float16, {2 * np.prod(shape) / 2**20:.1f} MiB")
 
 
 def store(folder: Path, rows: Array, made: Iterator[Batch]) -> None:
-    """Write a part batch by batch: moments, labels, image indices, and facts: hashes, and sums for shift and scale."""
+    """Write a part batch by batch: moments, labels, and facts: the shape, and sums for shift and scale."""
     folder.mkdir()
     labels: list[Array] = []
     found: list[dict[str, Any]] = []
@@ -72,10 +72,8 @@ def store(folder: Path, rows: Array, made: Iterator[Batch]) -> None:
             labels.append(known)
             found.append(sums(moments))
     save_array(folder / "labels.npy", np.concatenate(labels))
-    save_array(folder / "rows.npy", rows)
-    hashes = {name: sha256(folder / name) for name in ("moments.npy", "labels.npy", "rows.npy")}
     totals = {name: np.asarray(sum(batch[name] for batch in found)).tolist() for name in found[0]}
-    write_json(folder / "facts.json", {"shape": shape, "sha256": hashes, **totals})
+    write_json(folder / "facts.json", {"shape": shape, **totals})
 
 
 def grouped(parts: list[Part]) -> list[list[Part]]:
@@ -97,7 +95,7 @@ def joined(group: list[Part], out: Path) -> dict[str, Any]:
     folder, facts = group[0]
     if len(group) == 1:
         place(folder / "moments.npy", out)
-        return {"file": out.name, "count": facts["shape"][0], "sha256": facts["sha256"]["moments.npy"]}
+        return {"file": out.name, "count": facts["shape"][0], "sha256": sha256(out)}
     shape = (sum(known["shape"][0] for _, known in group), *facts["shape"][1:])
     with out.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": shape})
@@ -114,19 +112,6 @@ def sums(moments: Array) -> dict[str, Any]:
     axes = (0, 1, 3, 4)
     variance = np.exp(np.clip(logvar, -30, 20)).sum(axes)
     return {"numbers": mean[:, :, 0].size, "mean": mean.sum(axes), "square": np.square(mean).sum(axes), "variance": variance}
-
-
-def checked(folder: Path, rows: Array) -> dict[str, Any]:
-    """The facts of a part. Raises UserError if it is damaged or does not hold each of its images once."""
-    facts: dict[str, Any] = read_json(folder / "facts.json", "shape", "sha256")
-    for name, wanted in facts["sha256"].items():
-        if not (folder / name).is_file() or sha256(folder / name) != wanted:
-            raise UserError(f"{folder / name}: damaged (sha256 differs); remove {folder} and run encode again")
-    found, labels = read_array(folder / "rows.npy"), read_array(folder / "labels.npy")
-    whole = read_array(folder / "moments.npy", mapped=True).shape == tuple(facts["shape"])
-    if not (whole and np.array_equal(found, rows) and len(labels) == facts["shape"][0] == len(rows)):
-        raise UserError(f"{folder}: does not hold each of its {len(rows)} images once; remove it and run encode again")
-    return facts
 
 
 def fitted(facts: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

@@ -61,11 +61,14 @@ def interval(ours: Sheet, theirs: Sheet, place: int) -> tuple[float, float] | No
 def crossings(frame: pd.DataFrame, axes: Iterable[str], quality: str) -> Iterator[dict[str, Any]]:
     """One row per axis, milestone of a DiT curve and curve of another model: the cost at which that model is as good.
 
-    A seed is the training's, or TRAINING/SAMPLING.
+    A seed is the training's, or TRAINING/SAMPLING. If each curve has several trainings, these are the seeds, each with the mean
+    of its samplings.
     """
     models = frame.groupby("series", sort=False)["model"].first()
-    trainings = frame["seed"].astype(str).str.split("/").str[0].groupby(frame["series"]).nunique()
-    kind = "training" if trainings.min() > 1 else "sampling only"
+    trainings = frame["seed"].astype(str).str.split("/").str[0]
+    kind = "training" if trainings.groupby(frame["series"]).nunique().min() > 1 else "sampling only"
+    if kind == "training":
+        frame = frame.assign(seed=trainings)
     for axis in axes:
         sheets = {series: sheet(rows, axis, quality) for series, rows in frame[frame[axis].notna()].groupby("series", sort=False)}
         for theirs, ours in ((a, b) for a in sheets for b in sheets if models[a] == "DiT" != models[b]):

@@ -14,7 +14,7 @@ from maskdit.config.reporting import Curves
 from maskdit.reporting.curve_crossings import COLUMNS, crossings
 from maskdit.reporting.curve_plot import plot
 from maskdit.reporting.figures import save
-from maskdit.reporting.records import COMPARABLE, SAMPLING, demand_alike, hours_of, published, read, steps_of
+from maskdit.reporting.records import COMPARABLE, SAMPLING, demand_alike, distance_of, hours_of, published, read, steps_of
 from maskdit.reporting.report.report import AXES
 
 
@@ -82,7 +82,8 @@ def curves(config: Curves, *, metrics: Path, out: Path) -> None:
     reaches DiT's quality.
     """
     frame = points(metrics, config)
-    quality = next(column for column in frame.columns if column.startswith(("fd_", "fid")))
+    if not (quality := distance_of(frame.columns)):
+        raise UserError(f"{metrics}: none of these evaluations has a Fréchet distance; add an extractor of one")
     theirs = reported(config, quality, frame["guidance"].iloc[0])
     axes = {column: label for column, (label, _) in AXES.items() if frame[column].notna().any()}
     if "device_hours" in axes:

@@ -46,9 +46,14 @@ def scaled(axis: Any, values: Iterable[float], logarithmic: bool, whole: bool = 
     axis.set_major_formatter(lambda value, _: THOUSANDS(value) if brief and value >= 1000 else f"{value:,.10g}")
 
 
+def literal(text: str) -> str:
+    """Text that Matplotlib draws as it is, without mathematics between dollar signs."""
+    return text.replace("$", r"\$")
+
+
 def fitted(title: str, inches: float) -> str:
     """A title in lines that fit into a width, as far as its words do."""
-    return textwrap.fill(title, max(1, round(LETTERS_PER_INCH * inches)), break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(literal(title), max(1, round(LETTERS_PER_INCH * inches)), break_long_words=False, break_on_hyphens=False)
 
 
 def save(figure: Figure, out: Path, *suffixes: str, **options: Any) -> None:

@@ -16,7 +16,7 @@ from maskdit.config.base import UserError
 from maskdit.config.paths import OUTPUTS
 from maskdit.config.reporting import Grid, Strip
 from maskdit.images.dataset import Images
-from maskdit.reporting.figures import COLOURS, fitted, save
+from maskdit.reporting.figures import COLOURS, fitted, literal, save
 from maskdit.reporting.records import read, steps_of
 
 DPI = 120
@@ -103,7 +103,7 @@ def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
     for title, rows in sides.items():
         panel = lay(figure, (left, 0), rows, real.pixels.shape[1], 72)
         if not left:
-            panel.set_yticklabels([real.classes[label] for label in shown])
+            panel.set_yticklabels([literal(real.classes[label]) for label in shown])
         panel.set_title(fitted(title, panel.get_position().width), fontsize="medium")
         left = panel.get_position().x1 + 0.4
     write(figure, out)

@@ -1,6 +1,8 @@
 """Records of evaluations, which are compared only if their protocols agree, and published results."""
 
 import json
+import math
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,17 @@ SAMPLING = ("weights", "precision", "guidance_channels", "guidance_interval")  #
 def read(metrics: Path, evals: tuple[str, ...], same: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """The records of those evaluations that have been run.
 
-    Raises UserError, naming two evaluations and the difference, if they differ in a protocol field of `same`.
+    Raises UserError, naming two evaluations and the difference, if they differ in a protocol field of `same`, and for a metric that
+    is no finite number.
     """
-    records = {name: read_json(path) for name, path in named(metrics, evals).items()}
+    files = named(metrics, evals)
+    records = {name: read_json(path, "metrics", *(("protocol",) if same else ())) for name, path in files.items()}
     for name, record in records.items():
+        for metric, value in record["metrics"].items():
+            if not all(
+                isinstance(each, int | float) and math.isfinite(each) for each in (value if isinstance(value, list) else [value])
+            ):
+                raise UserError(f"{files[name]}: {metric} is {value}, not a number; delete the record and rerun the evaluation")
         first = next(iter(records))
         for field in same:
             ours, theirs = record["protocol"].get(field), records[first]["protocol"].get(field)
@@ -68,6 +77,34 @@ def twins(records: dict[str, dict[str, Any]]) -> list[list[str]]:
     for name, record in records.items():
         groups.setdefault(recipe(name, record), []).append(name)
     return list(groups.values())
+
+
+def origin_of(record: dict[str, Any], *verbs: str) -> str:
+    """The digest of the artifact of the first of these steps that a record descends from; '' if there is none."""
+    lineage = record.get("manifest", {}).get("lineage", {})
+    return next((lineage[node]["digest"] for verb in verbs for node in lineage if node.startswith(f"{verb}/")), "")
+
+
+def seeds(records: dict[str, dict[str, Any]], names: Iterable[str]) -> list[list[str]]:
+    """The names of records that differ only in the seed: a list for each training, with one name for each of its samplings.
+
+    Records of the same samples count once.
+    """
+    trainings: dict[str, dict[str, str]] = {}
+    for name in names:
+        training = origin_of(records[name], "finetune", "pretrain", "released") or name
+        trainings.setdefault(training, {}).setdefault(origin_of(records[name], "sample") or name, name)
+    return [list(samplings.values()) for samplings in trainings.values()]
+
+
+def independent(values: list[list[float]]) -> list[float]:
+    """The values whose spread counts: the mean of each training's samplings, or the samplings of a single training."""
+    return [statistics.mean(each) for each in values] if len(values) > 1 else values[0]
+
+
+def counted(trainings: int, samplings: int) -> str:
+    """The number of seeds in words."""
+    return f"{trainings} seeds" if trainings > 1 else f"1 seed, {samplings} samplings"
 
 
 def steps_of(record: dict[str, Any]) -> int:

@@ -12,7 +12,7 @@ from maskdit.artifacts.manifest import config_of
 from maskdit.config import yaml_subset
 from maskdit.config.base import UserError
 from maskdit.config.reporting import Recon, Table
-from maskdit.reporting.records import COMPARABLE, SAMPLING, hours_of, published, read, steps_of, twins
+from maskdit.reporting.records import COMPARABLE, SAMPLING, counted, hours_of, independent, published, read, seeds, steps_of, twins
 from maskdit.reporting.sample_size import notes
 from maskdit.reporting.table_formats import latex, markdown, rounded, write
 
@@ -59,15 +59,24 @@ def scores(columns: Iterable[str]) -> list[str]:
     return [name for name in columns if name.split("_")[0] in METRICS and not name.endswith(("_spread", "_deviation"))]
 
 
-def joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows that differ only in the seed, as one: means, the number of seeds, and the standard deviation of each metric."""
+def joined(trainings: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Rows that differ only in the seed, given by training, as one: means, their numbers, and each metric's standard deviation.
+
+    The deviation is that between trainings, each with the mean of its samplings; for a single training, between its samplings.
+    """
+    rows = [row for training in trainings for row in training]
     if len(rows) == 1:
         return rows[0]
     names = [*scores(rows[0]), "device_hours", "train_seconds"]
-    known = {name: [row[name] for row in rows] for name in names if all(row.get(name) is not None for row in rows)}
+    known = {
+        name: independent([[row[name] for row in training] for training in trainings])
+        for name in names
+        if all(row.get(name) is not None for row in rows)
+    }
     means = {name: statistics.mean(values) for name, values in known.items()}
     spread = {f"{name}_spread": statistics.stdev(values) for name, values in known.items() if name in scores(names)}
-    return {**rows[0], **means, "eval": " ".join(row["eval"] for row in rows), "seeds": len(rows), **spread}
+    counts = {"seeds": len(trainings), "samplings": len(rows), "spread_over": "trainings" if len(trainings) > 1 else "samplings"}
+    return {**rows[0], **means, "eval": " ".join(row["eval"] for row in rows), **counts, **spread}
 
 
 def number(record: dict[str, Any], place: str) -> Any:
@@ -98,7 +107,8 @@ def beside(row: dict[str, Any], method: str, known: list[dict[str, Any]], bench:
 def table(config: Table, *, metrics: Path, out: Path) -> None:
     """Write the evaluations as CSV, and in the papers' layout as Markdown and LaTeX; an evaluation that was not run is marked.
 
-    Evaluations that differ only in the seed are one row, with mean and standard deviation. A row that reproduces a published one
+    Evaluations that differ only in the seed are one row, with mean and standard deviation; several of the same samples count once.
+    A row that reproduces a published one
     has its deviation from it. A sampling setting is a column if rows differ in it. The probe's accuracy on held-out real images
     comes after the evaluations, and published rows come last. Notes below the Markdown and LaTeX warn of few samples.
     Raises UserError if evaluation protocols differ.
@@ -111,16 +121,17 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
         if name not in records:
             rows.append({"eval": name, "model": "not run"})
         elif name in groups:
-            row = joined([{"eval": each, **row_of(records[each])} for each in groups[name]])
+            alike = seeds(records, groups[name])
+            row = joined([[{"eval": each, **row_of(records[each])} for each in training] for training in alike])
             row |= {place: number(records[name], place) for place in config.numbers}
             for method in {config.reproduces[each] for each in groups[name] if each in config.reproduces}:
                 row |= beside(row, method, reported, config.published)
             rows.append(row)
-    alike = [field for field in SAMPLED.values() if len({str(row.get(field)) for row in rows if row["model"] != "not run"}) < 2]
+    equal = [field for field in SAMPLED.values() if len({str(row.get(field)) for row in rows if row["model"] != "not run"}) < 2]
     for record in [record for record in records.values() if record["real"]["heldout"]][:1]:
         real = {name: record["real"]["heldout"][name] for name in ("images", "probe_accuracy")}  # distances depend on their number
         rows.append({"eval": "real, held out", **real})
-    frame = ordered([rounded(row) for row in rows] + reported).drop(columns=[*alike, "batch"], errors="ignore")
+    frame = ordered([rounded(row) for row in rows] + reported).drop(columns=[*equal, "batch"], errors="ignore")
     shown, marks, kinds = laid_out(frame, [*config.numbers, *SAMPLED.values()])
     below = notes(records)
     tex, table = latex(shown, config.title, marks, kinds, below), markdown(shown.join(frame.filter(["source"])), marks)
@@ -177,7 +188,8 @@ def laid_out(frame: pd.DataFrame, more: list[str]) -> tuple[pd.DataFrame, set[tu
 
 def method(row: dict[str, Any]) -> str:
     """The name of a row; for several seeds, the name of the first and their number."""
-    return f"{row['eval'].split()[0]} ({row['seeds']} seeds)" if row.get("seeds", 0) > 1 else row["eval"]
+    several = row.get("samplings", 0) > 1
+    return f"{row['eval'].split()[0]} ({counted(row['seeds'], row['samplings'])})" if several else row["eval"]
 
 
 def spread(row: dict[str, Any], name: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,12 @@ def markdown(frame: pd.DataFrame, bold: Collection[tuple[int, int]] = ()) -> str
     for row, place in bold:
         rows[row][place] = f"**{rows[row][place]}**"
     lines = [list(frame.columns), ["---"] * len(frame.columns), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(plain(cell) for cell in line) + " |\n" for line in lines)
+
+
+def plain(text: str) -> str:
+    """Text in one cell of Markdown, without effect as markup, except for the bold of `markdown`."""
+    return escape(" ".join(text.split()), quote=False).replace("|", r"\|").replace("`", r"\`").replace("[", r"\[")
 
 
 def latex(
@@ -54,10 +60,20 @@ def latex(
     return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{title.translate(LATEX)}}}", *body, *below, r"\end{table}", ""])
 
 
+def inert(frame: pd.DataFrame) -> pd.DataFrame:
+    """A data frame whose texts no spreadsheet takes for formulas: those that begin like one get a quotation mark before them."""
+
+    def quoted(value: Any) -> Any:
+        risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) and not NUMBER.fullmatch(value)
+        return f"'{value}" if risky else value
+
+    return frame.apply(lambda column: pd.Series([quoted(value) for value in column], column.index, column.dtype))
+
+
 def write(frame: pd.DataFrame, title: str, out: Path, tex: str = "", table: str = "", notes: Sequence[str] = ()) -> None:
     """Write a data frame as CSV, its Markdown `table` (default: all of it) with title and notes, and its LaTeX text, if any."""
     below = "".join(f"\n{note}\n" for note in notes)
-    texts = {".csv": frame.to_csv(index=False), ".md": f"{title}\n\n{table or markdown(frame)}{below}"}
+    texts = {".csv": inert(frame).to_csv(index=False), ".md": f"{title}\n\n{table or markdown(frame)}{below}"}
     if tex:
         texts[".tex"] = tex
     for suffix, text in texts.items():

@@ -11,7 +11,7 @@ import pandas as pd
 from maskdit.artifacts.atomic import named
 from maskdit.config.base import UserError
 from maskdit.config.claims import Cell, Claim, Claims, Crossing, Evidence, Metric, Pair, Ratio
-from maskdit.reporting.records import COMPARABLE, demand_alike, read, twins
+from maskdit.reporting.records import COMPARABLE, counted, demand_alike, independent, read, seeds, twins
 from maskdit.reporting.table_formats import write
 
 NOISE = 0.013  # relative gap that counts as a tie: another training seed changes FID by as much (arXiv 2606.20536)
@@ -43,15 +43,25 @@ class Found:
         return (low, high) if math.isnan(self.low) else (min(low, self.low), max(high, self.high))
 
 
-def values_of(records: dict[str, dict[str, Any]], names: tuple[str, ...], metric: str, lower: bool) -> list[float]:
-    """A metric or speed figure of each seed of the best recipe; empty if an evaluation was not run or a recipe lacks it."""
-    if not all(name in records for name in names):
-        return []
-    groups = []
-    for group in twins({name: records[name] for name in names}):
-        figures = [{**(records[name].get("checkpoint", {}).get("speed") or {}), **records[name]["metrics"]} for name in group]
-        groups.append([each[metric] for each in figures if each.get(metric) is not None])
-    return [] if not all(groups) else (min if lower else max)(groups, key=statistics.mean)
+def values_of(records: dict[str, dict[str, Any]], names: tuple[str, ...], metric: str, lower: bool) -> tuple[list[float], str]:
+    """A metric or speed figure of each seed of the best recipe, and their number in words.
+
+    The seeds are those of training; of a single training, those of sampling. No values if an evaluation was not run or a recipe
+    lacks the figure.
+    """
+    groups: list[tuple[list[float], str]] = []
+    for group in twins({name: records[name] for name in names if name in records}):
+        trainings = [
+            [{**(records[name].get("checkpoint", {}).get("speed") or {}), **records[name]["metrics"]} for name in training]
+            for training in seeds(records, group)
+        ]
+        if any(each.get(metric) is None for training in trainings for each in training):
+            return [], ""
+        values = independent([[each[metric] for each in training] for training in trainings])
+        groups.append((values, "1" if len(values) == 1 else counted(len(trainings), len(values)).removesuffix(" seeds")))
+    if not all(name in records for name in names) or not groups:
+        return [], ""
+    return (min if lower else max)(groups, key=lambda group: statistics.mean(group[0]))
 
 
 def files(results: Path, names: tuple[str, ...]) -> str:
@@ -75,24 +85,26 @@ def found(evidence: Evidence, results: Path, lower: bool) -> Found | None:
     """
     match evidence:
         case Metric():
-            values = values_of(read(results, evidence.evals, COMPARABLE), evidence.evals, evidence.metric, lower)
+            values, seen = values_of(read(results, evidence.evals, COMPARABLE), evidence.evals, evidence.metric, lower)
             if not values:
                 return None
             noise = 2 * error(values) * math.sqrt(len(values) + 1)  # of the difference from the paper's single run
-            return Found(statistics.mean(values), noise, str(len(values)), files(results, evidence.evals))
+            return Found(statistics.mean(values), noise, seen, files(results, evidence.evals))
         case Ratio():
             names = (*evidence.of, *evidence.over)
             records = read(results, names, (*COMPARABLE, "sampler", "nfe", "guidance"))
             demand_alike(records)
-            ours, theirs = (values_of(records, each, evidence.metric, lower) for each in (evidence.of, evidence.over))
+            (ours, one), (theirs, other) = (
+                values_of(records, each, evidence.metric, lower) for each in (evidence.of, evidence.over)
+            )
             if not ours or not theirs:
                 return None
             noise = 2 * math.hypot(error(ours), error(theirs))
             ratio = statistics.mean(ours) / statistics.mean(theirs)
-            return Found(ratio, noise, f"{len(ours)} and {len(theirs)}", files(results, names))
+            return Found(ratio, noise, f"{one} and {other}", files(results, names))
         case Crossing():
             path = results / f"curves_{evidence.study}_crossing.csv"
-            rows = rows_of(path, "axis", evidence.axis)
+            rows = rows_of(path, "axis", evidence.axis, ("at", "ratio", "low", "high"), ("status", "seeds"))
             if rows.empty:
                 return None
             last = rows.loc[rows["at"].idxmax()]  # at the last milestone of DiT
@@ -101,11 +113,14 @@ def found(evidence: Evidence, results: Path, lower: bool) -> Found | None:
             return Found(last["ratio"], 0.0, last.seeds, str(path), last.low, last.high)
         case Pair():
             path = results / f"bench_{evidence.bench}.csv"
-            rows = rows_of(path, "pair", evidence.pair)
+            rows = rows_of(path, "pair", evidence.pair, ("ratio", "low", "high"))
             return None if rows.empty else Found(rows.ratio.iloc[0], 0.0, "", str(path), rows.low.iloc[0], rows.high.iloc[0])
         case Cell():
             path = results / f"bench_{evidence.bench}_factorial.csv"
-            left, right = (rows_of(path, "model", model) for model in (evidence.of, evidence.over))
+            left, right = (
+                rows_of(path, "model", model, (evidence.column, "batch"), ("precision", "compile"))
+                for model in (evidence.of, evidence.over)
+            )
             if left.empty or right.empty:
                 return None
             both = left.merge(right, on=["precision", "compile", "batch"])
@@ -113,12 +128,24 @@ def found(evidence: Evidence, results: Path, lower: bool) -> Found | None:
             return Found(ratios.median(), 0.0, "", str(path), ratios.min(), ratios.max())
 
 
-def rows_of(path: Path, column: str, value: str) -> pd.DataFrame:
-    """The rows of a CSV file that have a value in a column; empty if the file does not exist."""
+def rows_of(path: Path, column: str, value: str, numbers: tuple[str, ...], texts: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The rows of a CSV file that have a value in a column; empty if the file does not exist.
+
+    Raises UserError if it is no table with these columns of numbers and of texts.
+    """
     if not path.exists():
         return pd.DataFrame()
-    rows = pd.read_csv(path)
-    return rows[rows[column] == value]
+    try:
+        rows = pd.read_csv(path)
+        rows = rows[rows[column] == value][[column, *numbers, *texts]]
+        return rows.assign(**{name: pd.to_numeric(rows[name]) for name in numbers})
+    except (ValueError, KeyError, OSError):
+        raise UserError(f"{path}: damaged; delete it and rerun the step that makes it") from None
+
+
+def beside(value: float, other: float) -> str:
+    """How much a value is above or below another."""
+    return f"{abs(value / other - 1):.1%} {'above' if value > other else 'below'}"
 
 
 def judged(claim: Claim, seen: Found) -> tuple[str, str]:
@@ -132,7 +159,7 @@ def judged(claim: Claim, seen: Found) -> tuple[str, str]:
         low, high = 1 / high, 1 / low
         paper = paper and 1 / paper
     if isinstance(claim.evidence, Metric) and paper is not None and claim.paper is not None:  # which a metric always has
-        return REPRODUCED if low <= paper else FAILED, f"{seen.value / claim.paper - 1:+.1%} of the paper's"
+        return REPRODUCED if low <= paper else FAILED, f"{beside(seen.value, claim.paper)} the paper's"
     if low <= 1 <= high:
         return TIE, "tie"
     if high < 1 and paper is not None and low > paper:

@@ -50,9 +50,11 @@ def scratch_root() -> Path:
 def scratch(name: str) -> Path:
     """A folder under MASKDIT_SCRATCH (default .scratch) for recovery state, which names its node.
 
-    Raises UserError if other users can write to it.
+    Raises UserError if other users can write to it, and if it is a link, which another user may have made to a folder of ours.
     """
     path = scratch_root() / name
+    if path.is_symlink():
+        raise UserError(f"{path}: is a link; remove it (MASKDIT_SCRATCH itself may be one)")
     path.mkdir(parents=True, exist_ok=True)
     demand_own(path)
     if progress.KEY and not (path / NODE).exists():

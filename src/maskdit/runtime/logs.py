@@ -1,18 +1,9 @@
-"""What a step leaves while it runs: its log, and a sign that it is running."""
+"""The log of a step."""
 
-import json
-import os
-import platform
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any, TextIO
-
-BEAT = 60.0  # seconds between two signs of life
-RUNNING = Path(".scratch") / "running"
 
 
 def log_file(verb: str, key: str, part: tuple[int, int] | None = None) -> Path:
@@ -69,56 +60,3 @@ def end_log() -> None:
         sys.stdout, sys.stderr = getattr(sys.stdout, "stream", sys.stdout), getattr(sys.stderr, "stream", sys.stderr)
         with suppress(OSError):
             _kept.pop().close()
-
-
-def sign(verb: str, key: str, part: tuple[int, int] | None = None) -> Path:
-    """The file that shows that a step, or a part of it, is running."""
-    return RUNNING / verb / (f"{key}.{part[0]}-of-{part[1]}.json" if part else f"{key}.json")
-
-
-@contextmanager
-def running(verb: str, key: str, part: tuple[int, int] | None) -> Iterator[None]:
-    """Show that a step is running, by a file whose time is never older than a minute; it is removed at the end."""
-    path, ended = sign(verb, key, part), Event()
-
-    def beat() -> None:
-        while not ended.wait(BEAT):
-            with suppress(OSError):
-                os.utime(path)
-
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        job = os.environ.get("SLURM_JOB_ID")
-        path.write_text(json.dumps({"host": platform.node(), "process": os.getpid(), "slurm_job": job}) + "\n")
-    Thread(target=beat, daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
-        with suppress(OSError):
-            path.unlink()
-
-
-def runs(path: Path) -> str:
-    """Where the step runs that has left a sign; '' if it has ended without removing it."""
-    try:
-        told, age = json.loads(path.read_text()), time.time() - path.stat().st_mtime
-        host, process, job = told["host"], int(told["process"]), told["slurm_job"]
-    except (OSError, ValueError, TypeError, KeyError, OverflowError):
-        return ""
-    if age > 3 * BEAT or (host == platform.node() and not alive(process)):
-        return ""
-    return f"process {process} on {host}" + (f", Slurm job {job}" if job else "")
-
-
-def alive(process: int) -> bool:
-    """Whether there is a process of this number on this machine."""
-    if process < 1:
-        return False
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True

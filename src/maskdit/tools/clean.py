@@ -1,6 +1,5 @@
 """What may be deleted, how large it is and what it costs to get it back; and its deletion."""
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +13,7 @@ from maskdit.config.base import UserError
 from maskdit.config.params import VERBS, Params
 from maskdit.config.paths import OUTPUTS
 from maskdit.runtime.environment import NODE, scratch_root
+from maskdit.runtime.lock import is_held
 from maskdit.tools.plan import show
 from maskdit.tools.status import running
 
@@ -118,7 +118,7 @@ def scratch(fresh: Freshness) -> Iterator[Item]:
         recipe = recipe_of(path)
         owner = recipes.get(recipe, node)
         unreadable = not recipe and any(path.glob("state-*"))
-        if unreadable or held(path) or any(running(each) for each in {node, owner} - {""}):
+        if unreadable or is_held(path / "lock") or any(running(each) for each in {node, owner} - {""}):
             continue
         if recipe and recipe not in recipes:
             yield Item("states", path, "no entry of params.yaml has its numbers")
@@ -137,13 +137,3 @@ def recipe_of(path: Path) -> str:
             if isinstance(recipe := read_json(record, "recipe")["recipe"], str):
                 return recipe
     return ""
-
-
-def held(path: Path) -> bool:
-    """Whether a process has locked a folder of work."""
-    with suppress(OSError), (path / "lock").open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False

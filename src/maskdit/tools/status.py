@@ -8,7 +8,8 @@ from typing import Any
 from maskdit.artifacts.compute_log import rows
 from maskdit.artifacts.freshness import Freshness
 from maskdit.config.params import Params
-from maskdit.runtime.logs import log_file, runs, sign
+from maskdit.runtime.lock import runs, sign
+from maskdit.runtime.logs import log_file
 from maskdit.runtime.process_group import STOPPED
 from maskdit.tools.cost import MFU, Site
 from maskdit.tools.plan import Plan, device_of, duration, show

@@ -1,12 +1,9 @@
 """Recovery of a training: its newest states and its milestones in the scratch folder, and their publication."""
 
-import fcntl
 import json
-import os
 import shutil
-import socket
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +14,7 @@ from maskdit.config.base import UserError
 from maskdit.config.training import Training, milestone_file
 from maskdit.model import checkpoint
 from maskdit.runtime.environment import scratch, seconds
+from maskdit.runtime.lock import Held, Lock, owner_of, words
 from maskdit.runtime.process_group import Ranks
 from maskdit.runtime.progress import say
 from maskdit.training.learner import Learner
@@ -39,27 +37,21 @@ class Recovery:
         self.saved, self.pause = time.monotonic(), self.least
 
     def __enter__(self) -> Self:
-        self.lock = (self.folder / "lock").open("a+")
+        self.open = ExitStack()
         if self.ranks.rank == 0:
             try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                self.lock.seek(0)
-                owner = self.lock.readline(200).strip() or "just started"
-                self.lock.close()
+                self.lock = self.open.enter_context(Lock(self.folder / "lock").held())
+            except Held as other:
                 raise UserError(
-                    f"{self.folder}: another process is training this recipe ({owner}); wait for it or stop it"
+                    f"{self.folder}: another process is training this recipe ({other}); wait for it or stop it"
                 ) from None
-            self.lock.truncate(0)
-            job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-            print(f"process {os.getpid()} on {socket.gethostname()}{job}", file=self.lock, flush=True)
             for left in self.folder.glob(".*"):  # temporary files of a killed process
                 if not left.name.startswith(".nfs"):  # a deleted file that some process still has open
                     left.unlink()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.lock.close()
+        self.open.close()
 
     def records(self) -> list[Path]:
         """The records of the states, newest first."""
@@ -121,8 +113,12 @@ class Recovery:
     def save(self, learner: Learner, terms: Tensor, done: dict[str, Any], milestone: dict[str, Any] | None) -> None:
         """Save a state and, if its facts are given, a milestone before it; then delete all but the newest states.
 
-        Raises UserError if the disk is full even without the older states; the newest one is always kept.
+        Raises UserError if the disk is full even without the older states; the newest one is always kept. Also if another process
+        has taken over the recipe because this one gave no sign of life for long.
         """
+        if not self.lock.ours():
+            owner = words(owner_of(self.lock.lease))
+            raise UserError(f"{self.folder}: {owner} has taken over this training, as this process was silent for long")
         began = time.monotonic()
         try:
             self._write(learner, terms, done, milestone)

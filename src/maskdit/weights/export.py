@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from maskdit.artifacts.atomic import read_json, replacing, write_json
-from maskdit.artifacts.manifest import Manifest, config_of, inputs_of, publishing
+from maskdit.artifacts.manifest import Manifest, config_of, inputs_of
+from maskdit.artifacts.publish import publishing
 from maskdit.config import yaml_subset
 from maskdit.config.base import UserError
 from maskdit.config.images import VAE_WEIGHTS

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from maskdit.artifacts.atomic import digest, read_json, sha256, write_json
-from maskdit.artifacts.manifest import publishing
+from maskdit.artifacts.publish import publishing
 from maskdit.config.base import UserError
 from maskdit.config.training import Released
 from maskdit.images.download import download, name_of

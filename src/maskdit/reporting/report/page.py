@@ -12,7 +12,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from maskdit.config.base import UserError
+
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
+NUMBERS = {"at", "quality", "reached", "ratio", "low", "high", "seconds", "device_hours", "tflop", "images", "images_per_second"}
+NUMBERS |= {"memory_gb"}  # columns whose cells are numbers in every table
 LONG = 44  # characters that fit in one line of a cell
 HERE = Path(__file__).parent
 
@@ -20,11 +24,19 @@ Row = Mapping[str, str]
 
 
 def rows_of(path: Path) -> list[dict[str, str]] | None:
-    """The rows of a CSV file as text; None if it does not exist."""
+    """The rows of a CSV file as text; None if it does not exist. Raises UserError for bytes that are no table."""
     if not path.exists():
         return None
-    with path.open(newline="", encoding="utf-8", errors="replace") as stream:
-        return list(csv.DictReader(stream, restval=""))
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream, restval=""))
+    except (UnicodeDecodeError, csv.Error):
+        rows = [{}]
+    for row in rows:
+        numbers = [value for name, value in row.items() if name in NUMBERS and value]
+        if not row or None in row or not all(map(NUMBER.fullmatch, numbers)):  # None: more cells than columns
+            raise UserError(f"{path}: damaged; delete it and rerun the step that makes it")
+    return rows
 
 
 def short(text: str) -> str:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from maskdit.config.params import Params
 from maskdit.config.reporting import Report
-from maskdit.reporting.records import COMPARABLE, Records, distance_of, twins
+from maskdit.reporting.records import COMPARABLE, Records, counted, distance_of, independent, seeds, twins
 from maskdit.reporting.report.page import PIECES, picture, rows_of
 
 SHOWN = {"as claimed": "supports", "opposite": "contradicts", "tie": "shows no difference for"}  # direction -> in words
@@ -65,9 +65,12 @@ def best(records: Records) -> list[str]:
         quality, samples = distance_of(first["metrics"]), first["protocol"]["images"]
         values: dict[str, float] = {}
         for names in twins(group):
-            row = names[0] if len(names) == 1 else f"{names[0]} ({len(names)} seeds)"
+            trainings = seeds(group, names)
+            count = sum(map(len, trainings))
+            row = names[0] if count == 1 else f"{names[0]} ({counted(len(trainings), count)})"
             row += f" with guidance {group[names[0]]['protocol']['guidance']:g}"
-            values[row] = float(f"{mean(group[name]['metrics'][quality] for name in names):.5g}")  # as the table prints it
+            scored = independent([[group[name]["metrics"][quality] for name in training] for training in trainings])
+            values[row] = float(f"{mean(scored):.5g}")  # as the table prints it
         least = min(values.values())
         rows = " and ".join(row for row, value in values.items() if value == least)
         told.append(

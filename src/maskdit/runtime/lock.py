@@ -1,0 +1,221 @@
+"""Who works here: locks that also hold between nodes, and signs that a step is running.
+
+A lock is flock where the file system has it, and beside it a lease, which decides where flock has no effect on other nodes. A lease
+is a file that names its owner and is touched while the owner lives. The age of a lease is taken from the file system's clock.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, TextIO
+
+from maskdit.runtime.progress import say
+
+BEAT = 10.0  # seconds between two signs of life
+LOST = 60.0  # seconds without one after which an owner is taken for dead
+RUNNING = Path(".scratch") / "running"
+Owner = dict[str, Any]
+
+
+class Held(Exception):  # noqa: N818, an answer
+    """Another process holds the lock; the text says which."""
+
+
+def me() -> Owner:
+    """The process that asks, as a lease names it. `space` tells the process numbers of containers apart."""
+    space = ""
+    with suppress(OSError):
+        space = str(Path("/proc/self/ns/pid").readlink())
+    job, restart = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    told = {"host": platform.node(), "process": os.getpid(), "slurm_job": job, "restart": restart, "space": space}
+    return {**told, "token": secrets.token_hex(8)}
+
+
+def owner_of(path: Path) -> Owner:
+    """The owner that a lease or a sign names; empty if it cannot be read, for instance because it was just begun."""
+    with suppress(OSError, ValueError):
+        told = json.loads(path.read_text())
+        if isinstance(told, dict) and isinstance(told.get("host"), str) and isinstance(told.get("process"), int):
+            return told
+    return {}
+
+
+def words(owner: Owner) -> str:
+    """An owner in words."""
+    job = f", Slurm job {owner['slurm_job']}" if owner.get("slurm_job") else ""
+    return f"process {owner['process']} on {owner['host']}{job}" if owner else "a process that has just started"
+
+
+def alive(process: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    if process < 1:
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def ended(owner: Owner) -> bool:
+    """Whether an owner is known to have ended: a process of this machine, or an earlier run of this Slurm job."""
+    mine = me()
+    here = bool(owner) and all(owner.get(name, mine[name]) == mine[name] for name in ("host", "space"))
+    if here and not alive(owner["process"]):
+        return True
+    same_job = mine["slurm_job"] is not None and owner.get("slurm_job") == mine["slurm_job"]
+    return same_job and owner.get("restart") != mine["restart"]
+
+
+@contextmanager
+def beating(path: Path, token: str) -> Iterator[None]:
+    """Touch a file every few seconds while it names this token, and remove it at the end."""
+    end = Event()
+
+    def beat() -> None:
+        while not end.wait(BEAT):
+            with suppress(OSError):
+                if owner_of(path).get("token") == token:
+                    os.utime(path)
+
+    Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        end.set()
+        with suppress(OSError):
+            if owner_of(path).get("token") == token:
+                path.unlink()
+
+
+class Lock:
+    """An exclusive lock of a folder or file; `path` is its lock file, and the lease lies beside that.
+
+    Raises Held, which names the owner, if another process has it. The lease of an owner on another node that is gone is waited
+    for: at most LOST seconds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lease, self.token = path, path.with_name(f"{path.name}.lease"), ""
+
+    @contextmanager
+    def held(self, wait: bool = True) -> Iterator["Lock"]:
+        """Hold the lock. Without `wait`, a lease that may be of a dead owner counts as held."""
+        with self.path.open("a") as file:
+            locked = flock(file)
+            for _ in range(5 if wait else 0):  # another process may only be asking whether the lock is held
+                if locked is not False:
+                    break
+                time.sleep(0.1)
+                locked = flock(file)
+            if locked is False:
+                raise Held(words(owner_of(self.lease)))
+            self.take(locked is True, wait)
+            with beating(self.lease, self.token):
+                yield self
+
+    def take(self, locked: bool, wait: bool) -> None:
+        """Make the lease. `locked`: flock holds here, so that no other process of this machine has the lock."""
+        first, told = None, False
+        while not self.begin():
+            try:
+                owner, beat, now = owner_of(self.lease), self.lease.stat().st_mtime, self.clock()
+            except FileNotFoundError:
+                continue
+            if ended(owner) or (locked and owner and owner["host"] == platform.node()) or now - beat > LOST:
+                self.discard(owner)
+                continue
+            first = beat if first is None else first
+            if beat != first or not wait:
+                raise Held(words(owner))
+            if not told:
+                say(f"{self.path.parent}: waiting for a sign of life of {words(owner)}, at most {LOST:.0f} s")
+                told = True
+            time.sleep(min(1.0, BEAT / 4))
+
+    def begin(self) -> bool:
+        """Create the lease, which only one process can."""
+        try:
+            handle = os.open(self.lease, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return False
+        owner = me()
+        self.token = owner["token"]
+        with os.fdopen(handle, "w") as file:
+            file.write(json.dumps(owner) + "\n")
+        return True
+
+    def clock(self) -> float:
+        """The present time of the file system, which is not that of this machine."""
+        os.utime(self.path)
+        return self.path.stat().st_mtime
+
+    def discard(self, owner: Owner) -> None:
+        """Remove the lease of this owner, but not one that another process has made meanwhile."""
+        aside = self.lease.with_name(f"{self.lease.name}.{secrets.token_hex(4)}")
+        with suppress(FileNotFoundError):
+            self.lease.rename(aside)
+            if owner_of(aside) != owner:
+                with suppress(OSError):
+                    os.link(aside, self.lease)
+            aside.unlink()
+
+    def ours(self) -> bool:
+        """Whether no other process has taken the lease, because this one gave no sign of life for long."""
+        return owner_of(self.lease).get("token") == self.token
+
+
+def flock(file: TextIO) -> bool | None:
+    """Lock an open file: True, False if another process holds it, None if the file system has no such locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    return True
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock of this lock file, as far as is known without waiting."""
+    if not path.exists():
+        return False
+    try:
+        with Lock(path).held(wait=False):
+            return False
+    except (Held, OSError):
+        return True
+
+
+def sign(verb: str, key: str, part: tuple[int, int] | None = None) -> Path:
+    """The file that shows that a step, or a part of it, is running."""
+    return RUNNING / verb / (f"{key}.{part[0]}-of-{part[1]}.json" if part else f"{key}.json")
+
+
+@contextmanager
+def running(verb: str, key: str, part: tuple[int, int] | None) -> Iterator[None]:
+    """Show that a step is running, by a file that is touched while it does and removed at the end."""
+    path, owner = sign(verb, key, part), me()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(owner) + "\n")
+    with beating(path, owner["token"]):
+        yield
+
+
+def runs(path: Path) -> str:
+    """Where the step runs that has left a sign; '' if it has ended without removing it."""
+    owner = owner_of(path)
+    try:
+        age = time.time() - path.stat().st_mtime
+    except OSError:
+        return ""
+    return words(owner) if owner and age < 3 * LOST and not ended(owner) else ""
