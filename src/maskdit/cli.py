@@ -172,9 +172,12 @@ def dispatch(arguments: dict[str, Any]) -> None:
         case "show":
             show(**arguments)
         case "check":
+            from maskdit.artifacts.engine_handoff import demand_inside
             from maskdit.config.load import load
 
             load()
+            if "DVC_STAGE" in os.environ:
+                demand_inside()
         case "study":
             from maskdit.tools.study import study
 

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from maskdit.artifacts.stamps import stamp
 from maskdit.config.base import UserError
 from maskdit.config.load import load, validate
 from maskdit.config.params import Params
+from maskdit.config.paths import OUTPUTS, demand_known, output
 from maskdit.config.training import kept_tokens
 
 ROOT = Path(__file__).parents[2]
@@ -283,3 +285,29 @@ def test_a_misspelt_key_is_named_rather_than_the_one_that_it_leaves_out(tree, pl
 def test_an_entry_that_is_asked_for_and_missing_names_the_nearest(tree):
     with pytest.raises(UserError, match="sample has no entry 'demo-dit-plane'; did you mean 'demo-dit-plain'"):
         validate(tree).entry("sample", "demo-dit-plane")
+
+
+TARGETS = {
+    "results/report_odd.html": "params.yaml: report has no entry 'odd'; known: demo, fashion, in256, in512",
+    "results/table_in25.tex": "params.yaml: table has no entry 'in25'; did you mean 'in256'?",
+    "results/nothing.csv": "params.yaml: claims has no entry 'nothing'; known: claims, fashion-claims, in256-claims, in512-claims",
+    ".scratch/made/sample/demo-dit-plan": "params.yaml: sample has no entry 'demo-dit-plan'; did you mean 'demo-dit-plain'?",
+    ".scratch/made/vae/xyz": "params.yaml: vae has no entry 'xyz'; known: demo, fashion, in256, in256-mse, in512",
+    "artifacts/samples/demo-dit-plain": "is not a target of Snakemake's; use .scratch/made/sample/demo-dit-plain",
+    "results/metrics/demo/demo-dit-plain.json": "is not a target of Snakemake's; use .scratch/made/evaluate/demo-dit-plain",
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_that_does_not_exist_names_the_nearest(target):
+    with pytest.raises(UserError) as refusal:
+        demand_known(load(ROOT / "params.yaml"), [target])
+    assert TARGETS[target] in str(refusal.value)
+
+
+def test_every_target_that_exists_is_taken():
+    params = load(ROOT / "params.yaml")
+    nodes = [f"{verb}/{key}" for verb in OUTPUTS for key in getattr(params, verb)]
+    targets = {str(stamp(params, node)) for node in nodes} | {"demo", "all", "results/curves_demo_crossing.csv", "--cores", "2"}
+    demand_known(params, targets)
+    assert {str(output(params, node)) for node in nodes if node.startswith("table/")} < targets

@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
-from project import REFINED, SCORED, SHOWN, SNAKEMAKE, STAGES, edit, metrics, nodes, plan, run, says, twin
+from project import GUIDED, PLAIN, REFINED, SCORED, SHOWN, SNAKEMAKE, STAGES, edit, metrics, nodes, plan, project, run, says, twin
 
 pytestmark = pytest.mark.pipeline
 
@@ -97,6 +98,51 @@ def test_a_handoff_to_snakemake_pulls_what_is_missing_and_then_nothing_is_to_be_
     where = tmp_path / "clone"
     assert "snakemake has nothing of demo to make" in says(where, "maskdit", "handoff", "--to", "snakemake", "demo")
     assert "Nothing to be done" in says(where, *SNAKEMAKE, "--dry-run")
+    assert metrics(where) == metrics(handed)
+
+
+@pytest.mark.parametrize("folder", ["artifacts", "results"])
+def test_dvc_is_not_used_where_a_link_leads_out_of_the_project_and_the_line_says_what_to_do(folder: str, tmp_path: Path) -> None:
+    where = project(tmp_path / "project")
+    shutil.rmtree(where / folder, ignore_errors=True)
+    (tmp_path / "disk").mkdir()
+    (where / folder).symlink_to(tmp_path / "disk")
+    line = (
+        f"maskdit: {folder}: leads to {tmp_path / 'disk'}, and DVC tracks nothing outside the project; mount the other disk there "
+    )
+    for command in (("maskdit", "handoff", "--to", "dvc", "demo"), ("dvc", "repro", "fetch@demo")):
+        code, said = run(where, *command)
+        assert code
+        assert line in said
+        assert "Traceback" not in said
+    assert not list((tmp_path / "disk").iterdir()), "before any work is done"
+
+
+def test_files_dated_in_the_future_change_no_plan(handed: Path, tmp_path: Path) -> None:
+    where = twin(handed, tmp_path)
+    later = time.time() + 10 * 365 * 86400
+    places = [path for part in ("artifacts", "results", ".scratch") for path in (where / part).rglob("*")]
+    for at, path in enumerate([where / "params.yaml", *places]):
+        os.utime(path, (later + at * 7919 % 10**6,) * 2)
+    assert "Nothing to be done" in says(where, *SNAKEMAKE, "--dry-run")
+    assert "up to date" in says(where, "dvc", "status", "--with-deps", *STAGES)
+    change(where, "finetune.lr")
+    assert plan(where) == {"finetune@demo-maskdit"} | REFINED == to_make(where)
+
+
+def test_a_number_that_was_edited_while_steps_ran_and_restored_is_planned_again_by_both_engines(
+    handed: Path, tmp_path: Path
+) -> None:
+    where = twin(handed, tmp_path)
+    before = (where / "params.yaml").read_bytes()
+    change(where, "evaluate.neighbours")
+    for name in (PLAIN, GUIDED):
+        says(where, "maskdit", "evaluate", name)
+    says(where, "maskdit", "table", "demo")
+    (where / "params.yaml").write_bytes(before)
+    assert plan(where) == SCORED | SHOWN == to_make(where)
+    assert nodes(says(where, "dvc", "repro", "--dry", *STAGES)) >= SCORED | {"table@demo"}
+    says(where, *SNAKEMAKE)
     assert metrics(where) == metrics(handed)
 
 

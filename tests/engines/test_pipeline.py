@@ -105,6 +105,14 @@ def test_snakemake_takes_no_other_configuration(option: tuple[str, str], fresh: 
     assert nodes(said) == set()
 
 
+def test_a_target_that_does_not_exist_is_answered_in_one_line(fresh: Path) -> None:
+    code, said = run(fresh, *SNAKEMAKE, "--dry-run", "results/report_odd.html")
+    assert code
+    assert "params.yaml: report has no entry 'odd'; known: demo" in said
+    assert "Traceback" not in said
+    assert "Exception" not in said
+
+
 MISTAKES = {
     "a misspelt key": (
         "mask_ratio: 0.5",
@@ -205,6 +213,37 @@ def test_ctrl_c_keeps_the_state_and_what_was_published_and_says_so_last(by_snake
     told = json.loads(says(where, "maskdit", "status", "demo", "--json"))["nodes"]
     assert told["pretrain/demo-maskdit"]["state"] == "stopped"
     assert told["sample/demo-dit-plain"]["state"] == "current"
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_a_training_ends_with_its_snakemake_and_keeps_its_state_and_a_second_trainer_is_refused(
+    ending: signal.Signals, by_snakemake: Path, tmp_path: Path
+) -> None:
+    where = twin(by_snakemake, tmp_path)
+    edit(where / "params.yaml", "milestones: [2, 4]", "milestones: [2, 4, 600000]")
+    log = where / "logs" / "pretrain" / "demo-maskdit.log"
+    log.unlink()
+    command = [*SNAKEMAKE, ".scratch/made/pretrain/demo-maskdit"]
+    with subprocess.Popen(command, cwd=where, env=environment(where), stderr=subprocess.DEVNULL) as engine:
+        while not (log.exists() and "resuming from step 4" in log.read_text()):
+            assert engine.poll() is None
+            time.sleep(0.1)
+        jobs = psutil.Process(engine.pid).children(recursive=True)
+        code, said = run(where, "maskdit", "pretrain", "demo-maskdit")
+        assert code == 2
+        assert re.search(r"another process is training this recipe \(process \d+ on [^)]*\); wait for it or stop it$", said.strip())
+        engine.send_signal(ending)
+        if ending == signal.SIGINT:  # Snakemake waits for its job; a second one makes it end alone
+            time.sleep(1)
+            engine.send_signal(ending)
+    psutil.wait_procs(jobs, timeout=60)
+    assert not any(job.is_running() for job in jobs)
+    assert "the engine that started this step has gone" in log.read_text()
+    assert re.search(r"stopped before step \d+ and saved its state; run the command again to resume", log.read_text())
+    reached = max(json.loads(path.read_text())["step"] for path in (where / ".scratch").glob("pretrain-*/state-*.json"))
+    assert reached > 4
+    assert f"stopped before step {reached + 1} " in log.read_text()
+    assert (where / "artifacts" / "runs" / "demo-maskdit" / "pretrain" / "ema-0000004.safetensors").exists()
 
 
 def test_dvc_from_nothing_gives_the_numbers_that_snakemake_gave(by_snakemake: Path, by_dvc: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import cbook
 from matplotlib.text import Text
 from PIL import Image
 from test_report import POINTS, PROTOCOL, STRIP, record, trained  # noqa: F401
@@ -165,7 +166,7 @@ def test_a_waterfall_has_no_fault_and_its_ratios_beside_it(tmp_path, steps):
     assert once == again
 
 
-def sheet(side, columns, heldout, folder):
+def sheet(side, columns, heldout, folder, classes=("face", "flag", "transport")):
     """A grid of three classes, of which all but the last have `heldout` held-out images, and eight samples each."""
     raw, samples = folder / "raw", folder / "samples"
     raw.mkdir()
@@ -174,7 +175,7 @@ def sheet(side, columns, heldout, folder):
     red, blue = (
         np.full((count, side, side, 3), colour, np.uint8) for count, colour in ((len(labels), (255, 0, 0)), (24, (0, 0, 255)))
     )
-    Images(red, labels, np.ones(len(labels), bool), ("face", "flag", "transport")).save(raw)
+    Images(red, labels, np.ones(len(labels), bool), classes).save(raw)
     np.save(samples / "images-0000.npy", blue)
     np.save(samples / "labels.npy", np.arange(24) % 3)
     write_json(samples / "index.json", {"shards": ["images-0000.npy"], "checkpoint": {"model": "MaskDiT"}, "protocol": PROTOCOL})
@@ -195,6 +196,22 @@ def test_a_grid_has_gaps_and_no_more_columns_than_images_and_no_fault(tmp_path, 
     blue = (picture == [0, 0, 255]).all(-1)
     middle = blue[np.flatnonzero(blue.any(1))[10]].astype(int)
     assert (np.diff(middle) == 1).sum() == columns, "a gap between two images"
+
+
+DOLLARS = ("costs $5 or $6", r"$\frac{", "a $x^2$ b")
+
+
+def test_dollar_signs_in_class_names_and_titles_begin_no_mathematics(tmp_path, drawn):
+    sheet(8, 1, 1, tmp_path, DOLLARS)
+    (tmp_path / "records").mkdir()
+    study = toy(tmp_path / "records").model_copy(update={"title": DOLLARS[1]})
+    curves(study, metrics=tmp_path / "records", out=tmp_path / "c.csv")
+    grid_of, curves_of = drawn
+    curves_of.savefig(tmp_path / "c.png")
+    assert faults(grid_of, cropped=True) == faults(curves_of) == []
+    texts = [text.get_text() for text in grid_of.axes[0].get_yticklabels()] + [curves_of.get_suptitle()]
+    assert [text.replace(r"\$", "$") for text in texts] == [*DOLLARS, DOLLARS[1]]
+    assert not any(map(cbook.is_math_text, texts))
 
 
 def test_a_strip_names_the_class_and_sets_models_and_noises_apart(trained, drawn):

@@ -163,6 +163,20 @@ def test_a_laptop_has_nothing_to_do_after_the_cluster(undisturbed):
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
+def test_a_duplicate_job_of_a_finished_step_ends_well_and_changes_nothing(undisturbed):
+    def state():
+        places = [path for path in (undisturbed / "artifacts" / "runs" / KEY).rglob("*") if path.is_file()]
+        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in places}
+
+    before = state()
+    words = ["sbatch", "--wait", f"--chdir={undisturbed}", "--output=duplicate.log", f"--wrap=srun maskdit pretrain {KEY}"]
+    done = subprocess.run(words, env={**environment(undisturbed), **cluster.environment()}, capture_output=True, text=True)
+    said = (undisturbed / "duplicate.log").read_text()
+    assert done.returncode == 0, done.stderr + said
+    assert "is current" in said
+    assert state() == before
+
+
 def test_two_nodes_train_as_one(undisturbed):
     records = [json.loads(path.read_text()) for path in (undisturbed / ".scratch").glob("pretrain-*/state-*.json")]
     assert (2, STEPS) in {(record["world"], record["step"]) for record in records}

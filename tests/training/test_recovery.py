@@ -1,6 +1,7 @@
 """A training that is stopped, killed, damaged or short of disk goes on from what it has, or says why it does not."""
 
 import errno
+import json
 import os
 import re
 import signal
@@ -219,6 +220,21 @@ def test_a_second_training_of_a_recipe_is_told_whose_the_first_is(latents, monke
         first.kill()
         first.wait()
     pretrained(latents, "third", masked(9, precision="fp32"))
+
+
+def test_a_training_that_was_silent_for_so_long_that_another_took_over_saves_nothing(latents, monkeypatch):
+    saved = recovery.Recovery.save
+
+    def overtaken(self, *words):
+        (self.folder / "lock.lease").write_text(json.dumps({"host": "other-node", "process": 7, "slurm_job": "42", "token": "x"}))
+        saved(self, *words)
+
+    monkeypatch.setattr(recovery.Recovery, "save", overtaken)
+    with pytest.raises(UserError, match="process 7 on other-node, Slurm job 42 has taken over this training, as this process was"):
+        pretrained(latents, "run", masked(2))
+    [folder] = latents.parent.glob("scratch/pretrain-*")
+    assert not list(folder.glob("state-*"))
+    assert (folder / "lock.lease").exists(), "the other's"
 
 
 SLOW = """

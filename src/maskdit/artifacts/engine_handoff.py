@@ -20,21 +20,26 @@ def dvc(*words: str) -> None:
         raise UserError(f"handoff: dvc {words[0]} failed: {' '.join(lines[start:][:2])}")
 
 
+def demand_inside() -> None:
+    """Raise UserError if artifacts or results lies outside the project, by a link, where DVC tracks nothing."""
+    for folder in ("artifacts", "results"):
+        place = Path(folder).resolve()
+        if not place.is_relative_to(Path.cwd()):
+            advice = "mount the other disk there (mount --bind), move the whole project to it, or use Snakemake"
+            raise UserError(f"{folder}: leads to {place}, and DVC tracks nothing outside the project; {advice}")
+
+
 def handoff(to: str, bench: str) -> None:
     """Tell one engine what the other has made of a study, so that it makes nothing again.
 
     To dvc: commits the artifacts to DVC's lock and cache; raises UserError, and changes nothing, unless all of them exist and
-    are current, and if artifacts or results is a link. To snakemake: pulls what is missing from DVC's remote or cache, as far as
+    are current and in the project's own folders. To snakemake: pulls what is missing from DVC's remote or cache, as far as
     it is there.
     """
     params = load()
     nodes, fresh = nodes_of(params, bench), Freshness(params)
     stages = [node.replace("/", "@") for node in nodes]
-    if linked := [folder for folder in ("artifacts", "results") if Path(folder).is_symlink()]:
-        raise UserError(
-            f"handoff: {linked[0]} is a link, and DVC tracks nothing behind links; mount or bind the other disk there, or move the "
-            "whole project to it"
-        )
+    demand_inside()
     if to == "dvc":
         for node in nodes:
             verdict = fresh.verdict(node)

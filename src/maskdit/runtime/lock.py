@@ -206,7 +206,8 @@ def running(verb: str, key: str, part: tuple[int, int] | None) -> Iterator[None]
     path, owner = sign(verb, key, part), me()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(owner) + "\n")
+        if not runs(path):  # a process that will be refused leaves the other's sign
+            path.write_text(json.dumps(owner) + "\n")
     with beating(path, owner["token"]):
         yield
 
