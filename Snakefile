@@ -27,9 +27,18 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/parts.smk"
 
 
+# Rules of a second: under Slurm they run beside Snakemake, where a job of their own would take longer to start.
 localrules:
     demo,
     fashion,
+    table,
+    recon,
+    curves,
+    efficiency,
+    claims,
+    report,
+    grid,
+    strip,
 
 
 rule demo:

@@ -164,7 +164,7 @@ UNATOMIC = {  # where a file may be written as it is, and why
     ("runtime/lock.py", "held"): "a lock, which holds nothing",
     ("runtime/lock.py", "begin"): "a lease, which only one process can create; half of one counts as new",
     ("runtime/logs.py", "keep_log"): "a log, which grows",
-    ("runtime/lock.py", "running"): "a sign that a step is running; half of one counts as none",
+    ("runtime/lock.py", "show"): "a sign that a step is running; half of one counts as none",
     ("runtime/environment.py", "scratch"): "the node that a work folder is for, which only maskdit clean reads",
     ("artifacts/stamps.py", "set_stamps"): "a mark that a result is stale, whose contents nobody reads",
     ("images/download.py", "fetch_rest"): "a part, which is checked before it is given its name",

@@ -2,7 +2,7 @@
 
 `folder()` holds a `maskdit` for the head of PATH. It hands its words, folder, environment and streams to a process that has
 imported what the steps import, which forks a child that runs them as the installed command does. It ends as that child ends.
-With HASHED in the environment the steps are those of `hashes.py`.
+With HASHED in the environment the steps are those of `hashes.py`. After `-c` comes a program of Python, as for the interpreter.
 """
 
 import atexit
@@ -66,6 +66,11 @@ def folder() -> str:
     return str(home)
 
 
+def program(text: str, *words: str) -> list[str]:
+    """The command that runs a program of Python with these arguments."""
+    return [f"{folder()}/maskdit", "-c", text, *words]
+
+
 def watch(client: socket.socket, child: int) -> None:
     """Wait for a child, which ends with the command that asked for it; then this process ends, too."""
     client.sendall(child.to_bytes(4))
@@ -116,6 +121,11 @@ if __name__ == "__main__":
     gc.freeze()  # or a child that looks for garbage would copy it all
     asked = serve(socket.socket(fileno=int(sys.argv[1])))
     random.seed()
+    if asked[:1] == ["-c"]:
+        sys.argv = ["-c", *asked[2:]]
+        importlib.import_module("maskdit.runtime.process_group").PARENT = os.getppid()
+        exec(compile(asked[1], "-c", "exec"), {"__name__": "__main__"})
+        sys.exit()
     sys.argv = ["maskdit", *asked]
     if "HASHED" in os.environ:  # steps that only hash
         sys.exit(importlib.import_module("hashes").command(*asked))

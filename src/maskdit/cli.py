@@ -113,9 +113,7 @@ def parser(first: str = "") -> Parser:
     study.add_argument("--heldout", type=float, default=0.1, metavar="FRACTION", help="fraction of held-out images (default 0.1)")
     plan = verbs.add_parser("plan", help="Print what a study costs: jobs, device-hours, wall time, disk.")
     plan.add_argument("bench", metavar="STUDY", help="an entry of table:")
-    plan.add_argument(
-        "--device", metavar="NAME", help="a100, h100, h200, v100, l40s or cpu (default: the one last used, else a100)"
-    )
+    plan.add_argument("--device", metavar="NAME", help="a100, h100, h200, l40s or cpu (default: the one last used, else a100)")
     plan.add_argument("--devices", type=int, metavar="N", help="devices per training (default: 8 GPUs or 1 CPU)")
     plan.add_argument("--mfu", type=float, default=0.4, metavar="FRACTION", help="achieved fraction of the peak (default 0.4)")
     plan.add_argument("--limit", type=float, default=24.0, metavar="HOURS", help="time limit of a job (default 24; 0: none)")

@@ -176,6 +176,16 @@ def test_a_ledger_that_is_cut_or_cannot_be_written_stops_nothing(home, capsys):
     assert capsys.readouterr().err == "maskdit: logs/ledger.jsonl: File exists; this step is not in the ledger\n"
 
 
+def test_each_slurm_job_has_a_ledger_of_its_own_and_all_are_read_in_the_order_of_time(home, monkeypatch):
+    row = {"verb": "vae", "key": "a", "seconds": 1.0}
+    compute_log.append({**row, "end": "2026-01-02"})
+    for job, end in (("12", "2026-01-01"), ("3", "2026-01-03")):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        compute_log.append({**row, "end": end, "slurm_job": job})
+        assert (home / "logs" / "ledger" / f"{job}.jsonl").exists()
+    assert [found.get("slurm_job") for found in rows()] == ["12", None, "3"]
+
+
 def test_a_refused_step_is_in_the_ledger_and_a_misspelt_one_is_not(home):
     assert main(["encode", "demo", "--images", "no", "--vae", "no", "--out", "out"]) == 2
     assert main(["encode", "dmeo", "--images", "no", "--vae", "no", "--out", "out"]) == 2

@@ -17,6 +17,7 @@ from maskdit.model import checkpoint
 from maskdit.reporting.records import demand_alike
 from maskdit.runtime import device
 from maskdit.runtime.device import native, settled
+from maskdit.runtime.process_group import local_ranks
 
 RELEASE = Path(__file__).parents[1] / "release" / "0.1.0"
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -171,3 +172,89 @@ def test_what_is_not_known_of_a_training_refuses_nothing() -> None:
     demand_alike(
         {"theirs": record(), "one": record(**gpu, threads=8), "two": record(**gpu, threads=1), "old": record(precision="bf16")}
     )
+
+
+@pytest.fixture
+def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the devices of a machine whose GPUs PyTorch cannot use."""
+    for name in ("MASKDIT_DEVICE", "CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(device, "NODES", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)  # which torch says, too, when the driver is too old
+    return tmp_path
+
+
+def init() -> None:
+    raise RuntimeError("The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver")
+
+
+@pytest.mark.parametrize(
+    ("sign", "variables"), [("nvidia0", {}), ("Slurm job 7", {"SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "7"})]
+)
+def test_a_gpu_that_torch_cannot_use_is_refused_in_a_line_with_the_reason(
+    sign: str, variables: dict[str, str], dev: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "init", init)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if not variables:
+        (dev / "nvidia0").touch()
+    for asked in (device.device, local_ranks):
+        line = rf"{sign}: PyTorch .* \(The NVIDIA driver on your system is too old \(found version 12020\)\); "
+        with pytest.raises(UserError, match=line) as error:
+            asked()
+        assert "MASKDIT_DEVICE=cpu computes on the CPU" in str(error.value)
+
+
+@pytest.mark.parametrize("variables", [{}, {"MASKDIT_DEVICE": "cpu"}, {"CUDA_VISIBLE_DEVICES": ""}, {"CUDA_VISIBLE_DEVICES": "-1"}])
+def test_without_gpus_or_with_hidden_ones_the_cpu_computes(
+    variables: dict[str, str], dev: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for name in ("nvidiactl", "nvidia-uvm", *(["nvidia0"] if variables else [])):
+        (dev / name).touch()
+    assert device.device() == CPU
+    assert local_ranks() == 1
+
+
+def test_the_cpu_can_be_asked_for_where_a_gpu_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert local_ranks() == 8
+    monkeypatch.setenv("MASKDIT_DEVICE", "cpu")
+    assert local_ranks() == 1
+    assert device.device() == CPU
+    monkeypatch.setenv("MASKDIT_DEVICE", "gpu")
+    with pytest.raises(UserError, match="MASKDIT_DEVICE: 'gpu' is not 'cpu'"):
+        device.device()
+
+
+WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "known", "runs"),
+    [
+        ((9, 0), WHEEL, True),
+        ((8, 9), WHEEL, True),
+        ((12, 1), WHEEL, True),
+        ((13, 0), WHEEL, True),
+        ((13, 0), WHEEL[:-1], False),
+        ((7, 0), WHEEL, False),
+        ((9, 0), ["sm_90a"], True),
+        ((8, 0), ["sm_86"], False),
+    ],
+)
+def test_a_gpu_for_which_the_wheel_has_no_kernels_is_refused(
+    capability: tuple[int, int], known: list[str], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: known)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: "Tesla V100")
+    if runs:
+        device.demand_kernels(GPU)
+        return
+    with pytest.raises(UserError, match=r"cuda:0 \(Tesla V100, compute capability \d+\.0\): PyTorch .* has kernels for sm_"):
+        device.demand_kernels(GPU)

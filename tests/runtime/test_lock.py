@@ -148,6 +148,32 @@ def test_who_was_silent_for_long_learns_that_another_has_taken_the_lease(tmp_pat
     assert owner_of(tmp_path / "lock.lease")["host"] == "lost-node", "whose lease stays"
 
 
+def test_a_step_that_is_refused_leaves_the_sign_of_the_one_that_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = lock.sign("vae", "demo")
+    with lock.running("vae", "demo", None):
+        first = owner_of(path)
+        with lock.running("vae", "demo", None):
+            assert owner_of(path) == first
+        assert owner_of(path) == first
+    assert not path.exists()
+
+
+def test_a_step_shows_itself_when_the_sign_of_a_killed_one_has_become_old(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = lock.sign("vae", "demo")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**me(), "host": "lost-node", "space": "", "token": "x"}))
+    with lock.running("vae", "demo", None):
+        assert owner_of(path)["host"] == "lost-node"
+        for _ in range(100):
+            if (owner := owner_of(path)).get("host") != "lost-node":
+                break
+            time.sleep(0.05)
+        assert owner["process"] == os.getpid()
+    assert not path.exists()
+
+
 def test_a_half_written_lease_is_waited_for(tmp_path):
     (tmp_path / "lock.lease").write_text("")
     assert not is_held(tmp_path / "none")

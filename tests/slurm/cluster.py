@@ -127,11 +127,26 @@ def kill_node(name: str) -> None:
             process.kill()
 
 
-def restart_controller(seconds: float) -> None:
-    """The controller is killed, and comes back after a while."""
+def kill_controller() -> None:
+    """The controller is gone."""
     psutil.Process(int((home() / "slurmctld.pid").read_text())).kill()
-    time.sleep(seconds)
+
+
+def start_controller() -> None:
+    """The controller is back."""
     daemon("slurmctld")
+
+
+def tasks(job: str) -> list[psutil.Process]:
+    """The processes that srun started on the nodes of a job."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            theirs = process.environ()
+            parent = process.parent()
+            if theirs.get("SLURM_JOB_ID") == job and "SLURM_STEP_ID" in theirs and parent and parent.name() == "slurmstepd":
+                found.append(process)
+    return found
 
 
 def ours(process: psutil.Process) -> bool:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -53,7 +54,7 @@ def site(where, runtime=10, warning=60, steps=STEPS, **sizes):
     text = (
         re.sub(r"(set-scatter:) .*", r"\1 [sample=2]", text)
         .replace("latency-wait: 60", "latency-wait: 10")
-        .replace("200000", "8000")
+        .replace("16000", "8000")
     )
     profile.write_text(text.replace("status-checks: 30", "status-checks: 5"))
     lines = "".join(f"    {name}: {value}\n" for name, value in {"milestones": f"[2, {steps}]", **sizes}.items())
@@ -69,7 +70,7 @@ def start(where, *words, ranks=1):
     """Snakemake on this cluster, in the background, as the command line of the README."""
     theirs = {name: value for name, value in cluster.environment().items() if name in ("MASKDIT_SLURM", "SLURM_CONF")}
     path = f"{cluster.home() / 'bin'}:{environment(where)['PATH']}"
-    ours = {"PATH": path, "MASKDIT_RANKS": str(ranks), "MASKDIT_STATE_SECONDS": "1"}
+    ours = {"PATH": path, "MASKDIT_RANKS": str(ranks), "MASKDIT_STATE_SECONDS": "1", "MASKDIT_DEVICE": "cpu"}
     with (where / "said.log").open("a") as log:
         command = ["snakemake", "--profile", "slurm", *words]
         return subprocess.Popen(
@@ -223,10 +224,22 @@ def lose_node(where, number):
 
 def restart(where, number):
     """Slurm's controller is away for a while; jobs run on."""
-    cluster.restart_controller(3)
+    cluster.kill_controller()
+    time.sleep(3)
+    cluster.start_controller()
 
 
-EVENTS = (requeue, warn, cancel, preempt, lose_node, restart)
+def warn_while_away(where, number):
+    """The warning comes while the controller is away, which the job has to ask to put it back into the queue."""
+    cluster.kill_controller()
+    for process in cluster.tasks(number):
+        process.send_signal(signal.SIGUSR1)
+    time.sleep(12)
+    cluster.start_controller()
+    until("the end of its run", lambda: job(where) != number)
+
+
+EVENTS = (requeue, warn, cancel, preempt, lose_node, restart, warn_while_away)
 
 
 def test_whatever_happens_to_its_jobs_the_table_is_that_of_an_undisturbed_run(undisturbed, tmp_path):
@@ -241,6 +254,7 @@ def test_whatever_happens_to_its_jobs_the_table_is_that_of_an_undisturbed_run(un
         assert kept(where) >= before, f"{event.__name__} lost steps"
     # and the engine itself is killed: its job runs on, until the job of the next engine takes its place
     number = further(where)
+    cluster.tool("scontrol", "update", f"JobId={number}", "Comment=of the site")  # which is then no sign of the job's step
     engine.kill()
     engine.wait()
     subprocess.run(["snakemake", "--unlock"], cwd=where, env=environment(where), check=True)
@@ -252,6 +266,26 @@ def test_whatever_happens_to_its_jobs_the_table_is_that_of_an_undisturbed_run(un
     assert weights(where) == weights(undisturbed)
     assert logged(where) == logged(undisturbed)
     pd.testing.assert_frame_equal(*(pd.read_csv(each / TABLE)[["eval", *SCORES]] for each in (where, undisturbed)))
+
+
+def test_a_job_script_of_one_s_own_trains_on_all_of_its_nodes(undisturbed, tmp_path):
+    where = twin(undisturbed, tmp_path / "site")
+    for made in ("artifacts/runs/demo-maskdit", ".scratch", "logs"):
+        shutil.rmtree(where / made)
+    script = where / "train.sh"
+    script.write_text(f"#!/bin/bash\n#SBATCH --nodes=2 --gpus-per-node=1 --output=own.log\nmaskdit pretrain {KEY}\n")
+    ours = {"MASKDIT_RANKS": "1", "MASKDIT_DEVICE": "cpu"}
+    done = subprocess.run(
+        ["sbatch", "--wait", str(script)],
+        cwd=where,
+        env={**environment(where), **cluster.environment(), **ours},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr + (where / "own.log").read_text()
+    records = [json.loads(path.read_text()) for path in (where / ".scratch").glob("pretrain-*/state-*.json")]
+    assert {record["world"] for record in records} == {2}
+    assert weights(where) == weights(undisturbed)
 
 
 def test_a_training_longer_than_its_job_goes_on_under_the_same_number(limited):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import warm
 from maskdit.config.training import Pretrain
 from maskdit.model import ema
 from maskdit.model.diffusion import Draw
@@ -254,7 +255,7 @@ with together() as ranks:
 def test_two_ranks_take_the_steps_of_one(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for world in (1, 2, 3):
-        assert launch([sys.executable, "-c", PROGRAM, str(Path(__file__).parent), str(tmp_path)], world) == 0
+        assert launch(warm.program(PROGRAM, str(Path(__file__).parent), str(tmp_path)), world) == 0
     states = {file.stem: torch.load(file) for file in tmp_path.glob("*.pt")}
     assert len(states) == 6
     for world in (2, 3):

@@ -35,21 +35,22 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(late
     whole = pretrained(latents, "whole", config)
     monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "other"))
     monkeypatch.setattr(train.Recovery, "due", lambda self: True)
-    calls, real = [], train.batch_at
+    calls, stopped, real = [], [], train.batch_at
 
     def dying(step: int, **rest: object) -> Batch:
         calls.append(step)
-        if len(calls) == 9:
+        if step == 8 and not stopped:
             raise KeyboardInterrupt
         return real(step, **rest)
 
     monkeypatch.setattr(train, "batch_at", dying)
     with pytest.raises(KeyboardInterrupt):
         train.pretrain(config, latents=latents, out=latents.parent)
+    stopped += calls
     out = latents.parent / "resumed"
     out.mkdir()
     train.pretrain(config, latents=latents, out=out)
-    resumed_at = calls[9]
+    resumed_at = min(calls[len(stopped) :])
     assert resumed_at == 6, "resumed from the newest state, not from the start"
     assert weights(out) == weights(whole)
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (whole, out)]

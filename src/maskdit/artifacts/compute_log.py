@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,25 @@ Meters = dict[str, tuple[float, float]]  # joules on a counter, and where it sta
 
 
 def rows(path: Path = LEDGER) -> list[dict[str, Any]]:
-    """The lines of a ledger; none where there is none, and without those that were cut by a full disk or are damaged."""
+    """The lines of a ledger, those of Slurm's jobs included, without those that were cut by a full disk or are damaged."""
     found = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    files = [file for file in (path, *sorted(path.with_suffix("").glob("*.jsonl"))) if file.exists()]
+    for line in chain.from_iterable(file.read_text(errors="replace").splitlines() for file in files):
         with suppress(ValueError, TypeError, KeyError, AttributeError):
             row = json.loads(line)
             known = {name: float(row[name]) for name in NUMBERS if row.get(name) is not None}
             if all(map(math.isfinite, known.values())):
                 found.append({**row, **known, "node": f"{row['verb']}/{row['key']}", "seconds": known["seconds"]})
-    return found
+    return found if len(files) < 2 else sorted(found, key=lambda row: str(row.get("end")))
 
 
 def append(row: dict[str, Any], path: Path = LEDGER) -> None:
-    """Add a line, in one write, so that processes do not mix theirs."""
+    """Add a line, in one write, so that processes do not mix theirs.
+
+    Each Slurm job has a file of its own in the ledger's folder, because NFS loses lines that two nodes append at once.
+    """
+    if job := os.environ.get("SLURM_JOB_ID"):
+        path = path.with_suffix("") / f"{job}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:

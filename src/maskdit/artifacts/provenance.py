@@ -36,7 +36,8 @@ def processor() -> str:
 def device() -> str:
     """The GPU that torch sees, in words; cpu where there is none, or where the step needs none."""
     torch = sys.modules.get("torch")
-    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else "cpu"
+    used = torch is not None and torch.cuda.is_available() and not os.environ.get("MASKDIT_DEVICE")
+    return torch.cuda.get_device_name() if used and torch else "cpu"
 
 
 def made_by() -> dict[str, str]:

@@ -48,6 +48,7 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
     from maskdit.artifacts.freshness import CURRENT, Freshness
     from maskdit.config.load import load
     from maskdit.config.paths import inputs, output
+    from maskdit.runtime import slurm
     from maskdit.runtime.engine import ending_with_engine
     from maskdit.runtime.lock import running
     from maskdit.runtime.logs import keep_log, log_file
@@ -61,6 +62,8 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
     if paths == usual and not asked and Freshness(params).verdict(node) == CURRENT:
         say(f"{node}: {paths['out']} is current, nothing to do; MASKDIT_FORCE=1 makes it again")
         return
+    if "RANK" not in os.environ and (slurm.job() or STEPS[verb] != "training.train"):
+        slurm.supersede(verb, key, share)
     keep_log(log_file(verb, key, share), goes_on="RANK" in os.environ or STEPS[verb] == "training.train")
     showing = nullcontext() if "RANK" in os.environ else running(verb, key, share)
     with showing, ending_with_engine(), recorded(verb, key, code_of) as spent:
@@ -155,8 +158,6 @@ def spread(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] |
     from maskdit.runtime import process_group, slurm
 
     training, number = STEPS[verb] == "training.train", slurm.job()
-    if number or not training:
-        slurm.supersede(verb, key)
     if share or not (training or verb in SHARDED):
         return None
     words = [word for name in paths for word in (f"--{name}", str(paths[name]))]
@@ -166,6 +167,8 @@ def spread(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] |
         spent["devices"] = max(spent["devices"], granted.devices)
         return slurm.over_nodes(granted, command)
     place, count = slurm.place() if training else slurm.Place(), process_group.local_ranks()
+    if training:
+        slurm.demand_all(count * place.nodes)
     if count * place.nodes == 1:
         return None
     spent["devices"] = max(spent["devices"], count * place.nodes)

@@ -1,6 +1,7 @@
 """The device that a step runs on: its precision, its measured peak rate and its memory."""
 
 import os
+import re
 import resource
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +15,54 @@ from maskdit.runtime.progress import say
 if TYPE_CHECKING:  # many steps do not need torch, whose import is slow
     import torch
 
+NODES = Path("/dev")  # of GPUs: nvidia0, nvidia1, …
+ADVICE = "docs/installation.md says what it needs; MASKDIT_DEVICE=cpu computes on the CPU"
 PRECISION: str | None = None  # the resolved precision of this process's step, if its entry has a precision
+
+
+def gpus() -> int:
+    """The number of GPUs that this process may use: 0 on a machine without one, and with MASKDIT_DEVICE=cpu.
+
+    Raises UserError if there are GPUs, but none that PyTorch can use: the CPU would take weeks for their work.
+    """
+    import torch
+
+    if (wanted := os.environ.get("MASKDIT_DEVICE", "")) not in ("", "cpu"):
+        raise UserError(f"MASKDIT_DEVICE: '{wanted}' is not 'cpu'; correct it, or unset it to use the GPUs that there are")
+    if wanted:
+        return 0
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
+    if sign := _sign_of_gpus():
+        reason = "no reason is given"
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).split(". ")[0].split("\n")[0]
+        raise UserError(f"{sign}: PyTorch {torch.__version__} cannot use this GPU ({reason}); {ADVICE}")
+    return 0
+
+
+def _sign_of_gpus() -> str:
+    """What shows that this machine or job has NVIDIA GPUs; '' if nothing does, or if they are hidden from this process."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "all").split(",")
+    if not {word.strip() for word in shown} - {"", "-1"}:
+        return ""
+    if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0":
+        return f"Slurm job {os.environ.get('SLURM_JOB_ID')}"
+    return next((str(path) for path in sorted(NODES.glob("nvidia[0-9]*"))), "")
+
+
+def demand_kernels(where: "torch.device") -> None:
+    """Raise UserError if this PyTorch has no code for a GPU: neither for its major version, nor any that the driver can compile."""
+    import torch
+
+    capability, known = torch.cuda.get_device_capability(where), torch.cuda.get_arch_list()
+    for kind, major, minor in re.findall(r"\b(sm|compute)_(\d+)(\d)[a-z]?\b", " ".join(known)):
+        if (int(major), int(minor)) <= capability and (kind == "compute" or int(major) == capability[0]):
+            return
+    name = f"{torch.cuda.get_device_name(where)}, compute capability {'.'.join(map(str, capability))}"
+    raise UserError(f"{where} ({name}): PyTorch {torch.__version__} has kernels for {' '.join(known)} only; {ADVICE}")
 
 
 def device() -> "torch.device":
@@ -29,9 +77,10 @@ def device() -> "torch.device":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read at the first matrix product on a GPU
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-    if not torch.cuda.is_available():
+    if not gpus():
         return torch.device("cpu")
     where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    demand_kernels(where)
     torch.cuda.set_device(where)
     return where
 
@@ -101,7 +150,7 @@ def gemm_rate(where: "torch.device", precision: str) -> float:
     """Measured FLOP/s of a large matrix product on this device: the peak that MFU refers to."""
     import torch
 
-    rows, products = (512, 1) if where.type == "cpu" else (1024, 50)
+    rows, products = (512, 1) if where.type == "cpu" else (16384, 10)  # enough tiles for all units of a GPU
     left, right = torch.randn(rows, 1152, device=where), torch.randn(4608, 1152, device=where)
 
     def once() -> float:

@@ -11,7 +11,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -78,15 +78,14 @@ def ended(owner: Owner) -> bool:
 
 
 @contextmanager
-def beating(path: Path, token: str) -> Iterator[None]:
-    """Touch a file every few seconds while it names this token, and remove it at the end."""
+def beating(path: Path, token: str, otherwise: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Touch a file every few seconds while it names this token, and remove it at the end. While it does not: `otherwise`."""
     end = Event()
 
     def beat() -> None:
         while not end.wait(BEAT):
             with suppress(OSError):
-                if owner_of(path).get("token") == token:
-                    os.utime(path)
+                os.utime(path) if owner_of(path).get("token") == token else otherwise()
 
     Thread(target=beat, daemon=True).start()
     try:
@@ -204,11 +203,15 @@ def sign(verb: str, key: str, part: tuple[int, int] | None = None) -> Path:
 def running(verb: str, key: str, part: tuple[int, int] | None) -> Iterator[None]:
     """Show that a step is running, by a file that is touched while it does and removed at the end."""
     path, owner = sign(verb, key, part), me()
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def show() -> None:
         if not runs(path):  # a process that will be refused leaves the other's sign
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(owner) + "\n")
-    with beating(path, owner["token"]):
+
+    with suppress(OSError):
+        show()
+    with beating(path, owner["token"], show):
         yield
 
 

@@ -93,16 +93,17 @@ def listening() -> Iterator[None]:
 @contextmanager
 def together() -> Iterator[Ranks]:
     """Join the process group that torchrun or `launch` started (NCCL on GPUs, Gloo on CPUs); without one, a single rank."""
-    import torch
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
+
+    from maskdit.runtime.device import gpus
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks(0, 1)
         return
     patience = timedelta(seconds=max(1800, seconds(*WATCHDOG)))  # the others wait while rank 0 writes a large checkpoint
     store, rank, world = next(rendezvous("env://", timeout=patience))
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "nccl" if gpus() else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
     try:
         yield Ranks(rank, world, store)
@@ -135,9 +136,9 @@ def local_ranks() -> int:
     """Number of processes to train with on this machine: MASKDIT_RANKS, else one per GPU, at least one."""
     if "MASKDIT_RANKS" in os.environ:
         return whole("MASKDIT_RANKS")
-    import torch
+    from maskdit.runtime.device import gpus
 
-    return max(1, torch.cuda.device_count())
+    return max(1, gpus())
 
 
 def free_port() -> int:

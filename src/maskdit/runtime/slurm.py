@@ -11,12 +11,16 @@ from pathlib import Path
 
 from maskdit.config.base import UserError
 from maskdit.runtime.environment import scratch
+from maskdit.runtime.lock import owner_of, sign
 from maskdit.runtime.process_group import STOPPED, handling
 from maskdit.runtime.progress import say
 
 NOTE = "MASKDIT_STOPPED"  # environment variable of a job's tasks: the file that they create when they stop on request
 FORM = "--format=%A|%Z|%k"  # for squeue: job number, folder, and the comment in which Snakemake's plugin puts rule and key
-PORTS = (20000, 20000)  # the first port and their number; a job's port depends on its number
+PORTS = (20000, 12000)  # the first port and their number, below those that systems give out; a job's port depends on its number
+SPECIAL = 0xFFFFFFF0  # from here on, step numbers mean batch scripts and interactive shells
+PATIENCE, PAUSE = 600.0, 5.0  # seconds for which a controller that does not answer is asked again, and between two questions
+AWAY = ("Unable to contact", "timed out", "Connection refused", "Connection reset", "connection failure", "Zero Bytes", "Transport")
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,50 @@ class Place:
 
 
 def asked(*words: str) -> str:
-    """Output of a Slurm command, stripped. Raises UserError with its error message if it fails."""
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{words[0]}: {' '.join(done.stderr.split())}")
+    """Output of a Slurm command, stripped. A controller that does not answer is asked again for ten minutes.
+
+    Raises UserError with the command's error message if it fails.
+    """
+    began, told = time.monotonic(), False
+    while (done := subprocess.run(words, capture_output=True, text=True)).returncode:
+        line = " ".join(done.stderr.split())
+        if not any(sign in line for sign in AWAY) or time.monotonic() - began > PATIENCE:
+            raise UserError(f"{words[0]}: {line}")
+        if not told:
+            say(f"Slurm does not answer ({line}); asking again for {PATIENCE / 60:.0f} minutes")
+            told = True
+        time.sleep(PAUSE)
     return done.stdout.strip()
 
 
+def is_task() -> bool:
+    """Whether srun started this process as a task. Job scripts and interactive shells have SLURM_PROCID, too, but no such step."""
+    step = os.environ.get("SLURM_STEP_ID", "")
+    return step.isdigit() and int(step) < SPECIAL
+
+
 def job() -> str | None:
-    """The number of the job whose script runs this process; None outside Slurm and in tasks of srun."""
-    return None if "SLURM_PROCID" in os.environ else os.environ.get("SLURM_JOB_ID")
+    """The number of the job whose script or shell runs this process; None outside Slurm and in tasks of srun."""
+    return None if is_task() else os.environ.get("SLURM_JOB_ID")
+
+
+def demand_all(processes: int) -> None:
+    """Raise UserError in a task of srun if its training would not use all GPUs of its job, or would be started several times."""
+    if not is_task():
+        return
+    number = os.environ.get("SLURM_JOB_ID")
+    tasks, nodes = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", "1")) for what in ("TASKS", "NODES"))
+    if tasks > nodes:
+        raise UserError(
+            f"job {number}: srun starts {tasks} tasks on {nodes} nodes, and each would train with all GPUs of its node; "
+            "set --ntasks-per-node=1"
+        )
+    gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0) * int(os.environ.get("SLURM_JOB_NUM_NODES") or nodes)
+    if processes < gpus and "MASKDIT_RANKS" not in os.environ:
+        raise UserError(
+            f"job {number} has {gpus} GPUs, and this training would use {processes} of them: run the command in the job's script "
+            "without srun, which then starts it on all nodes, or set MASKDIT_RANKS to the number of processes per node"
+        )
 
 
 def place() -> Place:
@@ -53,10 +91,10 @@ def place() -> Place:
     return Place(int(os.environ["SLURM_NODEID"]), nodes, found[1] if found else first, port)
 
 
-def twins(number: str, own: str) -> set[str]:
-    """Older jobs of this user with the same folder and comment as `own` in squeue's output."""
-    lines = [line.partition("|") for line in asked("squeue", "--me", "--noheader", FORM).splitlines()]
-    return {other for other, _, rest in lines if rest == own and int(other) < int(number)}
+def older(number: str, own: str, signed: str | None) -> set[str]:
+    """Older jobs of this user that have the folder and comment `own` in squeue's output, or the number `signed`."""
+    rows = [line.partition("|") for line in asked("squeue", "--me", "--noheader", FORM).splitlines()]
+    return {other for other, _, rest in rows if (rest == own or other == signed) and int(other) < int(number)}
 
 
 def stopped() -> int:
@@ -67,21 +105,28 @@ def stopped() -> int:
     return 0
 
 
-def supersede(verb: str, key: str) -> None:
-    """Cancel older jobs of this job's step, which a killed Snakemake leaves running, and wait until they have ended."""
+def supersede(verb: str, key: str, part: tuple[int, int] | None) -> None:
+    """Cancel older jobs of this job's step, which a killed Snakemake leaves running, and wait until they have ended.
+
+    They are known by the sign that the step runs, and by the comment of Snakemake's plugin, which some sites replace.
+    """
     number = os.environ.get("SLURM_JOB_ID", "")
     if not number.isdigit() or "SLURM_ARRAY_JOB_ID" in os.environ or not shutil.which("squeue"):
         return  # the tasks of an array share a comment
-    own = asked("squeue", "--noheader", f"--jobs={number}", FORM).partition("|")[2]
-    comment = own.partition("|")[2]
-    named = comment.startswith((f"rule_{verb}_wildcards_", f"rule_{verb}_part_wildcards_")) and key in comment.split("_")
-    cancelled: set[str] = set()
-    while named and (older := twins(number, own)):
-        for other in older - cancelled:  # only once, because scancel reports an error for a job that is ending
-            say(f"job {other} is of the same step and older than {number}: cancelled")
-            subprocess.run(["scancel", other])
-        cancelled |= older
-        time.sleep(1)
+    signed = owner_of(sign(verb, key, part)).get("slurm_job")
+    try:
+        own = asked("squeue", "--noheader", f"--jobs={number}", FORM).partition("|")[2]
+        comment = own.partition("|")[2]
+        named = comment.startswith((f"rule_{verb}_wildcards_", f"rule_{verb}_part_wildcards_")) and key in comment.split("_")
+        cancelled: set[str] = set()
+        while others := older(number, own if named else "", signed):
+            for other in others - cancelled:  # only once, because scancel reports an error for a job that is ending
+                say(f"job {other} is of the same step and older than {number}: cancelled")
+                subprocess.run(["scancel", other])
+            cancelled |= others
+            time.sleep(1)
+    except UserError as error:
+        say(f"{error}; whether an older job of this step still runs is not known")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from maskdit.model.flops import forward, seen
 
 # TFLOP/s of dense matrix products in half precision and tf32, from data sheets. cpu: one core of an AMD EPYC in bf16 and fp32, the
 # large product that a training times (FLOP/s of the records by their MFU): 0.20 to 0.21 in docs/fashion, 0.056 to 0.066 in a demo.
-PEAKS = {"a100": (312, 156), "h100": (989, 494), "h200": (989, 494), "v100": (125, 15.7), "l40s": (362, 183), "cpu": (0.2, 0.066)}
+PEAKS = {"a100": (312, 156), "h100": (989, 494), "h200": (989, 494), "l40s": (362, 183), "cpu": (0.2, 0.066)}
 MFU = 0.4  # the achieved fraction of the peak, unless another is named; trainings of docs/fashion: 0.38 to 0.50, computed as here
 ENCODER, DECODER = 272.7e9 / 256**2, 622.2e9 / 256**2  # FLOPs per pixel of SD's autoencoder, counted by torch
 NETWORKS = {"inception-2015": 11.4e9, "dinov2": 162e9, "mobilenet-v2": 0.05e9}  # FLOPs per image

@@ -20,7 +20,7 @@ from maskdit.config.load import load
 from maskdit.images.dataset import Images, npz_shape
 from maskdit.images.index import scan
 from maskdit.latents.dataset import Latents
-from maskdit.runtime.device import native
+from maskdit.runtime.device import demand_kernels, gpus, native
 from maskdit.runtime.random import generator
 
 SEEN = 256  # samples that a check reads
@@ -238,7 +238,14 @@ def machine() -> Iterator[Finding]:
     """Device, precision, disk and credentials of this machine."""
     import torch
 
-    gpu = torch.cuda.is_available()
+    try:
+        gpu = gpus() > 0
+        if gpu:
+            demand_kernels(torch.device("cuda"))
+    except UserError as error:
+        what, _, advice = str(error).rpartition("; ")
+        yield Finding(what, advice)
+        gpu = False
     if gpu:
         name = torch.cuda.get_device_name()
         yield Finding(f"{torch.cuda.device_count()} GPU(s): {name}; torch {torch.__version__}")

@@ -1,9 +1,11 @@
 """Training batches: latents in seeded order with all their random draws."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from maskdit.config.training import Training
 from maskdit.latents.dataset import Latents
 from maskdit.model.diffusion import Draw
 from maskdit.runtime.random import generator, order
+
+AHEAD = 2  # batches that are made while one is in use, each by a thread: most of a draw runs without the GIL
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,13 @@ def batch_at(step: int, config: Training, latents: Latents, patches: int, rank: 
 
 
 def ahead(make: Callable[[int], Batch], start: int, stop: int) -> Iterator[tuple[Batch, float]]:
-    """Batches of the steps `start` to `stop` - 1, each made while the previous one is in use, with the seconds waited for it."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(make, start)
-        for step in range(start, stop):
+    """Batches of the steps `start` to `stop` - 1, of which the next ones are made in threads, with the seconds waited for each."""
+    steps = iter(range(start, stop))
+    with ThreadPoolExecutor(AHEAD) as pool:
+        coming = deque(pool.submit(make, step) for step in islice(steps, AHEAD))
+        while coming:
             began = time.perf_counter()
-            batch = coming.result()
+            batch = coming.popleft().result()
             waited = time.perf_counter() - began
-            if step + 1 < stop:
-                coming = pool.submit(make, step + 1)
+            coming.extend(pool.submit(make, step) for step in islice(steps, 1))
             yield batch, waited

@@ -1,0 +1,133 @@
+"""Slurm, as far as it can be asked without one: which process is a task, what a training demands, a controller that is away."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from maskdit.config.base import UserError
+from maskdit.runtime import lock, slurm
+
+BATCH, INTERACTIVE, EXTERN = 0xFFFFFFFB, 0xFFFFFFFA, 0xFFFFFFFC
+
+
+@pytest.fixture(autouse=True)
+def outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(slurm, "PAUSE", 0.01)
+
+
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [(None, "7"), (BATCH, "7"), (INTERACTIVE, "7"), (EXTERN, "7"), (0, None), (3, None)],
+    ids=["a job script", "a batch step", "an interactive shell", "an adopted shell", "a task", "a task of a later srun"],
+)
+def test_a_script_and_a_shell_are_no_task_though_slurm_gives_them_a_rank(
+    step: int | None, number: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    if step is not None:
+        monkeypatch.setenv("SLURM_STEP_ID", str(step))
+    assert slurm.job() == number
+
+
+def test_outside_slurm_there_is_no_job() -> None:
+    assert slurm.job() is None
+    slurm.demand_all(1)
+
+
+TASK = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "processes", "line"),
+    [
+        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_NUM_NODES": "2"}, 8, "job 7 has 16 GPUs, and this training would use 8 of them"),
+        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_NUM_NODES": "1"}, 1, "job 7 has 4 GPUs, and this training would use 1 of them"),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, 8, "srun starts 8 tasks on 1 nodes, and each would train with all GPUs"),
+        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_NUM_NODES": "1"}, 8, ""),
+        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_NUM_NODES": "2", "MASKDIT_RANKS": "2"}, 2, ""),
+        ({}, 1, ""),
+    ],
+)
+def test_a_training_uses_all_gpus_of_its_job_once_or_says_so(
+    variables: dict[str, str], processes: int, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (TASK | variables).items():
+        monkeypatch.setenv(name, value)
+    if not line:
+        slurm.demand_all(processes)
+        return
+    with pytest.raises(UserError, match=line):
+        slurm.demand_all(processes)
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A squeue that fails twice, with what the file `says`, and then answers."""
+    command = tmp_path / "bin" / "squeue"
+    command.parent.mkdir()
+    command.write_text(
+        f'#!/bin/sh\necho x >> {tmp_path}/calls\n[ $(wc -l < {tmp_path}/calls) -gt 2 ] && echo " answer " && exit\n'
+        f"cat {tmp_path}/says >&2; exit 1\n"
+    )
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
+
+
+AWAY = (
+    "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+    "slurm_load_jobs error: Socket timed out on send/recv operation",
+    "slurm_load_jobs error: Zero Bytes were transmitted or received",
+)
+
+
+@pytest.mark.parametrize("line", AWAY)
+def test_a_controller_that_is_away_for_seconds_is_asked_again(line: str, tool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tool / "says").write_text(line)
+    assert slurm.asked("squeue") == "answer"
+    assert capsys.readouterr().err.count("asking again for 10 minutes") == 1
+
+
+def test_one_that_stays_away_is_an_error_and_superseding_goes_on_without_it(
+    tool: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(slurm, "PATIENCE", -1.0)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (tool / "says").write_text(AWAY[0])
+    slurm.supersede("sample", "demo", None)
+    assert "whether an older job of this step still runs is not known" in capsys.readouterr().err
+    with pytest.raises(UserError, match="squeue: slurm_load_jobs error: Unable to contact"):
+        slurm.asked("squeue")
+
+
+def test_a_question_that_slurm_refuses_is_asked_once(tool: Path) -> None:
+    (tool / "says").write_text("slurm_load_jobs error: Invalid job id specified")
+    with pytest.raises(UserError, match="Invalid job id"):
+        slurm.asked("squeue")
+    assert (tool / "calls").read_text() == "x\n"
+
+
+OWN = "/home/me/maskdit|rule_sample_wildcards_demo"
+QUEUE = f"5|{OWN}\n6|/elsewhere|by the site\n7|{OWN}\n8|{OWN}\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "signed", "found"),
+    [(OWN, None, {"5"}), ("", "6", {"6"}), (OWN, "6", {"5", "6"}), ("", None, set()), ("", "8", set()), ("", "4", set())],
+)
+def test_older_jobs_of_a_step_are_known_by_their_comment_or_by_the_sign(
+    own: str, signed: str | None, found: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "asked", lambda *words: QUEUE)
+    assert slurm.older("7", own, signed) == found
+
+
+def test_the_sign_of_a_step_names_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with lock.running("sample", "demo", (1, 2)):
+        assert lock.owner_of(lock.sign("sample", "demo", (1, 2)))["slurm_job"] == "7"
