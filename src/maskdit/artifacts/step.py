@@ -34,6 +34,7 @@ STEPS = {  # verb -> module of this package
     "claims": "reporting.verdicts",
     "report": "reporting.report.report",
 }
+ALONE = {"vae", "bench"}  # steps that use one GPU, in one process
 SHARDED = {"encode", "sample", "features", "reference", "reconstruct", "calibrate"}  # any number of processes may share the work
 
 
@@ -50,6 +51,7 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
     from maskdit.config.paths import inputs, output
     from maskdit.runtime import slurm
     from maskdit.runtime.engine import ending_with_engine
+    from maskdit.runtime.gpus import leased
     from maskdit.runtime.lock import running
     from maskdit.runtime.logs import keep_log, log_file
     from maskdit.runtime.progress import say
@@ -66,8 +68,19 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
         slurm.supersede(verb, key, share)
     keep_log(log_file(verb, key, share), goes_on="RANK" in os.environ or STEPS[verb] == "training.train")
     showing = nullcontext() if "RANK" in os.environ else running(verb, key, share)
-    with showing, ending_with_engine(), recorded(verb, key, code_of) as spent:
+    with showing, ending_with_engine(), leased(gpus_of(verb, share)), recorded(verb, key, code_of) as spent:
         work(params, verb, key, paths, share, spent, options)
+
+
+def gpus_of(verb: str, share: tuple[int, int] | None) -> int | None:
+    """The number of GPUs that a step uses; None: one for each of its processes, of which it starts as many as there are GPUs."""
+    if verb in ALONE or share:
+        return 1
+    if verb not in SHARDED and STEPS[verb] != "training.train":
+        return 0
+    from maskdit.runtime.environment import whole
+
+    return whole("MASKDIT_RANKS") if "MASKDIT_RANKS" in os.environ else None
 
 
 def work(
