@@ -258,3 +258,35 @@ def test_a_gpu_for_which_the_wheel_has_no_kernels_is_refused(
         return
     with pytest.raises(UserError, match=r"cuda:0 \(Tesla V100, compute capability \d+\.0\): PyTorch .* has kernels for sm_"):
         device.demand_kernels(GPU)
+
+
+@pytest.mark.parametrize(
+    ("where", "tools", "variables", "line"),
+    [
+        (CPU, {"g++"}, {}, ""),
+        (CPU, {"clang++"}, {}, ""),
+        (CPU, {"gcc"}, {}, r"needs a compiler, and g\+\+ is not here; install the compiler and .*, or set compile: false"),
+        (CPU, {"g++"}, {"CXX": "icpx -fast"}, r"needs a compiler, and CXX=icpx is not here"),
+        (CPU, {"icpx"}, {"CXX": "icpx -fast"}, ""),
+        (GPU, {"g++"}, {}, "needs a compiler, and gcc is not here"),
+        (GPU, {"g++", "gcc"}, {}, ""),
+        (GPU, {"g++", "gcc", "no headers"}, {}, r"needs /.*/Python\.h, which is not here; install"),
+    ],
+)
+def test_what_the_compiler_needs_is_asked_before_the_first_step(
+    where: torch.device, tools: set[str], variables: dict[str, str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CC", "CXX", "TORCHINDUCTOR_COMPILE_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(device.shutil, "which", lambda name: name if name in tools else None)
+    monkeypatch.setattr(device.sysconfig, "get_path", lambda name: str(tmp_path))
+    if "no headers" not in tools:
+        (tmp_path / "Python.h").touch()
+    if not line:
+        device.prepare_compiler(where)
+        assert device.os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "4"
+        return
+    with pytest.raises(UserError, match=line):
+        device.prepare_compiler(where)

@@ -3,6 +3,8 @@
 import os
 import re
 import resource
+import shutil
+import sysconfig
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,6 +18,7 @@ if TYPE_CHECKING:  # many steps do not need torch, whose import is slow
     import torch
 
 NODES = Path("/dev")  # of GPUs: nvidia0, nvidia1, …
+COMPILER = "install the compiler and Python's headers on this node, or set compile: false"
 ADVICE = "docs/installation.md says what it needs; MASKDIT_DEVICE=cpu computes on the CPU"
 PRECISION: str | None = None  # the resolved precision of this process's step, if its entry has a precision
 
@@ -165,6 +168,20 @@ def gemm_rate(where: "torch.device", precision: str) -> float:
         left, right = left.to(half(precision)), right.to(half(precision))
         once()
         return 2 * rows * 1152 * 4608 * products / min(once() for _ in range(3))
+
+
+def prepare_compiler(where: "torch.device") -> None:
+    """Raise UserError if torch.compile cannot work on this machine: torch itself says so only in the first step."""
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")  # by default 32 processes for each rank
+    names = {"CXX": ("g++", "clang++"), **({"CC": ("gcc", "clang")} if where.type == "cuda" else {})}
+    for variable, usual in names.items():
+        words = (os.environ.get(variable, "").split() or [""])[0]
+        if not any(map(shutil.which, [words] if words else usual)):
+            wanted = f"{variable}={words}" if words else usual[0]
+            raise UserError(f"compile: true needs a compiler, and {wanted} is not here; {COMPILER}")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if where.type == "cuda" and not header.exists():
+        raise UserError(f"compile: true needs {header}, which is not here; {COMPILER}")
 
 
 def peak_memory(where: "torch.device") -> int:

@@ -18,7 +18,7 @@ from maskdit.config.training import Finetune, Pretrain, Training, kept_tokens
 from maskdit.latents.dataset import Latents
 from maskdit.model import checkpoint
 from maskdit.model.transformer import MaskDiT
-from maskdit.runtime.device import device, gemm_rate, peak_memory, settled
+from maskdit.runtime.device import device, gemm_rate, peak_memory, prepare_compiler, settled
 from maskdit.runtime.process_group import Ranks, Stopped, listening, together, watched
 from maskdit.runtime.progress import progress, say, tensorboard
 from maskdit.training.batches import ahead, batch_at
@@ -94,6 +94,8 @@ def loop(
     done: dict[str, Any] = {"step": 0, **dict.fromkeys(SPENT, 0), "rows": []}
     done |= home.resume(learner, terms)
     first, last, rows = done["step"], config.milestones[-1], done["rows"]
+    if first < last and config.compile:
+        prepare_compiler(where)
     if first < last and ranks.rank == 0:
         home.room(learner)
     peak = gemm_rate(where, config.precision) if first < last else 1.0
