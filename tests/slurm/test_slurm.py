@@ -21,7 +21,7 @@ import cluster
 from project import edit, environment, project, twin
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(cluster.missing()), reason=cluster.missing() or "there is a cluster")]
-KEY, STEPS, LONG = "demo-maskdit", 2000, 400
+KEY, STEPS, LONG = "demo-maskdit", 4000, 400  # so many that no event comes too late, also on a fast machine
 TABLE = "results/table_demo.csv"
 SCORES = ["fd_mobilenet", "is_mobilenet", "precision_mobilenet", "recall_mobilenet"]
 MADE = (

@@ -20,7 +20,16 @@ FORM = "--format=%A|%Z|%k"  # for squeue: job number, folder, and the comment in
 PORTS = (20000, 12000)  # the first port and their number, below those that systems give out; a job's port depends on its number
 SPECIAL = 0xFFFFFFF0  # from here on, step numbers mean batch scripts and interactive shells
 PATIENCE, PAUSE = 600.0, 5.0  # seconds for which a controller that does not answer is asked again, and between two questions
-AWAY = ("Unable to contact", "timed out", "Connection refused", "Connection reset", "connection failure", "Zero Bytes", "Transport")
+AWAY = (
+    "Unable to contact",
+    "Unexpected message",
+    "timed out",
+    "Connection refused",
+    "Connection reset",
+    "connection failure",
+    "Zero Bytes",
+    "Transport",
+)
 
 
 @dataclass(frozen=True)
