@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed-$(firstword $(shell cat requirements.lock pyproje
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo study plan setup test lint check test-slow slurm-test bench lock
+.PHONY: demo study plan setup test lint check test-slow slurm-test gpu-test bench lock
 
 demo: setup
 	snakemake
@@ -81,6 +81,10 @@ slurm-test: setup
 bench: setup
 	MASKDIT_FORCE=1 snakemake --force results/bench_cpu.csv
 	@cat results/bench_cpu.md
+
+# Checks of this machine's GPU: a line as each one ends, and results/gpu.csv. Nothing happens where there is none.
+gpu-test: setup
+	python -m maskdit.tools.gpu_test
 
 lint: setup
 	ruff check
