@@ -60,7 +60,7 @@ def make(params: Params, node: str) -> None:
     ancestors, read = origins(params, verb, key, inputs(params, verb, key))
     training = verb in ("pretrain", "finetune")
     entry = params.entry(verb, key)
-    with publishing(output(params, node), node, entry.model_dump(mode="json"), ancestors, read, "ema-" * training) as place:
+    with publishing(output(params, node), node, entry.model_dump(mode="json"), ancestors, read, "ema-" * training, True) as place:
         if training:
             for at in entry.milestones:
                 (place / milestone_file("ema", at)).write_text(weights(params, node, at))

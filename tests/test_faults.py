@@ -99,7 +99,7 @@ SIZED = {"array", "state", "download"}  # that know how much they write
 
 
 def publish_table(path: Path) -> None:
-    with publishing(path, "table/a", {}, {}) as place:
+    with publishing(path, "table/a", {}, {}, usual=True) as place:
         table(place)
 
 
@@ -136,15 +136,15 @@ def tried(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Calla
     path = folder / named(name)
     before = b"before"
     if name == "folder":
-        path.mkdir()
-        (path / "old").write_bytes(before)
+        with publishing(path, "encode/a", {}, {}) as place:
+            (place / "old").write_bytes(before)
     elif name not in ("shards", "parts", "download"):
         path.write_bytes(before)
-    known = {file for file in folder.rglob("*") if file.is_file()}
+    known = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     with fault(), pytest.raises(UserError) as refused:
         WRITERS[name](path)
-    assert {file for file in folder.rglob("*") if file.is_file() and ".part" not in file.name} == known
-    assert all(file.read_bytes() == before for file in known)
+    assert {file for file in folder.rglob("*") if file.is_file() and ".part" not in file.name} == set(known)
+    assert all(file.read_bytes() == content for file, content in known.items())
     line = str(refused.value)
     assert "\n" not in line
     assert path.stem in line or "GB free" in line

@@ -1,5 +1,6 @@
 """Artifacts: whole or not there, and never of unknown making."""
 
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from maskdit.artifacts.atomic import digest, named, read_json, replacing, save_a
 from maskdit.artifacts.manifest import Known, inputs_of, lineage, manifest_file, read_manifest
 from maskdit.artifacts.publish import demand_replaceable, publishing
 from maskdit.config.base import Section, UserError, new
+from maskdit.runtime.lock import me
 
 
 class Entry(Section):
@@ -95,6 +97,7 @@ def killed(out):
     home = out.parent / f".{out.name}.making-killed"
     (home / "made" / out.name).mkdir(parents=True)
     (home / "lock").write_text("")
+    (home / "lock.lease").write_text(json.dumps({**me(), "process": 2**22 + 1}))
     return home
 
 
@@ -136,6 +139,52 @@ def test_of_two_steps_that_publish_the_same_at_once_the_last_stays_and_both_succ
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize(
+    "error", [SystemExit(143), KeyboardInterrupt(), OSError(errno.EIO, "disk")], ids=lambda error: type(error).__name__
+)
+def test_a_signal_or_an_error_between_the_two_renames_loses_nothing(tmp_path, monkeypatch, error):
+    make(tmp_path / "out")
+    rename = Path.rename
+
+    def cut(path, target):
+        if target == tmp_path / "out" and path.parent.name == "made":
+            raise error
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", cut)
+    with pytest.raises((type(error), UserError)):
+        make(tmp_path / "out", content="two")
+    assert (tmp_path / "out" / "part" / "x.txt").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_of_yours_beside_an_output_is_not_replaced(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=r"README\.md: exists and was not made with .*README\.csv; move it away, or choose another --out"
+        ):
+            table(tmp_path / "README.csv")
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    for _ in range(2):
+        table(tmp_path / "t.csv")
+
+
+def table(out):
+    with publishing(out, "table/a", {}, {}) as place:
+        place.write_text("")
+        place.with_suffix(".md").write_text("")
+
+
+def test_what_appears_at_the_output_while_a_step_works_is_not_replaced(tmp_path):
+    with pytest.raises(UserError, match="exists and is not encode/a"), publishing(tmp_path / "out", "encode/a", {}, {}) as place:
+        (place / "x").write_text("")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine").write_text("mine")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
 def test_files_beside_a_result_that_it_did_not_publish_stay(tmp_path):
     for names in (("a.yaml", "b.yaml"), ("a.yaml",)):
         with publishing(tmp_path / "t.csv", "table/a", {}, {}) as place:
@@ -149,6 +198,10 @@ def test_files_beside_a_result_that_it_did_not_publish_stay(tmp_path):
 
 OTHERS = {
     "a full folder": lambda out: (out.mkdir(), (out / "precious").write_text("")),
+    "a folder with a manifest of its own": lambda out: (
+        out.mkdir(),
+        (out / "manifest.json").write_text('{"name": "an extension"}'),
+    ),
     "another node's": lambda out: make(out, "encode/b"),
     "a link": lambda out: out.symlink_to("elsewhere"),
     "a file": lambda out: out.write_text(""),
@@ -309,7 +362,7 @@ def test_a_second_record_of_the_same_name_is_refused(tmp_path, place, top):
     (metrics / place).parent.mkdir(exist_ok=True)
     shutil.copy(metrics / "demo" / "b.json", metrics / place)
     assert list(named(tmp_path / top, ("a",))) == ["a"]
-    with pytest.raises(UserError, match=r"b\.json: a second record of this name, besides .*; move one of them out of "):
+    with pytest.raises(UserError, match=r"b\.json: .*b\.json is a record of the same name; move one of them out of "):
         named(tmp_path / top, ("a", "b"))
 
 

@@ -101,6 +101,18 @@ def test_a_shard_that_was_damaged_after_it_was_made_is_made_again(make, capsys, 
     assert ("damaged since it was made" in capsys.readouterr().err) == (damage != "gone" or shard.is_dir())
 
 
+def test_a_shard_that_cannot_be_read_now_is_not_taken_for_damaged(make, monkeypatch):
+    assert work().fill(make)
+
+    def stale(path):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("maskdit.artifacts.shards.sha256", stale)
+    with pytest.raises(OSError, match="Stale"):
+        work().fill(make)
+    assert len(shards()) == 5
+
+
 def test_taken_files_survive_their_scratch(make, tmp_path):
     shards = Shards("toy", "other", ["a"])
     shards.fill(lambda number, path: path.write_text("whole"))

@@ -166,8 +166,10 @@ def test_neither_scale_nor_a_common_offset_changes_how_sets_cover_each_other(sca
 def test_features_that_are_no_numbers_are_refused(value):
     features = ONE.astype(np.float32)
     features[3, 2] = value
-    with pytest.raises(UserError, match="some are not finite"):
-        overlap(features, ONE.astype(np.float32), 3)
+    good = ONE.astype(np.float32)
+    for pair, what in (((features, good), "samples"), ((good, features), "reference")):
+        with pytest.raises(UserError, match=f"the features of the {what} are not all finite numbers"):
+            overlap(*pair, 3)
 
 
 def test_a_feature_on_the_border_of_a_ball_is_inside_for_precision_and_recall_and_outside_for_density():

@@ -234,7 +234,9 @@ def test_a_redirection_away_from_https_is_refused(server, path, place):
 )
 def test_a_public_host_redirects_nobody_into_a_private_network(place):
     ours, theirs = Address("https://93.184.215.14/x"), f"https://{place}:8080/y"
-    with pytest.raises(UserError, match=r"redirects to https://.* in a private network; name that address itself if you trust it"):
+    with pytest.raises(
+        UserError, match=r"redirects to https://.* in a private network; if you trust it, put that address into params.yaml"
+    ):
         module.Redirects(ours).redirect_request(ours.request(), io.BytesIO(), 302, "", HTTPMessage(), theirs)
     inside = Address("https://10.9.9.9/x")
     assert module.Redirects(inside).redirect_request(inside.request(), io.BytesIO(), 302, "", HTTPMessage(), theirs)
@@ -248,7 +250,7 @@ def test_a_name_that_means_a_private_address_here_is_one(monkeypatch):
 
 def test_an_encoded_answer_is_refused_not_kept(server, path):
     server.coding = "gzip"
-    assert "the server sends the file encoded (gzip), though asked not to" in refused(server, path)
+    assert "the server encoded the file (gzip), which was not requested" in refused(server, path)
     assert left(path) == []
 
 

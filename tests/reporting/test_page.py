@@ -280,6 +280,13 @@ def test_a_budget_is_read_off_a_curve_as_its_crossings_are(wanted):
     assert (math.isnan(at(spots, 9.9)), at(spots, 1e3)) == (True, 150.0)
 
 
+def test_a_bound_that_is_infinite_is_a_number_of_a_table(tmp_path):
+    (tmp_path / "x.csv").write_text("axis,ratio,low,high\nseconds,0.9,0.5,inf\n")
+    rows = rows_of(tmp_path / "x.csv")
+    assert rows == [{"axis": "seconds", "ratio": "0.9", "low": "0.5", "high": "inf"}]
+    assert ">inf<" in table(rows, "Crossings", "x.csv")
+
+
 def test_provenance_joins_the_manifest_with_the_ledger(html):
     row = re.search(r'<tr><th scope="row">fetch/demo</th>(.*?)</tr>', html.read_text(), re.S)[1]
     assert f'title="{"c" * 40}"' in row

@@ -108,7 +108,7 @@ def test_of_several_recipes_the_best_is_compared_and_all_must_have_run(tmp_path)
     assert ledger(tmp_path, evidence=three)["verdict"] == "NOT RUN"
     made(tmp_path, c=4.5)
     row = ledger(tmp_path, evidence=three)
-    assert (row["verdict"], row["seeds"]) == ("NOT REPRODUCED", "1 and 1")
+    assert (row["verdict"], row["seeds"]) == ("NOT REPRODUCED", "1 against 1")
     assert float(row["ours"]) == pytest.approx(5.0 / 4.5, rel=1e-3)
 
 

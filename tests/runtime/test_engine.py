@@ -40,6 +40,24 @@ def test_a_step_whose_engine_has_gone_ends_as_by_sigterm_though_its_shell_lives(
     assert (tmp_path / "code").read_text() == "85\n"
 
 
+def test_a_rank_ends_with_its_launcher(tmp_path: Path) -> None:
+    (tmp_path / "step.py").write_text(STEP)
+    launcher = (
+        f"import os, subprocess, time\nos.environ['RANK'] = '0'\nsubprocess.Popen([{sys.executable!r}, 'step.py'])\ntime.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", launcher], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "begun\n"
+    rank = psutil.Process(process.pid).children()[0]
+    process.kill()
+    _, said = process.communicate()
+    psutil.wait_procs([rank], timeout=10)
+    assert not rank.is_running()
+    assert "has gone, so the step stops" in said
+
+
 def test_a_process_that_no_engine_started_watches_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine.engine() is None
     with engine.ending_with_engine():

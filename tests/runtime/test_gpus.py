@@ -31,7 +31,7 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
-    tool.write_text("#!/bin/sh\n" + "".join(f"echo '{number}, {uuid}'\n" for number, uuid in enumerate(UUIDS)))
+    tool.write_text("#!/bin/sh\n" + "".join(f"echo '{number}, {uuid}, H100'\n" for number, uuid in enumerate(UUIDS)))
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -72,6 +72,7 @@ def test_the_gpus_are_those_that_are_visible(visible: str | None, found: list[st
 
 def test_two_steps_have_each_its_gpus_and_a_training_waits_for_all() -> None:
     one, two = start("1"), start("2")
+    training = None
     try:
         assert sorted(holds(one) + holds(two)) == UUIDS
         training = start("all")
@@ -89,8 +90,18 @@ def test_two_steps_have_each_its_gpus_and_a_training_waits_for_all() -> None:
             assert os.environ["CUDA_VISIBLE_DEVICES"] == UUIDS[0]
         assert "CUDA_VISIBLE_DEVICES" not in os.environ
     finally:
-        for process in (one, two, training):
+        for process in filter(None, (one, two, training)):
             process.kill()
+
+
+def test_of_unlike_gpus_none_is_chosen_unless_cuda_numbers_them_as_nvidia_smi_does(
+    box: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = box / "bin" / "nvidia-smi"
+    tool.write_text(tool.read_text().replace("GPU-aa11, H100", "GPU-aa11, T400"))
+    assert listed() == []
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    assert listed() == UUIDS
 
 
 def limited() -> None:

@@ -174,6 +174,41 @@ def test_a_step_shows_itself_when_the_sign_of_a_killed_one_has_become_old(tmp_pa
     assert not path.exists()
 
 
+def test_a_lease_that_cannot_be_read_is_ours_and_one_that_was_deleted_is_made_again(tmp_path, monkeypatch):
+    with Lock(tmp_path / "lock").held() as ours:
+        with monkeypatch.context() as patch:
+
+            def stale(path):
+                raise OSError(errno.ESTALE, "Stale file handle")
+
+            patch.setattr(Path, "read_text", stale)
+            assert ours.ours()
+        (tmp_path / "lock.lease").unlink()
+        assert ours.ours()
+        assert owner_of(tmp_path / "lock.lease")["process"] == os.getpid()
+        assert ours.ours()
+    assert not (tmp_path / "lock.lease").exists()
+
+
+def test_who_asks_whether_a_lock_is_held_takes_nothing(tmp_path, monkeypatch):
+    without_flock(monkeypatch, errno.ENOLCK)
+    lease(tmp_path / "lock")
+    os.utime(tmp_path / "lock.lease", (1, 1))
+    (tmp_path / "lock").touch()
+    before = (tmp_path / "lock.lease").read_text()
+    assert not is_held(tmp_path / "lock"), "its owner has been silent for years"
+    assert (tmp_path / "lock.lease").read_text() == before
+
+
+def test_another_machine_of_the_same_name_is_another_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "LOST", 1.5)
+    lease(tmp_path / "lock", host=lock.platform.node(), process=2**22 + 1, space="another boot pid:[1]")
+    assert not lock.ended(owner_of(tmp_path / "lock.lease"))
+    began = time.monotonic()
+    assert take(tmp_path / "lock") == ""
+    assert time.monotonic() - began > 1
+
+
 def test_a_half_written_lease_is_waited_for(tmp_path):
     (tmp_path / "lock.lease").write_text("")
     assert not is_held(tmp_path / "none")

@@ -1,6 +1,8 @@
 """Slurm, as far as it can be asked without one: which process is a task, what a training demands, a controller that is away."""
 
+import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,26 @@ def test_older_jobs_of_a_step_are_known_by_their_comment_or_by_the_sign(
 ) -> None:
     monkeypatch.setattr(slurm, "asked", lambda *words: QUEUE)
     assert slurm.older("7", own, signed) == found
+
+
+@pytest.mark.parametrize(("age", "sole", "cancelled"), [(0, "5", ["5"]), (10**6, "5", []), (0, None, [])])
+def test_only_a_job_of_this_step_alone_that_still_gives_signs_of_life_is_cancelled(
+    age: int, sole: str | None, cancelled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mark = lock.sign("sample", "demo", None)
+    mark.parent.mkdir(parents=True)
+    owner = {**lock.me(), "host": "n2", "slurm_job": "5", "sole_job": sole}
+    mark.write_text(json.dumps(owner))
+    os.utime(mark, (time.time() - age,) * 2)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    queue, done = ["5|/elsewhere|by the site", "7|/here|by the site"], []
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: name)
+    monkeypatch.setattr(slurm, "asked", lambda *words: "\n".join(queue) if "--me" in words else queue[-1])
+    monkeypatch.setattr(slurm.subprocess, "run", lambda words: (done.append(words[1]), queue.pop(0)))
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
+    slurm.supersede("sample", "demo", None)
+    assert done == cancelled
 
 
 def test_the_sign_of_a_step_names_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,7 +231,7 @@ def test_a_training_that_was_silent_for_so_long_that_another_took_over_saves_not
         saved(self, *words)
 
     monkeypatch.setattr(recovery.Recovery, "save", overtaken)
-    with pytest.raises(UserError, match="process 7 on other-node, Slurm job 42 has taken over this training, as this process was"):
+    with pytest.raises(UserError, match="process 7 on other-node, Slurm job 42 has taken over this training, because"):
         pretrained(latents, "run", masked(2))
     [folder] = latents.parent.glob("scratch/pretrain-*")
     assert not list(folder.glob("state-*"))

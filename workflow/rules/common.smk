@@ -22,10 +22,11 @@ wildcard_constraints:
 SHARE = max(1, (workflow.cores or 1) // 2)  # threads of a compute step, so that two trainings can run side by side
 
 # The manifests of the artifacts decide what is current, not the times of files: see maskdit.artifacts.freshness.
+NO_TARGETS = {"--report", "--cleanup-metadata", "--cm"}  # options whose values are files, but no targets
 fresh = Freshness(params) if workflow.is_main_process else None
 if fresh:
     try:
-        demand_known(params, (word for option, word in pairwise(sys.argv) if option != "--report"))
+        demand_known(params, (word for option, word in pairwise(sys.argv) if option not in NO_TARGETS))
         set_stamps(fresh)
     except UserError as error:
         raise WorkflowError(str(error))

@@ -137,6 +137,6 @@ def named(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
         if path.stem not in names or any(part.startswith(".") for part in parts):  # hidden: half written
             continue
         if other := found.get(path.stem):
-            raise UserError(f"{path}: a second record of this name, besides {other}; move one of them out of {root}")
+            raise UserError(f"{path}: {other} is a record of the same name; move one of them out of {root}")
         found[path.stem] = path
     return {name: found[name] for name in names if name in found and len(found[name].relative_to(root).parts) == depth}

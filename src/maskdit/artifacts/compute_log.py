@@ -128,11 +128,14 @@ def meters() -> Meters:
         nvml.nvmlInit_v2()
         count, millijoules, handle = ctypes.c_uint(), ctypes.c_ulonglong(), ctypes.c_void_p()
         nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
-        mine = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        mine = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
+        uuid = ctypes.create_string_buffer(96)
         for place in range(count.value):
             nvml.nvmlDeviceGetHandleByIndex_v2(place, ctypes.byref(handle))
             failed = nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
-            if not failed and (str(place) in mine or not mine[0].isdigit()):
+            nvml.nvmlDeviceGetUUID(handle, uuid, 96)
+            used = not mine or any(word == str(place) or uuid.value.decode().startswith(f"{word}") for word in mine)
+            if not failed and used:
                 found[f"gpu {place}"] = millijoules.value / 1e3, float("inf")
     return found
 

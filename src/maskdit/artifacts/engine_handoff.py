@@ -39,8 +39,8 @@ def handoff(to: str, bench: str) -> None:
     params = load()
     nodes, fresh = nodes_of(params, bench), Freshness(params)
     stages = [node.replace("/", "@") for node in nodes]
-    demand_inside()
     if to == "dvc":
+        demand_inside()
         for node in nodes:
             verdict = fresh.verdict(node)
             if verdict.state != "current":
@@ -50,6 +50,7 @@ def handoff(to: str, bench: str) -> None:
         print(f"handoff: dvc now knows {bench}")
         return
     if Path("dvc.lock").exists() and not all(output(params, node).exists() for node in nodes):
+        demand_inside()
         dvc("pull", "--allow-missing", *stages)
         fresh = Freshness(params)
     unmade = sum(node in fresh.unmade for node in nodes)

@@ -58,41 +58,55 @@ def publishing(
     ancestors: dict[str, Origin],
     read: dict[str, dict[str, str]] | None = None,
     milestones: str = "",
+    usual: bool = False,
 ) -> Iterator[Path]:
     """A temporary place for a step to write, published under `out` with its manifest when the block ends without an error.
 
     A folder gets a manifest.json. A name with a suffix is a file: what the step wrote beside it under the same stem is published
-    too, folders whole; a JSON file holds its manifest inside, of others it lies in manifests/STEM.json. The rest: see Making.
+    too, folders whole; a JSON file holds its manifest inside, of others it lies in manifests/STEM.json. `usual` is as in
+    `demand_replaceable`, the rest as in Making. Raises UserError if something else than an older make of the node is there.
     """
     making = Making(node, config, ancestors, read or {}, milestones)
-    demand_regular(out)
+    demand_replaceable(out, node, usual)
     out.parent.mkdir(parents=True, exist_ok=True)
     sweep(out)
     try:
-        with writing(out), TemporaryDirectory(dir=out.parent, prefix=f".{out.name}{WORKSHOP}") as name:
+        with writing(out), _workshop(out) as name:
             home = Path(name)
             place = home / "made" / out.name
             (place.parent if out.suffix else place).mkdir(parents=True)
             with Lock(home / LOCK).held():
                 yield place
+                demand_replaceable(out, node, usual)
+                if out.suffix and not usual:
+                    demand_free(out, place)
                 (_publish_files if out.suffix else _publish_folder)(place, out, making)
     except Full as error:
         raise Full(str(error).replace(str(place), str(out))) from None
 
 
+def _workshop(out: Path) -> TemporaryDirectory[str]:
+    """A folder beside an output; its removal may fail on NFS, where a file that another process still reads keeps a name."""
+    return TemporaryDirectory(dir=out.parent, prefix=f".{out.name}{WORKSHOP}", ignore_cleanup_errors=True)
+
+
 def sweep(out: Path) -> None:
     """Remove what killed steps have left beside an artifact; one that was killed while it replaced the artifact had kept it."""
     for home in out.parent.glob(f".{glob.escape(out.name)}{WORKSHOP}*"):
-        if (home / LOCK).exists() and not is_held(home / LOCK):
+        begun = (home / f"{LOCK}.lease").exists()  # else its process is just starting, or was killed as it started
+        if begun and not is_held(home / LOCK):
             if (home / "old").exists() and not out.exists():
-                (home / "old").rename(out)
+                with suppress(FileNotFoundError):  # another process was quicker
+                    (home / "old").rename(out)
             shutil.rmtree(home, ignore_errors=True)
 
 
-def demand_regular(out: Path) -> None:
-    """Raise UserError if an output is anything but a file, for names with a suffix, or a folder."""
-    if (out.is_symlink() and not out.suffix) or (out.exists() and not (out.is_file() if out.suffix else out.is_dir())):
-        raise UserError(f"{out}: not a {'file' if out.suffix else 'folder'}; move it away, or choose another --out")
+def demand_free(out: Path, place: Path) -> None:
+    """Raise UserError if a file that is published beside `out` would replace one that was not published there before."""
+    for file in place.parent.rglob("*"):
+        name = str(file.relative_to(place.parent))
+        if file.is_file() and file != place and (out.parent / name).exists() and name not in _listed(out):
+            raise UserError(f"{out.parent / name}: exists and was not made with {out}; move it away, or choose another --out")
 
 
 def demand_replaceable(out: Path, node: str, usual: bool) -> None:
@@ -100,7 +114,8 @@ def demand_replaceable(out: Path, node: str, usual: bool) -> None:
 
     usual: it is the node's own place in the project, where a result without its manifest may be replaced, too.
     """
-    demand_regular(out)
+    if (out.is_symlink() and not out.suffix) or (out.exists() and not (out.is_file() if out.suffix else out.is_dir())):
+        raise UserError(f"{out}: not a {'file' if out.suffix else 'folder'}; move it away, or choose another --out")
     beside = manifest_file(out)
     if not out.exists() or (not out.suffix and not any(out.iterdir())):
         return
@@ -111,7 +126,7 @@ def demand_replaceable(out: Path, node: str, usual: bool) -> None:
     try:
         found = read_manifest(out).node
     except UserError:  # damaged
-        found = node if usual or not out.suffix else ""
+        found = node if usual else ""
     if found != node:
         raise UserError(f"{out}: holds {found or 'something else'}, not {node}; move it away, or choose another --out")
 
@@ -161,15 +176,19 @@ def _publish_folder(place: Path, out: Path, making: Making) -> None:
     files = {str(file.relative_to(place)): _known(file) for file in sorted(place.rglob("*")) if file.is_file()}
     write_json(place / MANIFEST, written(making.manifest(files, out)))
     old = place.parents[1] / "old"
-    while True:
-        with suppress(FileNotFoundError):
-            out.rename(old)
-        try:
-            place.rename(out)
-            break
-        except OSError as error:  # another process has published the same meanwhile
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            shutil.rmtree(old, ignore_errors=True)
+    try:
+        while True:
+            with suppress(FileNotFoundError):
+                out.rename(old)
+            try:
+                place.rename(out)
+                break
+            except OSError as error:  # another process has published the same meanwhile
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
+    finally:  # a signal came, or an error, between the two
+        if old.exists() and not out.exists():
+            old.rename(out)
     sync(out.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -57,10 +57,10 @@ class Shards:
         """Whether a shard exists with the contents that were written; what has been damaged since is removed."""
         if not kept.exists():
             return False
-        with suppress(UserError, OSError):
+        with suppress(UserError, FileNotFoundError):
             if read_json(sums_of(kept)) == sums(kept):
                 return True
-        say(f"{kept}: damaged since it was made, or its checksum is; it is made again")
+        say(f"{kept}: damaged since it was made, or its checksum file is missing or damaged; making it again")
         remove(kept)
         return False
 

@@ -68,8 +68,13 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
         slurm.supersede(verb, key, share)
     keep_log(log_file(verb, key, share), goes_on="RANK" in os.environ or STEPS[verb] == "training.train")
     showing = nullcontext() if "RANK" in os.environ else running(verb, key, share)
-    with showing, ending_with_engine(), leased(gpus_of(verb, share)), recorded(verb, key, code_of) as spent:
-        work(params, verb, key, paths, share, spent, options)
+    watching = nullcontext() if "RANK" in os.environ and STEPS[verb] == "training.train" else ending_with_engine()
+    with showing, watching, leased(gpus_of(verb, share)) as waited:
+        if waited and paths == usual and not asked and Freshness(params).verdict(node) == CURRENT:
+            say(f"{node}: another process has made it meanwhile")
+            return
+        with recorded(verb, key, code_of) as spent:
+            work(params, verb, key, paths, share, spent, options)
 
 
 def gpus_of(verb: str, share: tuple[int, int] | None) -> int | None:
@@ -103,7 +108,8 @@ def work(
     from maskdit.artifacts.publish import demand_replaceable, publishing
     from maskdit.config.paths import output
 
-    demand_replaceable(out, node, usual=out == output(params, node))
+    usual = out == output(params, node)
+    demand_replaceable(out, node, usual)
     progress.KEY = key
     training = STEPS[verb] == "training.train"
     if "RANK" not in os.environ:
@@ -122,7 +128,7 @@ def work(
         run(entry, **inputs, out=out)  # which another process publishes
         return
     numbers = entry.model_dump(mode="json")
-    with publishing(out, node, numbers, ancestors, read, "ema-" * training) as place:
+    with publishing(out, node, numbers, ancestors, read, "ema-" * training, usual) as place:
         run(entry, **inputs, **options, out=place)
         if device.PRECISION:
             numbers["precision"] = device.PRECISION

@@ -55,11 +55,13 @@ def demand_known(params: "Params", targets: Iterable[str]) -> None:
     stamps = {verb: Path(".scratch/made") / verb / "{key}" for verb in OUTPUTS}
     places = [(verb, Path(pattern)) for verb, pattern in OUTPUTS.items()]
     places.sort(key=lambda place: len(place[1].name), reverse=True)  # claims, which has any name, is the last of the results
-    for target in targets:
+    for target in filter(lambda word: Path(word).name, targets):
         for verb, usual in [*stamps.items(), *places]:
             form = re.escape(str(usual.with_suffix(""))).replace(r"\{bench\}", "[^/]+").replace(r"\{key\}", "([a-z0-9-]+)")
             if found := re.fullmatch(form, str(Path(target).with_suffix(""))):
                 params.entry(verb, found[1])
                 if usual != stamps[verb] and (verb in ("evaluate", "reconstruct") or not usual.suffix):
-                    raise UserError(f"{target}: is not a target of Snakemake's; use {str(stamps[verb]).format(key=found[1])}")
+                    raise UserError(
+                        f"{target}: Snakemake does not know this path; ask for {str(stamps[verb]).format(key=found[1])} instead"
+                    )
                 break

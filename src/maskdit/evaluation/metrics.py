@@ -112,9 +112,10 @@ def in_range(one_NF: Array, other_MF: Array) -> tuple[Array, Array]:
 
     Raises UserError if a feature is not finite.
     """
+    for what, points in (("samples", one_NF), ("reference", other_MF)):
+        if not np.isfinite(points).all():
+            raise UserError(f"the features of the {what} are not all finite numbers; make the features of the {what} again")
     most = max(float(np.abs(points).max()) for points in (one_NF, other_MF))
-    if not np.isfinite(most):
-        raise UserError("features: some are not finite; check the images and the extractor, and rerun the features step")
     if not most or -40 < (power := np.ceil(np.log2(most))) < 40:
         return one_NF, other_MF
     return np.ldexp(one_NF, -int(power)), np.ldexp(other_MF, -int(power))

@@ -46,7 +46,7 @@ def internal(url: str, loopback: bool = False) -> bool:
         return True
     try:
         numbers = {host} if loopback else {host} | {str(found[4][0]) for found in getaddrinfo(host, None)}
-    except OSError:
+    except (OSError, UnicodeError):  # no such name, or one that cannot be
         numbers = {host}
     for number in numbers:
         with suppress(ValueError):
@@ -123,7 +123,9 @@ class Redirects(HTTPRedirectHandler):
         if internal(newurl) and not internal(self.address.url):
             fp.close()
             place = "an address" if self.address.shown else newurl
-            raise UserError(f"{self.address}: redirects to {place} in a private network; name that address itself if you trust it")
+            raise UserError(
+                f"{self.address}: redirects to {place} in a private network; if you trust it, put that address into params.yaml"
+            )
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None:
             self.address.sign(request)
@@ -202,7 +204,7 @@ def fetch_rest(url: Address, partial: Partial) -> int | None:
             raise UserError(f"{url}: {PAGE}")
         if (coding := answer.headers.get("Content-Encoding", "identity").strip().lower()) not in ("", "identity"):
             partial.forget()
-            raise UserError(f"{url}: the server sends the file encoded ({coding[:20]}), though asked not to; use another address")
+            raise UserError(f"{url}: the server encoded the file ({coding[:20]}), which was not requested; use another address")
         total = came.partition("/")[2] if resumed else answer.headers.get("Content-Length")
         size = int(total) if total and total.isdigit() else None
         if not resumed:

@@ -101,7 +101,7 @@ def found(evidence: Evidence, results: Path, lower: bool) -> Found | None:
                 return None
             noise = 2 * math.hypot(error(ours), error(theirs))
             ratio = statistics.mean(ours) / statistics.mean(theirs)
-            return Found(ratio, noise, f"{one} and {other}", files(results, names))
+            return Found(ratio, noise, f"{one} against {other}", files(results, names))
         case Crossing():
             path = results / f"curves_{evidence.study}_crossing.csv"
             rows = rows_of(path, "axis", evidence.axis, ("at", "ratio", "low", "high"), ("status", "seeds"))
@@ -144,7 +144,9 @@ def rows_of(path: Path, column: str, value: str, numbers: tuple[str, ...], texts
 
 
 def beside(value: float, other: float) -> str:
-    """How much a value is above or below another."""
+    """How much a value is above or below another, as printed."""
+    if f"{abs(value / other - 1):.1%}" == "0.0%":
+        return "equal to"
     return f"{abs(value / other - 1):.1%} {'above' if value > other else 'below'}"
 
 

@@ -34,8 +34,8 @@ def gone(process: psutil.Process) -> bool:
 
 @contextmanager
 def ending_with_engine() -> Iterator[None]:
-    """Send this process SIGTERM when its engine has gone, so that a training saves its state and ends."""
-    ours, end = None if "RANK" in os.environ else engine(), Event()  # ranks look after their launcher
+    """Send this process SIGTERM when its engine, or a rank's launcher, has gone: a training then saves its state and ends."""
+    ours, end = psutil.Process(os.getppid()) if "RANK" in os.environ else engine(), Event()
 
     def watch() -> None:
         while ours is not None and not end.wait(PAUSE):

@@ -1,4 +1,4 @@
-"""Which GPUs of this machine a step uses: without Slurm, too, a GPU serves one step at a time, whoever started it."""
+"""Which GPUs of this machine a step uses: without Slurm, too, a GPU serves one step of this user at a time."""
 
 import os
 import shutil
@@ -17,14 +17,20 @@ PAUSE = 2.0  # seconds between two looks for a free GPU
 
 
 def listed() -> list[str]:
-    """The GPUs that this process may use, by their UUIDs, as nvidia-smi and CUDA_VISIBLE_DEVICES say; empty without nvidia-smi."""
+    """The GPUs that this process may use, by their UUIDs, as nvidia-smi and CUDA_VISIBLE_DEVICES say; empty without nvidia-smi.
+
+    Also empty if the GPUs are unlike, because CUDA then numbers them in another order, unless CUDA_DEVICE_ORDER=PCI_BUS_ID.
+    """
     if not shutil.which("nvidia-smi"):
         return []
-    command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return []
-    known = dict(line.replace(" ", "").split(",") for line in done.stdout.splitlines() if line.count(",") == 1)
+    rows = [[word.strip() for word in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 2]
+    if len({name for _, _, name in rows}) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        return []
+    known = {number: uuid for number, uuid, _ in rows}
     if "CUDA_VISIBLE_DEVICES" not in os.environ:
         return list(known.values())
     words = [word.strip() for word in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
@@ -59,16 +65,17 @@ def take(uuids: list[str], count: int) -> tuple[ExitStack, list[str], str]:
 
 
 @contextmanager
-def leased(wanted: int | None) -> Iterator[None]:
+def leased(wanted: int | None) -> Iterator[bool]:
     """Hold so many GPUs, which are then the only visible ones, as soon as they are free; None: all that this process may use.
 
+    Yields whether it had to wait.
     Without GPUs, in a Slurm job, which has its own, and with MASKDIT_DEVICE=cpu nothing is held.
     """
     free = wanted == 0 or {"SLURM_JOB_ID", "MASKDIT_DEVICE", "RANK"} & os.environ.keys()
     uuids = [] if free else listed()
     count = len(uuids) if wanted is None else min(wanted, len(uuids))
     if not count:
-        yield
+        yield False
         return
     before, told = os.environ.get("CUDA_VISIBLE_DEVICES"), ""
     while not (found := take(uuids, count))[1]:
@@ -80,7 +87,7 @@ def leased(wanted: int | None) -> Iterator[None]:
     with stack:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
         try:
-            yield
+            yield bool(told)
         finally:
             if before is None:
                 del os.environ["CUDA_VISIBLE_DEVICES"]

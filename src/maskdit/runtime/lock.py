@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, TextIO
 
+from maskdit.runtime.engine import engine
 from maskdit.runtime.progress import say
 
 BEAT = 10.0  # seconds between two signs of life
@@ -30,10 +31,11 @@ class Held(Exception):  # noqa: N818, an answer
 
 
 def me() -> Owner:
-    """The process that asks, as a lease names it. `space` tells the process numbers of containers apart."""
+    """The process that asks, as a lease names it. `space` tells the process numbers of machines and of containers apart."""
     space = ""
     with suppress(OSError):
-        space = str(Path("/proc/self/ns/pid").readlink())
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     job, restart = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
     told = {"host": platform.node(), "process": os.getpid(), "slurm_job": job, "restart": restart, "space": space}
     return {**told, "token": secrets.token_hex(8)}
@@ -67,11 +69,16 @@ def alive(process: int) -> bool:
     return True
 
 
+def is_here(owner: Owner) -> bool:
+    """Whether an owner's process number is one of this machine and container."""
+    mine = me()
+    return bool(owner) and all(owner.get(name, mine[name]) == mine[name] for name in ("host", "space"))
+
+
 def ended(owner: Owner) -> bool:
     """Whether an owner is known to have ended: a process of this machine, or an earlier run of this Slurm job."""
     mine = me()
-    here = bool(owner) and all(owner.get(name, mine[name]) == mine[name] for name in ("host", "space"))
-    if here and not alive(owner["process"]):
+    if is_here(owner) and not alive(owner["process"]):
         return True
     same_job = mine["slurm_job"] is not None and owner.get("slurm_job") == mine["slurm_job"]
     return same_job and owner.get("restart") != mine["restart"]
@@ -111,47 +118,65 @@ class Lock:
     def held(self, wait: bool = True) -> Iterator["Lock"]:
         """Hold the lock. Without `wait`, a lease that may be of a dead owner counts as held."""
         with self.path.open("a") as file:
-            locked = flock(file)
-            for _ in range(5 if wait else 0):  # another process may only be asking whether the lock is held
-                if locked is not False:
+            for _ in range(5):  # another process may only be asking whether the lock is held
+                if (locked := flock(file)) is not False:
                     break
                 time.sleep(0.1)
-                locked = flock(file)
             if locked is False:
                 raise Held(words(owner_of(self.lease)))
             self.take(locked is True, wait)
             with beating(self.lease, self.token):
                 yield self
 
+    def free(self) -> bool:
+        """Whether no process is known to hold the lock, which is asked without taking it."""
+        with self.path.open("a") as file:
+            if (locked := flock(file)) is False:
+                return False
+            try:
+                owner, beat = owner_of(self.lease), self.lease.stat().st_mtime
+            except FileNotFoundError:
+                return True
+            return self.is_dead(owner, beat, locked is True)
+
+    def is_dead(self, owner: Owner, beat: float, locked: bool) -> bool:
+        """Whether the owner of a lease has ended, or gave its last sign of life, `beat`, long ago."""
+        return ended(owner) or (locked and is_here(owner)) or self.clock() - beat > LOST
+
     def take(self, locked: bool, wait: bool) -> None:
         """Make the lease. `locked`: flock holds here, so that no other process of this machine has the lock."""
         first, told = None, False
         while not self.begin():
             try:
-                owner, beat, now = owner_of(self.lease), self.lease.stat().st_mtime, self.clock()
+                owner, beat = owner_of(self.lease), self.lease.stat().st_mtime
             except FileNotFoundError:
                 continue
-            if ended(owner) or (locked and owner and owner["host"] == platform.node()) or now - beat > LOST:
+            if self.is_dead(owner, beat, locked):
                 self.discard(owner)
                 continue
             first = beat if first is None else first
             if beat != first or not wait:
                 raise Held(words(owner))
             if not told:
-                say(f"{self.path.parent}: waiting for a sign of life of {words(owner)}, at most {LOST:.0f} s")
+                say(f"{self.path.parent}: waiting up to {LOST:.0f} s to see whether {words(owner)} is still alive")
                 told = True
             time.sleep(min(1.0, BEAT / 4))
 
     def begin(self) -> bool:
         """Create the lease, which only one process can."""
+        owner = me()
+        if created := self.create(json.dumps(owner) + "\n"):
+            self.token = owner["token"]
+        return created
+
+    def create(self, text: str) -> bool:
+        """Create the lease with this text; False if there is one."""
         try:
             handle = os.open(self.lease, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             return False
-        owner = me()
-        self.token = owner["token"]
         with os.fdopen(handle, "w") as file:
-            file.write(json.dumps(owner) + "\n")
+            file.write(text)
         return True
 
     def clock(self) -> float:
@@ -165,13 +190,21 @@ class Lock:
         with suppress(FileNotFoundError):
             self.lease.rename(aside)
             if owner_of(aside) != owner:
-                with suppress(OSError):
-                    os.link(aside, self.lease)
+                self.create(aside.read_text())
             aside.unlink()
 
     def ours(self) -> bool:
-        """Whether no other process has taken the lease, because this one gave no sign of life for long."""
-        return owner_of(self.lease).get("token") == self.token
+        """Whether no other process has taken the lease, because this one gave no sign of life for long.
+
+        A lease that has been deleted is made again; one that cannot be read now is taken for ours.
+        """
+        try:
+            told = json.loads(self.lease.read_text())
+        except FileNotFoundError:
+            return self.create(json.dumps({**me(), "token": self.token}) + "\n") or self.ours()
+        except (OSError, ValueError):
+            return True
+        return isinstance(told, dict) and told.get("token") == self.token
 
 
 def flock(file: TextIO) -> bool | None:
@@ -188,9 +221,8 @@ def is_held(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        with Lock(path).held(wait=False):
-            return False
-    except (Held, OSError):
+        return not Lock(path).free()
+    except OSError:
         return True
 
 
@@ -203,6 +235,9 @@ def sign(verb: str, key: str, part: tuple[int, int] | None = None) -> Path:
 def running(verb: str, key: str, part: tuple[int, int] | None) -> Iterator[None]:
     """Show that a step is running, by a file that is touched while it does and removed at the end."""
     path, owner = sign(verb, key, part), me()
+    started_by = engine() if owner["slurm_job"] else None
+    sole = started_by is not None and "--target-jobs" in started_by.cmdline()
+    owner |= {"sole_job": owner["slurm_job"] if sole else None}  # the job is for this step alone, so that it may be cancelled
 
     def show() -> None:
         if not runs(path):  # a process that will be refused leaves the other's sign

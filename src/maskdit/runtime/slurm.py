@@ -11,7 +11,7 @@ from pathlib import Path
 
 from maskdit.config.base import UserError
 from maskdit.runtime.environment import scratch
-from maskdit.runtime.lock import owner_of, sign
+from maskdit.runtime.lock import owner_of, runs, sign
 from maskdit.runtime.process_group import STOPPED, handling
 from maskdit.runtime.progress import say
 
@@ -72,7 +72,7 @@ def job() -> str | None:
 
 def demand_all(processes: int) -> None:
     """Raise UserError in a task of srun if its training would not use all GPUs of its job, or would be started several times."""
-    if not is_task():
+    if not is_task() or "MASKDIT_DEVICE" in os.environ:
         return
     number = os.environ.get("SLURM_JOB_ID")
     tasks, nodes = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", "1")) for what in ("TASKS", "NODES"))
@@ -122,7 +122,8 @@ def supersede(verb: str, key: str, part: tuple[int, int] | None) -> None:
     number = os.environ.get("SLURM_JOB_ID", "")
     if not number.isdigit() or "SLURM_ARRAY_JOB_ID" in os.environ or not shutil.which("squeue"):
         return  # the tasks of an array share a comment
-    signed = owner_of(sign(verb, key, part)).get("slurm_job")
+    mark = sign(verb, key, part)
+    signed = owner_of(mark).get("sole_job") if runs(mark) else None
     try:
         own = asked("squeue", "--noheader", f"--jobs={number}", FORM).partition("|")[2]
         comment = own.partition("|")[2]
@@ -130,7 +131,7 @@ def supersede(verb: str, key: str, part: tuple[int, int] | None) -> None:
         cancelled: set[str] = set()
         while others := older(number, own if named else "", signed):
             for other in others - cancelled:  # only once, because scancel reports an error for a job that is ending
-                say(f"job {other} is of the same step and older than {number}: cancelled")
+                say(f"cancelling job {other}, an older job of this step")
                 subprocess.run(["scancel", other])
             cancelled |= others
             time.sleep(1)

@@ -118,7 +118,7 @@ class Recovery:
         """
         if not self.lock.ours():
             owner = words(owner_of(self.lock.lease))
-            raise UserError(f"{self.folder}: {owner} has taken over this training, as this process was silent for long")
+            raise UserError(f"{self.folder}: {owner} has taken over this training, because this process gave no sign of life")
         began = time.monotonic()
         try:
             self._write(learner, terms, done, milestone)

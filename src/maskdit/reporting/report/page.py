@@ -33,7 +33,7 @@ def rows_of(path: Path) -> list[dict[str, str]] | None:
     except (UnicodeDecodeError, csv.Error):
         rows = [{}]
     for row in rows:
-        numbers = [value for name, value in row.items() if name in NUMBERS and value]
+        numbers = [value for name, value in row.items() if name in NUMBERS and value and value != "inf"]
         if not row or None in row or not all(map(NUMBER.fullmatch, numbers)):  # None: more cells than columns
             raise UserError(f"{path}: damaged; delete it and rerun the step that makes it")
     return rows
