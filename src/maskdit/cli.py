@@ -19,6 +19,7 @@ from maskdit.config.paths import OUTPUTS
 
 ENVIRONMENT = """environment variables:
   MASKDIT_SCRATCH=FOLDER       where states and shards are kept until they are published (default .scratch)
+  MASKDIT_DEVICE=cpu           compute on the CPU, whatever GPUs there are
   MASKDIT_RANKS=N              processes on this machine (default: one per GPU)
   MASKDIT_THREADS=N            CPU threads per process (default: as many as Snakemake grants, else half of the cores)
   MASKDIT_DETERMINISTIC=1      bit-identical results on a GPU, too, at lower speed

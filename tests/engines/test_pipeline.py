@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -224,7 +225,8 @@ def test_a_training_ends_with_its_snakemake_and_keeps_its_state_and_a_second_tra
     log = where / "logs" / "pretrain" / "demo-maskdit.log"
     log.unlink()
     command = [*SNAKEMAKE, ".scratch/made/pretrain/demo-maskdit"]
-    with subprocess.Popen(command, cwd=where, env=environment(where), stderr=subprocess.DEVNULL) as engine:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell turns off for what it starts in the background
+    with subprocess.Popen(command, cwd=where, env=environment(where), stderr=subprocess.DEVNULL, preexec_fn=heard) as engine:
         while not (log.exists() and "resuming from step 4" in log.read_text()):
             assert engine.poll() is None
             time.sleep(0.1)
@@ -233,7 +235,7 @@ def test_a_training_ends_with_its_snakemake_and_keeps_its_state_and_a_second_tra
         assert code == 2
         assert re.search(r"another process is training this recipe \(process \d+ on [^)]*\); wait for it or stop it$", said.strip())
         engine.send_signal(ending)
-        if ending == signal.SIGINT:  # Snakemake waits for its job; a second one makes it end alone
+        while ending == signal.SIGINT and engine.poll() is None:  # Snakemake waits for its job; a second one makes it end alone
             time.sleep(1)
             engine.send_signal(ending)
     psutil.wait_procs(jobs, timeout=60)
