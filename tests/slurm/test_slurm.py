@@ -262,7 +262,7 @@ def test_whatever_happens_to_its_jobs_the_table_is_that_of_an_undisturbed_run(un
     told = "".join(path.read_text() for path in sorted((where / ".snakemake" / "slurm_logs" / "rule_pretrain" / KEY).glob("*.log")))
     assert told.count("resuming from step") >= len(EVENTS)
     assert "goes back into the queue" in told, "the warning"
-    assert f"job {number} is of the same step" in told, "the job that the killed engine left behind"
+    assert f"cancelling job {number}, an older job of this step" in told, "the job that the killed engine left behind"
     assert weights(where) == weights(undisturbed)
     assert logged(where) == logged(undisturbed)
     pd.testing.assert_frame_equal(*(pd.read_csv(each / TABLE)[["eval", *SCORES]] for each in (where, undisturbed)))
