@@ -46,7 +46,7 @@ KEY = {  # CSS class -> what a box of the graph means
 UNMADE = {"Not run": ABSENT, "Stale": STALE}  # word -> the state
 CLAIMED = {  # beginning of a verdict -> its explanation above the claims
     "SCALED-DOWN ONLY": "SCALED-DOWN ONLY: the claim itself, at the paper's size and on its images, was not measured here. A "
-    "smaller study was, which the column `from` names: supports means that it goes in the claimed direction, by however much.",
+    'smaller study was; the column "from" names it. Supports: its result goes in the claimed direction, by however much.',
     "NOT RUN": "NOT RUN: not measured here, so the claim is not judged.",
 }
 
