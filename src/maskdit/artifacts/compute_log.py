@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from maskdit.artifacts.provenance import device
+from maskdit.runtime.environment import visible_gpus
 
 LEDGER = Path("logs") / "ledger.jsonl"
 NUMBERS = ("seconds", "device_seconds", "peak_memory", "peak_device_memory", "joules")
@@ -128,13 +129,12 @@ def meters() -> Meters:
         nvml.nvmlInit_v2()
         count, millijoules, handle = ctypes.c_uint(), ctypes.c_ulonglong(), ctypes.c_void_p()
         nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
-        mine = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
-        uuid = ctypes.create_string_buffer(96)
+        mine, uuid = visible_gpus(), ctypes.create_string_buffer(96)
         for place in range(count.value):
             nvml.nvmlDeviceGetHandleByIndex_v2(place, ctypes.byref(handle))
             failed = nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
             nvml.nvmlDeviceGetUUID(handle, uuid, 96)
-            used = not mine or any(word == str(place) or uuid.value.decode().startswith(f"{word}") for word in mine)
+            used = mine is None or any(word == str(place) or uuid.value.decode().startswith(word) for word in mine)
             if not failed and used:
                 found[f"gpu {place}"] = millijoules.value / 1e3, float("inf")
     return found

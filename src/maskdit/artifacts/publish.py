@@ -103,9 +103,10 @@ def sweep(out: Path) -> None:
 
 def demand_free(out: Path, place: Path) -> None:
     """Raise UserError if a file that is published beside `out` would replace one that was not published there before."""
+    known = _listed(out)
     for file in place.parent.rglob("*"):
         name = str(file.relative_to(place.parent))
-        if file.is_file() and file != place and (out.parent / name).exists() and name not in _listed(out):
+        if file.is_file() and file != place and (out.parent / name).exists() and name not in known:
             raise UserError(f"{out.parent / name}: exists and was not made with {out}; move it away, or choose another --out")
 
 

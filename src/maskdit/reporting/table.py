@@ -108,10 +108,9 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
     """Write the evaluations as CSV, and in the papers' layout as Markdown and LaTeX; an evaluation that was not run is marked.
 
     Evaluations that differ only in the seed are one row, with mean and standard deviation; several of the same samples count once.
-    A row that reproduces a published one
-    has its deviation from it. A sampling setting is a column if rows differ in it. The probe's accuracy on held-out real images
-    comes after the evaluations, and published rows come last. Notes below the Markdown and LaTeX warn of few samples.
-    Raises UserError if evaluation protocols differ.
+    A row that reproduces a published one has its deviation from it. A sampling setting is a column if rows differ in it. The
+    probe's accuracy on held-out real images comes after the evaluations, and published rows come last. Notes below the Markdown
+    and LaTeX warn of few samples. Raises UserError if evaluation protocols differ.
     """
     records = read(metrics, config.evals, COMPARABLE)
     reported = published(config.published)

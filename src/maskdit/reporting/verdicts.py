@@ -145,9 +145,8 @@ def rows_of(path: Path, column: str, value: str, numbers: tuple[str, ...], texts
 
 def beside(value: float, other: float) -> str:
     """How much a value is above or below another, as printed."""
-    if f"{abs(value / other - 1):.1%}" == "0.0%":
-        return "equal to"
-    return f"{abs(value / other - 1):.1%} {'above' if value > other else 'below'}"
+    apart = f"{abs(value / other - 1):.1%}"
+    return "equal to" if apart == "0.0%" else f"{apart} {'above' if value > other else 'below'}"
 
 
 def judged(claim: Claim, seen: Found) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskdit.config.base import UserError
-from maskdit.runtime.environment import threads
+from maskdit.runtime.environment import threads, visible_gpus
 from maskdit.runtime.progress import say
 
 if TYPE_CHECKING:  # many steps do not need torch, whose import is slow
@@ -48,8 +48,7 @@ def gpus() -> int:
 
 def _sign_of_gpus() -> str:
     """What shows that this machine or job has NVIDIA GPUs; '' if nothing does, or if they are hidden from this process."""
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "all").split(",")
-    if not {word.strip() for word in shown} - {"", "-1"}:
+    if visible_gpus() == []:
         return ""
     if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0":
         return f"Slurm job {os.environ.get('SLURM_JOB_ID')}"

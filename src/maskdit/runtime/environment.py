@@ -42,6 +42,14 @@ def threads() -> int:
     return max(1, cores // 2)
 
 
+def visible_gpus() -> list[str] | None:
+    """The numbers and UUIDs in CUDA_VISIBLE_DEVICES, none if it hides all GPUs; None if it is not set."""
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+        return None
+    words = (word.strip() for word in os.environ["CUDA_VISIBLE_DEVICES"].split(","))
+    return [word for word in words if word not in ("", "-1")]
+
+
 def scratch_root() -> Path:
     """The folder of all scratch folders."""
     return Path(os.environ.get("MASKDIT_SCRATCH", ".scratch"))

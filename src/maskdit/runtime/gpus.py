@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from maskdit.config.base import UserError
+from maskdit.runtime.environment import visible_gpus
 from maskdit.runtime.lock import Held, Lock
 from maskdit.runtime.progress import say
 
@@ -31,10 +32,9 @@ def listed() -> list[str]:
     if len({name for _, _, name in rows}) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         return []
     known = {number: uuid for number, uuid, _ in rows}
-    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+    if (words := visible_gpus()) is None:
         return list(known.values())
-    words = [word.strip() for word in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
-    found = [known.get(word) or next((uuid for uuid in known.values() if word and uuid.startswith(word)), "") for word in words]
+    found = [known.get(word) or next((uuid for uuid in known.values() if uuid.startswith(word)), "") for word in words]
     return [uuid for uuid in found if uuid]
 
 
