@@ -11,6 +11,7 @@ import tomllib
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image, PngImagePlugin
@@ -229,3 +230,26 @@ def test_the_citation_names_this_version_and_the_paper():
     assert [author["family-names"] for author in paper["authors"]] == ["Zheng", "Nie", "Vahdat", "Anandkumar"]
     assert {"message", "title", "authors"} <= cited.keys()
     assert json.dumps(cited)
+
+
+UUIDS = (b"GPU-aa11", b"GPU-bb22")
+NVML = SimpleNamespace(  # the library of a driver with two GPUs, as ctypes loads it
+    nvmlInit_v2=lambda: 0,
+    nvmlDeviceGetCount_v2=lambda count: setattr(count._obj, "value", len(UUIDS)),
+    nvmlDeviceGetHandleByIndex_v2=lambda place, handle: setattr(handle._obj, "value", place + 1),
+    nvmlDeviceGetTotalEnergyConsumption=lambda handle, millijoules: setattr(millijoules._obj, "value", 1000 * handle.value),
+    nvmlDeviceGetUUID=lambda handle, text, size: setattr(text, "value", UUIDS[handle.value - 1]),
+)
+
+
+@pytest.mark.parametrize(
+    ("visible", "joules"),
+    [(None, {0: 1, 1: 2}), ("GPU-bb", {1: 2}), ("GPU-bb22,GPU-aa11", {0: 1, 1: 2}), ("1", {1: 2}), ("", {}), ("-1", {})],
+)
+def test_the_energy_is_that_of_the_gpus_in_use_by_number_or_uuid(visible, joules, monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(compute_log, "ZONES", tmp_path)
+    monkeypatch.setattr(compute_log.ctypes, "CDLL", lambda name: NVML)
+    assert compute_log.meters() == {f"gpu {place}": (value, float("inf")) for place, value in joules.items()}

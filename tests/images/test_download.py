@@ -306,3 +306,8 @@ def test_after_any_cuts_it_is_the_right_file_or_a_clear_refusal_and_hardly_a_byt
             assert path.read_bytes() == server.data
         if way in ("ranges", "wrong hash", "page"):
             assert server.sent <= 1.05 * len(server.data)
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example", "no-such-host.invalid"])
+def test_a_host_that_cannot_be_found_is_no_private_one(host):
+    assert not module.internal(f"https://{host}/x")
