@@ -35,13 +35,20 @@ def test_a_gpu_computes_in_what_its_tensor_cores_have(
 
 
 @pytest.mark.parametrize(
-    ("known", "precision"),
-    [(PLAIN, "fp32"), ({}, "fp32"), (PLAIN | {"avx512_bf16": True}, "bf16"), (PLAIN | {"amx_bf16": True}, "bf16")],
+    ("known", "onednn", "precision"),
+    [
+        (PLAIN, True, "fp32"),
+        ({}, False, "fp32"),
+        (PLAIN | {"avx512_bf16": True}, True, "bf16"),
+        (PLAIN | {"amx_bf16": True}, True, "bf16"),
+        (PLAIN | {"avx512_bf16": True}, False, "fp32"),
+    ],
 )
 def test_a_cpu_computes_in_bf16_only_with_the_instructions_for_it(
-    known: dict[str, Any], precision: str, monkeypatch: pytest.MonkeyPatch
+    known: dict[str, Any], onednn: bool, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
     assert native(CPU) == precision
 
 
