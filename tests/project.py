@@ -82,10 +82,11 @@ def environment(where: Path) -> dict[str, str]:
 def run(where: Path, *command: str, good: bool = False, forked: bool = True) -> tuple[int, str]:
     """Exit code of a command, and all that it says; `good` demands exit code 0.
 
-    Our command is forked, also as a step of an engine, see `warm.py`; with `forked=False` it is the installed one.
+    Engines and our command, also as a step, are forked, see `warm.py`. They are the installed ones after `env` and with
+    `forked=False`.
     """
     variables = environment(where)
-    if forked and command[0] in ("snakemake", "dvc", "maskdit") and not {"--dry-run", "--dry", "-n"} & set(command):
+    if forked and command[0] in ("snakemake", "dvc", "maskdit"):
         variables["PATH"] = f"{warm.folder()}{os.pathsep}{variables['PATH']}"
     done = subprocess.run(command, cwd=where, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert not (good and done.returncode), f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"

@@ -1,8 +1,9 @@
 """Commands by fork, so that a test of a whole engine does not wait for imports.
 
-`folder()` holds a `maskdit` for the head of PATH. It hands its words, folder, environment and streams to a process that has
-imported what the steps import, which forks a child that runs them as the installed command does. It ends as that child ends.
-With HASHED in the environment the steps are those of `hashes.py`. After `-c` comes a program of Python, as for the interpreter.
+`folder()` holds `maskdit`, `snakemake` and `dvc` for the head of PATH. Each hands its words, folder, environment and streams to a
+process that has imported what it imports, which forks a child that runs them as the installed command does. It ends as that child
+ends. With HASHED in the environment the steps are those of `hashes.py`. After `maskdit -c` comes a program of Python, as for the
+interpreter.
 """
 
 import atexit
@@ -26,13 +27,17 @@ from maskdit.artifacts.step import STEPS
 
 OTHERS = ("diffusers.models.autoencoders.autoencoder_kl", "matplotlib.backends.backend_svg", "matplotlib.pyplot", "pandas")
 OTHERS += ("sklearn.linear_model", "torch._dynamo", "torchvision")
-IMPORTED = (*OTHERS, *(f"maskdit.{module}" for module in STEPS.values()), "hashes")
+STEPS_IMPORT = (*OTHERS, *(f"maskdit.{module}" for module in STEPS.values()), "hashes")
+ENGINES_IMPORT = ("dvc.cli.parser", "dvc.dvcfile", "dvc.repo.reproduce", "dvc_http", "scmrepo.git")
+ENGINES_IMPORT += ("docutils.core", "snakemake.cli", "snakemake.report.html_reporter", "smart_open", "yte")
+ENGINES_IMPORT += ("maskdit.artifacts.freshness", "maskdit.artifacts.stamps")
+SERVERS = {("maskdit",): STEPS_IMPORT, ("snakemake", "dvc"): ENGINES_IMPORT}  # commands, and what their process imports
 SHIM = """#!{python} -IS
 import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 os.umask(mask := os.umask(0))
-request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), mask]).encode()
+request = json.dumps([[{name!r}, *sys.argv[1:]], os.getcwd(), dict(os.environ), mask]).encode()
 socket.send_fds(server, [len(request).to_bytes(4)], [0, 1, 2])
 server.sendall(request)
 child = int.from_bytes(server.recv(4))
@@ -45,24 +50,27 @@ sys.exit(code if code >= 0 else 128 - code)
 
 @cache
 def folder() -> str:
-    """The folder of the command, whose process ends with this one."""
+    """The folder of the commands, whose processes end with this one."""
     home = Path(tempfile.mkdtemp(prefix="warm-"))
-    command, address = home / "maskdit", str(home / "socket")
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(address)
-    server.listen()
-    process = subprocess.Popen(
-        [sys.executable, __file__, str(server.fileno())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        pass_fds=[server.fileno()],
-        start_new_session=True,
-    )
-    server.close()
     atexit.register(shutil.rmtree, home)
-    atexit.register(process.communicate)  # closes its input: then it ends
-    command.write_text(SHIM.format(python=sys.executable, address=address))
-    command.chmod(stat.S_IRWXU)
+    for names, modules in SERVERS.items():
+        address = str(home / f"{names[0]}.socket")
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(address)
+        server.listen()
+        process = subprocess.Popen(
+            [sys.executable, __file__, str(server.fileno()), *modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[server.fileno()],
+            start_new_session=True,
+        )
+        server.close()
+        atexit.register(process.communicate)  # closes its input: then it ends
+        for name in names:
+            command = home / name
+            command.write_text(SHIM.format(python=sys.executable, address=address, name=name))
+            command.chmod(stat.S_IRWXU)
     return str(home)
 
 
@@ -116,17 +124,17 @@ def serve(server: socket.socket) -> list[str]:
 
 
 if __name__ == "__main__":
-    for module in IMPORTED:
+    for module in sys.argv[2:]:
         importlib.import_module(module)
     gc.freeze()  # or a child that looks for garbage would copy it all
-    asked = serve(socket.socket(fileno=int(sys.argv[1])))
+    command, *asked = serve(socket.socket(fileno=int(sys.argv[1])))
     random.seed()
     if asked[:1] == ["-c"]:
         sys.argv = ["-c", *asked[2:]]
         importlib.import_module("maskdit.runtime.process_group").PARENT = os.getppid()
         exec(compile(asked[1], "-c", "exec"), {"__name__": "__main__"})
         sys.exit()
-    sys.argv = ["maskdit", *asked]
-    if "HASHED" in os.environ:  # steps that only hash
+    sys.argv = [command, *asked]
+    if command == "maskdit" and "HASHED" in os.environ:  # steps that only hash
         sys.exit(importlib.import_module("hashes").command(*asked))
-    sys.exit(importlib.import_module("maskdit.cli").main())
+    sys.exit(importlib.import_module(f"{command}.cli").main())
