@@ -7,6 +7,8 @@ rule pretrain:
         "logs/pretrain/{key}.log",
     benchmark:
         "logs/benchmarks/pretrain/{key}.tsv"
+    container:
+        IMAGE_OF_TRAINING
     priority: 1  # trainings take longest, so they start before any sampling
     threads: SHARE
     shell:
@@ -22,6 +24,8 @@ rule finetune:
         "logs/finetune/{key}.log",
     benchmark:
         "logs/benchmarks/finetune/{key}.tsv"
+    container:
+        IMAGE_OF_TRAINING
     priority: 1
     threads: SHARE
     shell:
