@@ -36,7 +36,7 @@ def test_the_steps_are_make_setup_which_installs_the_lock_and_nothing_else(tmp_p
     lines = [line for line in STEPS.read_text().splitlines() if "make setup" in line and not line.startswith("#")]
     assert lines == ["PIP_NO_CACHE_DIR=1 make setup"]
     assert not re.search(r"\b(pip|uv|conda) ", STEPS.read_text())
-    missing = {name for name in re.findall(r"\$\(shell cat (.*?) \|", (ROOT / "Makefile").read_text())[0].split()} - COPIED
+    missing = set(re.findall(r"\$\(shell cat (.*?) \|", (ROOT / "Makefile").read_text())[0].split()) - COPIED
     assert not missing, "make setup reads what the recipes do not copy"
     assert {"gcc", "g++", "python3-dev", "python3-venv", "make", "git"} <= set(STEPS.read_text().split()), (
         "torch.compile needs them"

@@ -2,8 +2,7 @@
 
 It needs root, Debian's slurm-wlm and munge. Four nodes of one host, each with eight GPUs that do not exist (links to /dev/null), a
 partition that refuses jobs without a GPU, one for these, and one that preempts both. A user may submit LIMIT jobs. Everything lies
-in the folder MASKDIT_SLURM and listens on the loopback only. Its bin/ goes first in PATH: the tools find their configuration through
-it.
+in the folder MASKDIT_SLURM and listens on the loopback only. Its bin/ goes first in PATH: the tools find their configuration by it.
 """
 
 import contextlib

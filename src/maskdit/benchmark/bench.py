@@ -189,7 +189,7 @@ def shown(frame: pd.DataFrame) -> str:
 
 
 def bench(config: Bench, *, out: Path) -> None:
-    """Measure the pairs, two ranks where there are not fewer than two GPUs, the shares of a training step, the waterfall and the factorial.
+    """Measure the pairs, two ranks unless there is one GPU, the shares of a training step, the waterfall and the factorial.
 
     Writes the ratios as CSV; the ratios and the waterfall as Markdown; the waterfall as CSV, PNG and SVG; the factorial as CSV.
     """

@@ -97,9 +97,10 @@ def fitted(facts: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
 
 
 def encoded(config: Encode, images: Path, vae: Path) -> tuple[Array, Shape, Maker]:
-    """Indices of the training images, the shape of one's moments, and a function that encodes some of them while a thread reads the next batch.
+    """Indices of the training images, the shape of one's moments, and a function that encodes some of them.
 
-    All batches are padded to one size, so that the moments of an image do not depend on how the images are split.
+    A thread reads the next batch meanwhile. All batches are padded to one size, so that the moments of an image do not depend on the
+    shards.
     """
     data = Images.load(images)
     where = device()

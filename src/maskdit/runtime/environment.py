@@ -31,7 +31,7 @@ def whole(name: str) -> int:
 
 
 def maps_files() -> bool:
-    """Whether large files are mapped into memory. With MASKDIT_MMAP=0 they are read, for file systems whose maps are slow or fail."""
+    """Whether large files are mapped into memory; with MASKDIT_MMAP=0 they are read. Raises UserError for another value."""
     if (wanted := os.environ.get("MASKDIT_MMAP", "1")) not in ("0", "1"):
         raise UserError(f"MASKDIT_MMAP: '{wanted}' is neither 0 nor 1; set one of them, or unset it")
     return wanted == "1"

@@ -23,9 +23,7 @@ ARCHIVE = 121e3  # bytes per compressed image of ImageNet
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a node: FLOPs and their precision, the most bytes that it has on disk at once, with those that stay, and the largest
-    number of parts that it can be split into.
-    """
+    """Cost of a node: FLOPs and their precision, the most bytes on disk at once, and the largest number of parts."""
 
     flops: float = 0.0
     precision: str = "tf32"
