@@ -7,9 +7,9 @@ rule pretrain:
         "logs/pretrain/{key}.log",
     benchmark:
         "logs/benchmarks/pretrain/{key}.tsv"
+    priority: 1  # trainings take longest, so they start before any sampling
     container:
         IMAGE_OF_TRAINING
-    priority: 1  # trainings take longest, so they start before any sampling
     threads: SHARE
     shell:
         "maskdit pretrain {wildcards.key}"
@@ -24,9 +24,9 @@ rule finetune:
         "logs/finetune/{key}.log",
     benchmark:
         "logs/benchmarks/finetune/{key}.tsv"
+    priority: 1
     container:
         IMAGE_OF_TRAINING
-    priority: 1
     threads: SHARE
     shell:
         "maskdit finetune {wildcards.key}"

@@ -63,7 +63,7 @@ class Stored:
     def fill(self, place: Array, offset: int) -> None:
         """Read bytes of the file. Raises UserError if it ends before, as it does if it was damaged since it was opened."""
         while len(place):
-            if not (count := os.preadv(self.handle, [place], offset)):
+            if not (count := os.preadv(self.handle, [place.data], offset)):
                 raise UserError(f"{self.path}: ends before its numbers do; rerun the step that makes it")
             place, offset = place[count:], offset + count
 

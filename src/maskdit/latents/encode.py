@@ -99,8 +99,7 @@ def fitted(facts: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
 def encoded(config: Encode, images: Path, vae: Path) -> tuple[Array, Shape, Maker]:
     """Indices of the training images, the shape of one's moments, and a function that encodes some of them.
 
-    A thread reads the next batch meanwhile. All batches are padded to one size, so that the moments of an image do not depend on the
-    shards.
+    A thread reads the next batch meanwhile. Batches are padded to one size: moments do not depend on how images are split.
     """
     data = Images.load(images)
     where = device()

@@ -199,8 +199,8 @@ def preempted(number: str) -> bool:
 def over_nodes(job: Granted, command: list[str]) -> int:
     """Run a command once on each node of a job, with all of its GPUs and cores. Returns the exit code.
 
-    After a warning (SIGUSR1, by --signal) the tasks save their state and end, and the job is requeued under its number, as it is when
-    it was preempted. A cancelled job also receives SIGTERM here and is not requeued.
+    After a warning (SIGUSR1, by --signal) or preemption the tasks save their state and end, and the job is requeued.
+    A cancelled job also receives SIGTERM here and is not requeued.
     """
     started, more = contained(job, command)
     received: list[int] = []
