@@ -20,6 +20,11 @@ configfile: "params.yaml"
 
 
 include: "workflow/rules/common.smk"
+
+
+container: IMAGE
+
+
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"

@@ -1,4 +1,7 @@
-"""Before NumPy is imported: one thread, as in the commands; several are slower beside other work. And what several files test."""
+"""Before NumPy is imported: one thread, as in the commands; several are slower beside other work. And what several files test.
+
+All tests compute on the CPU, whatever GPUs this machine has: some start more processes than it may have GPUs.
+"""
 
 import fcntl
 import os
@@ -11,6 +14,7 @@ from project import SNAKEMAKE, commit, project, says, twin
 
 for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+os.environ["MASKDIT_DEVICE"] = "cpu"
 
 
 LONG = ("engines/test_handoff", "engines/test_pipeline", "tools/test_study", "benchmark/test_bench", "training/test_recovery")

@@ -220,13 +220,13 @@ def kill_shards(spec: dict) -> dict:
         environment.tidy()
 
     while len(hashes) < 2 or seen["kills"] < spec["kills"]:
-        scratch, out, log = folder / "scratch", folder / "made" / "out", folder / "said"
-        shutil.rmtree(out.parent, ignore_errors=True)
-        os.environ["MASKDIT_SCRATCH"] = str(scratch)
+        made, log = folder / "made", folder / "said"
+        out = made / "out"
+        shutil.rmtree(made, ignore_errors=True)
         code: int | None = None
         while code != 0:
-            calm, began, kept = not usual or seen["kills"] >= spec["kills"], time.monotonic(), len([*scratch.glob("*/[!.]*")])
-            seen["attempts that found shards"] += kept > 0
+            calm, began = not usual or seen["kills"] >= spec["kills"], time.monotonic()
+            seen["attempts that found shards"] += bool([*made.glob(f".{verb}-*/[!.]*")])
             pid = child(partial(work, out), log)
             code = ended(pid, 600 if calm else source.uniform(0.1, 0.9) * usual)
             if code is None:
@@ -234,10 +234,10 @@ def kill_shards(spec: dict) -> dict:
                 code = ended(pid, 10)
                 seen["kills"] += 1
             assert code in (0, -signal.SIGKILL), f"{code}: {log.read_text()}"
-            seen["kills with shards made"] += code != 0 and bool([*scratch.glob("*/[!.]*")])
+            seen["kills with shards made"] += code != 0 and bool([*made.glob(f".{verb}-*/[!.]*")])
         usual = usual or time.monotonic() - began
         hashes.append(hashed(out))
-        seen["left"] += len([*scratch.iterdir()]) + len([*out.parent.iterdir()]) - 1
+        seen["left"] += len([*made.iterdir()]) - 1
     return {**seen, "hashes": sorted(set(hashes)), "runs": len(hashes), "seconds": usual}
 
 

@@ -75,7 +75,7 @@ def environment(where: Path) -> dict[str, str]:
     """This environment without the settings of a developer's engines, with secrets, and with the package's commands first."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MASKDIT_", "SNAKEMAKE_", "DVC_", "GIT_"))}
     person = {f"GIT_{role}_{what}": "toy@toy" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    alone = {"GIT_CONFIG_GLOBAL": os.devnull, "DVC_SITE_CACHE_DIR": str(where / ".dvc" / "tmp" / "site")}
+    alone = {"MASKDIT_DEVICE": "cpu", "GIT_CONFIG_GLOBAL": os.devnull, "DVC_SITE_CACHE_DIR": str(where / ".dvc" / "tmp" / "site")}
     return {**kept, **person, **alone, **SECRETS, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 

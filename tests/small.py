@@ -100,11 +100,12 @@ def images(tmp_path_factory):
     return folder
 
 
-def encoded(images, vae, out, **changes):
+def encoded(images, vae, out, tidy=True, **changes):
     out.mkdir(exist_ok=True)
     entry = {"dataset": "toy", "vae": "toy", "batch": 4, "mirror": True, "shards": 5}
     encode.encode(Encode.model_validate({**entry, **changes}), images=images, vae=vae, out=out)
-    environment.tidy()  # as the command does when it has published
+    if tidy:
+        environment.tidy()  # as the command does when it has published
 
 
 SAMPLE = {

@@ -2,13 +2,18 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from project import ROOT
 
@@ -119,6 +124,39 @@ def test_torch_without_cuda_comes_from_the_index_that_is_named_and_all_else_from
     assert {name for name in names[0] - names[1] if not name.startswith(("nvidia-", "cuda-"))} == {"torch", "torchvision", "triton"}
     assert not [name for name in names[1] if name.startswith(("nvidia-", "cuda-"))]
     assert kept.count("--hash=") > 1000
+
+
+def entries(machine: str, system: str = "linux") -> dict[str, str]:
+    """Name and version of what the lock installs on a machine."""
+    found = {"sys_platform": system, "platform_machine": machine, "platform_system": system.capitalize()}
+    lines = re.findall(r"^(\S+==[^\\]*) \\$", (ROOT / "requirements.lock").read_text(), re.M)
+    locked = [Requirement(line) for line in lines]
+    return {one.name: str(one.specifier)[2:] for one in locked if not one.marker or one.marker.evaluate({**found, "extra": ""})}
+
+
+def demanded(name: str, extras: set[str], machine: str) -> list[Requirement]:
+    """What an installed package requires on Linux on a machine."""
+    place = {"sys_platform": "linux", "platform_machine": machine, "platform_system": "Linux"}
+    found = map(Requirement, metadata.requires(name) or [])
+    return [
+        one for one in found if not one.marker or any(one.marker.evaluate({**place, "extra": extra}) for extra in ("", *extras))
+    ]
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_on_linux_the_lock_has_all_libraries_that_torch_demands_whatever_the_processor(machine: str) -> None:
+    # torch's wheels for both processors demand the same on Linux.
+    locked, waiting, seen = entries(machine), demanded("torch", set(), machine), set[str]()
+    while waiting:
+        one = waiting.pop()
+        name = canonicalize_name(one.name)
+        assert one.specifier.contains(locked[name], prereleases=True), one
+        if name not in seen:
+            seen.add(name)
+            waiting += demanded(one.name, one.extras, machine)
+    if torch.version.cuda:  # else torch is from an index of CPU builds
+        assert {"nvidia-cudnn-cu13", "nvidia-nccl-cu13", "nvidia-cublas", "nvidia-cufft", "triton"} <= seen
+    assert not any(name.startswith("nvidia") for name in entries("arm64", "darwin"))
 
 
 def wheel(path: Path, text: str) -> str:

@@ -18,11 +18,13 @@ from maskdit.artifacts.step import SHARDED, STEPS, code_of, step
 from maskdit.config.paths import OUTPUTS
 
 ENVIRONMENT = """environment variables:
-  MASKDIT_SCRATCH=FOLDER       where states and shards are kept until they are published (default .scratch)
+  MASKDIT_SCRATCH=FOLDER       where states of trainings and other unfinished work are kept (default .scratch); shards of latents,
+                               samples and features lie beside their artifact
   MASKDIT_DEVICE=cpu           compute on the CPU, whatever GPUs there are
   MASKDIT_RANKS=N              processes on this machine (default: one per GPU)
   MASKDIT_THREADS=N            CPU threads per process (default: as many as Snakemake grants, else half of the cores)
   MASKDIT_DETERMINISTIC=1      bit-identical results on a GPU, too, at lower speed
+  MASKDIT_MMAP=0               read large files in place of mapping them, where the file system's maps are slow or fail
   MASKDIT_FORCE=1              make an artifact again although it is current
   MASKDIT_SHARED=1             accept weights and scratch folders that other users can write to"""
 OF_CLAIMS = """
@@ -31,6 +33,7 @@ OF_TRAINING = """
   MASKDIT_STATE_SECONDS=S      minimum time between two saved states (default 60; more on a slow disk)
   MASKDIT_WATCHDOG_SECONDS=S   maximum time of a step, after which the stacks are printed and the job fails (default 1800; 0: no
                                limit; a single process is watched only if this is set)
+  MASKDIT_CONTAINER=IMAGE      a container image in which srun starts the training's tasks in a Slurm job
   MASKDIT_TENSORBOARD=FOLDER   also write the log as TensorBoard events"""
 
 SHELLS = ("bash", "zsh", "tcsh")

@@ -102,6 +102,13 @@ def test_a_small_benchmark_measures_everything_that_it_names(tmp_path, monkeypat
     assert "Medians of 2 rounds" in (tmp_path / "bench_toy.md").read_text()
 
 
+def test_one_gpu_is_not_asked_for_a_second(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "gpus", lambda: 1)
+    monkeypatch.setattr(bench, "launch", None)
+    assert bench.ranks_rows(case(), torch.device("cuda", 0)) == []
+    assert "because it needs two GPUs" in capsys.readouterr().err
+
+
 def test_the_benchmark_is_in_the_precision_of_the_cpu_and_asks_nothing_that_this_cannot_give():
     shipped = load(ROOT / "params.yaml").bench["cpu"]
     with_bf16, without = shipped.on("bf16"), shipped.on("fp32")

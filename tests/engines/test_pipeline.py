@@ -94,7 +94,7 @@ def test_a_stale_artifact_is_refused_in_a_copy_without_history(by_snakemake: Pat
     assert (code, said.count("\n")) == (2, 1)
     assert "pretrain/demo-maskdit was made with lr 0.002, params.yaml says 0.004" in said
     assert not (fresh / "artifacts" / "samples" / "new").exists()
-    assert not list((fresh / ".scratch").glob("sample-*"))
+    assert not list((fresh / "artifacts" / "samples").glob(".*"))
 
 
 @pytest.mark.parametrize("option", [("--config", "seed=1"), ("--configfile", "other.yaml")], ids=lambda option: option[0])

@@ -96,7 +96,7 @@ def test_features_of_any_number_of_processes_are_those_of_one_pass_bit_for_bit(p
     assert index["protocol"]["family"] == "mobilenet-v2"
     assert index["protocol"]["resolution"] == 32
     environment.tidy()
-    assert not list((tmp_path / "scratch").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "samples"]
 
 
 def test_a_killed_extraction_goes_on_with_the_shard_that_it_lost(extractor, tmp_path, monkeypatch):
@@ -115,13 +115,13 @@ def test_a_killed_extraction_goes_on_with_the_shard_that_it_lost(extractor, tmp_
     assert len(seen) == 3 + 3 + 4
 
 
-def test_other_samples_or_other_weights_share_no_scratch(extractor, tmp_path, monkeypatch, scratch):
+def test_other_samples_or_other_weights_share_no_shards(extractor, tmp_path, monkeypatch):
     share(monkeypatch, (1, 2))
     where = samples(tmp_path / "samples")
     extract(extractor, where, tmp_path / "out")
     (where / "manifest.json").write_text('{"files": "others"}')
     extract(extractor, where, tmp_path / "out")
-    assert len(list(scratch.iterdir())) == 2
+    assert len(list(tmp_path.glob(".features-*"))) == 2
     other = tmp_path / "extractor"
     other.mkdir()
     index = read_json(extractor / "index.json")
@@ -129,7 +129,7 @@ def test_other_samples_or_other_weights_share_no_scratch(extractor, tmp_path, mo
     torch.save(tensors, other / "other.pth")
     write_json(other / "index.json", index | {"file": "other.pth", "sha256": reference.sha256(other / "other.pth")})
     extract(other, where, tmp_path / "out")
-    assert len(list(scratch.iterdir())) == 3
+    assert len(list(tmp_path.glob(".features-*"))) == 3
 
 
 def test_samples_that_are_not_whole_are_refused(extractor, tmp_path):

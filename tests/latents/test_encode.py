@@ -1,14 +1,18 @@
 """Encoding: moments are a function of the image alone, in any number of shards, by any number of processes."""
 
+import errno
 import json
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from maskdit.artifacts import publish
 from maskdit.artifacts.atomic import read_json, sha256, write_json
+from maskdit.artifacts.publish import publishing
 from maskdit.config.base import UserError
 from maskdit.config.images import VAE_WEIGHTS
 from maskdit.latents import autoencoder, encode
@@ -17,10 +21,9 @@ from maskdit.runtime import environment
 from small import TRAINED, encoded, images, make_vae, vae  # noqa: F401, fixtures
 
 
-@pytest.fixture(autouse=True)
-def scratch(tmp_path, monkeypatch):
-    monkeypatch.setenv("MASKDIT_SCRATCH", str(tmp_path / "scratch"))
-    return tmp_path / "scratch"
+def homes(folder):
+    """Folders of shards for artifacts in this folder."""
+    return sorted(folder.glob(".encode-*"))
 
 
 def moments(folder):
@@ -66,18 +69,17 @@ def test_a_published_autoencoder_brings_its_scale(images, vae, tmp_path, name):
     assert (space.scale, space.shift) == ((0.18215, 0.18215), (0.0, 0.0))
 
 
-@pytest.mark.parametrize(("shards", "room", "files"), [(2, 2**36, 1), (5, 0, 5), (20, 2**36, 1), (20, 600, 10)])
-def test_moments_are_the_same_bits_in_any_shards_and_files(images, vae, whole, tmp_path, monkeypatch, shards, room, files):
-    monkeypatch.setattr(encode, "FILE", room)
+@pytest.mark.parametrize("shards", [2, 5, 20])
+def test_moments_are_the_same_bits_in_any_shards(images, vae, whole, tmp_path, shards):
     encoded(images, vae, tmp_path / "out", shards=shards)
     np.testing.assert_array_equal(moments(tmp_path / "out").view(np.uint16), whole.view(np.uint16))
     index = read_json(tmp_path / "out" / "index.json")
     assert [shard["sha256"] for shard in index["shards"]] == [sha256(tmp_path / "out" / shard["file"]) for shard in index["shards"]]
-    assert (index["shape"], index["dtype"], len(index["shards"])) == ([20, 2, 4, 4, 4], "float16", files)
+    assert (index["shape"], index["dtype"], len(index["shards"])) == ([20, 2, 4, 4, 4], "float16", shards)
     assert index["space"]["vae"] == autoencoder.identity(vae)
 
 
-def test_moments_are_the_same_bits_by_any_processes_in_any_order(images, vae, whole, tmp_path, monkeypatch, scratch):
+def test_moments_are_the_same_bits_by_any_processes_in_any_order(images, vae, whole, tmp_path, monkeypatch):
     for part in ((3, 3), (1, 3), (3, 3), (2, 3)):
         monkeypatch.setattr(environment, "PART", part)
         encoded(images, vae, tmp_path / "out")
@@ -89,10 +91,10 @@ def test_moments_are_the_same_bits_by_any_processes_in_any_order(images, vae, wh
     rows, mirrors = np.random.default_rng(0).permutation(20), np.arange(20) % 2
     np.testing.assert_array_equal(found.read(rows, mirrors).view(np.uint16), whole[rows, mirrors].view(np.uint16))
     np.testing.assert_array_equal(found.labels, TRAINED % 3)
-    assert not any(scratch.iterdir()), "what is published needs no scratch"
+    assert not homes(tmp_path), "what is published needs no shards"
 
 
-def test_what_was_finished_before_a_kill_is_not_made_again(images, vae, whole, tmp_path, monkeypatch, scratch):
+def test_what_was_finished_before_a_kill_is_not_made_again(images, vae, whole, tmp_path, monkeypatch):
     real, stored = encode.store, []
 
     def dying(folder, rows, made):
@@ -106,7 +108,8 @@ def test_what_was_finished_before_a_kill_is_not_made_again(images, vae, whole, t
     monkeypatch.setattr(encode, "store", dying)
     with pytest.raises(KeyboardInterrupt):
         encoded(images, vae, tmp_path / "out", batch=2)
-    assert sorted(path.name for path in scratch.glob("*/[!.]*")) == ["part-0000", "part-0001"], "a half of a part is no part"
+    made = [path.name for path in homes(tmp_path)[0].glob("part-*")]
+    assert sorted(made) == ["part-0000", "part-0001"], "a half of a part is no part"
     monkeypatch.setattr(encode, "store", lambda folder, rows, made: (stored.append(rows.tolist()), real(folder, rows, made)))
     encoded(images, vae, tmp_path / "out", batch=2)
     assert stored == [part.tolist() for part in np.split(TRAINED, 5)[:3] + np.split(TRAINED, 5)[2:]]
@@ -115,16 +118,16 @@ def test_what_was_finished_before_a_kill_is_not_made_again(images, vae, whole, t
 
 
 @pytest.fixture
-def parts(images, vae, tmp_path, monkeypatch, scratch):
+def parts(images, vae, tmp_path, monkeypatch):
     """The folder of five finished parts, which nobody has taken yet."""
     monkeypatch.setattr(environment, "PART", (1, 1))
     encoded(images, vae, tmp_path / "out")
     monkeypatch.setattr(environment, "PART", None)
-    return next(scratch.iterdir())
+    return homes(tmp_path)[0]
 
 
 @pytest.mark.parametrize("name", ["moments.npy", "labels.npy", "facts.json"])
-def test_a_part_damaged_before_the_join_is_named_and_made_again(images, vae, whole, parts, tmp_path, name, capsys):
+def test_a_part_damaged_before_it_is_published_is_named_and_made_again(images, vae, whole, parts, tmp_path, name, capsys):
     path = parts / "part-0003" / name
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -135,7 +138,7 @@ def test_a_part_damaged_before_the_join_is_named_and_made_again(images, vae, who
 
 
 @pytest.mark.parametrize("change", ["the images", "the autoencoder", "the batch"])
-def test_parts_of_another_making_are_not_taken(images, vae, parts, tmp_path, scratch, monkeypatch, change):
+def test_parts_of_another_making_are_not_taken(images, vae, parts, tmp_path, monkeypatch, change):
     monkeypatch.setattr(environment, "PART", (1, 1))
     if change == "the images":
         (copy := tmp_path / "others").mkdir()
@@ -150,7 +153,46 @@ def test_parts_of_another_making_are_not_taken(images, vae, parts, tmp_path, scr
         encoded(images, other, tmp_path / "out")
     else:
         encoded(images, vae, tmp_path / "out", batch=5)
-    assert len(list(scratch.iterdir())) == 2
+    assert len(homes(tmp_path)) == 2
+
+
+def held(folder, pattern="*"):
+    """Bytes of the files below a folder; one with two names counts once."""
+    found = {(file.stat().st_dev, file.stat().st_ino): file.stat().st_size for file in folder.rglob(pattern) if file.is_file()}
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_disk_never_holds_the_moments_twice(images, vae, whole, tmp_path, monkeypatch, links):
+    real, seen, home = publish.sync, [], tmp_path / "artifacts"
+    if not links:
+        monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no hard links here")))
+    with publishing(home / "out", "encode/toy", {}, {}) as place:
+        monkeypatch.setattr(publish, "sync", lambda path: (seen.append(held(home, "moments*")), real(path)))
+        encoded(images, vae, place, shards=2, tidy=False)
+    environment.tidy()
+    found = Latents.load(home / "out")
+    np.testing.assert_array_equal(found.read(np.arange(20), np.zeros(20, int)), whole[:, 0])
+    assert not any(path.is_symlink() for path in (home / "out").iterdir())
+    assert [path.name for path in home.iterdir()] == ["out"]
+    assert len(seen) > 4
+    assert set(seen) == {held(home, "moments*")}
+
+
+def test_a_disk_without_room_for_all_moments_is_told_before_the_first_image(images, vae, tmp_path, monkeypatch):
+    need = 20 * 2 * 4 * 4 * 4 * 2
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=need - 1))
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path}: encode needs {need} bytes more, but {need - 1} bytes are free; .* larger disk$"
+    ):
+        encoded(images, vae, tmp_path / "out")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=need))
+    monkeypatch.setattr(environment, "PART", (1, 2))
+    encoded(images, vae, tmp_path / "out")
+    made = held(homes(tmp_path)[0])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=need - made))
+    monkeypatch.setattr(environment, "PART", None)
+    encoded(images, vae, tmp_path / "out")  # three of the five parts are there
 
 
 def test_an_image_whose_moments_are_no_numbers_is_named(images, tmp_path):

@@ -1,5 +1,7 @@
 """Latents on disk: what is drawn from them, and what is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,8 +10,9 @@ from maskdit.config.base import UserError
 from maskdit.latents.dataset import Latents, Space
 
 
-@pytest.fixture
-def latents(tmp_path):
+@pytest.fixture(params=["mapped", "read"])
+def latents(tmp_path, monkeypatch, request):
+    monkeypatch.setenv("MASKDIT_MMAP", "01"[request.param == "mapped"])
     moments = np.random.default_rng(0).normal(size=(5, 2, 4, 3, 3)).astype(np.float16)
     np.save(tmp_path / "moments-0000.npy", moments[:2])
     np.save(tmp_path / "moments-0001.npy", moments[2:])
@@ -57,6 +60,17 @@ def test_a_batch_is_read_from_any_shards_in_its_own_order(latents):
     folder, moments = latents
     rows, mirrors = np.array([4, 0, 3, 1, 4]), np.array([0, 1, 1, 0, 1])
     np.testing.assert_array_equal(Latents.load(folder).read(rows, mirrors).astype(np.float32), moments[rows, mirrors])
+    with pytest.raises(IndexError):
+        Latents.load(folder).read(np.array([5]), np.array([0]))
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_shard_is_mapped_unless_one_asks_for_none_of_it(latents, monkeypatch, mapped):
+    folder, _ = latents
+    monkeypatch.setenv("MASKDIT_MMAP", "01"[mapped])
+    found = Latents.load(folder)
+    found.read(np.arange(5), np.zeros(5, int))
+    assert (f"{folder}/moments-0001.npy" in Path("/proc/self/maps").read_text()) == mapped
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [7, 7, 120], list(range(1, 200))], ids=["one", "two", "an empty one", "two hundred"])

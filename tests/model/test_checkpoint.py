@@ -1,5 +1,7 @@
 """Weights that say what they are."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -8,12 +10,19 @@ from maskdit.config.base import UserError
 from maskdit.model import checkpoint
 
 
-def test_tensors_and_facts_come_back_bit_by_bit(tmp_path):
+@pytest.fixture(params=["mapped", "read"], autouse=True)
+def way(monkeypatch, request):
+    monkeypatch.setenv("MASKDIT_MMAP", "01"[request.param == "mapped"])
+    return request.param
+
+
+def test_tensors_and_facts_come_back_bit_by_bit(tmp_path, way):
     tensors = {"a": torch.randn(3, 4).T, "b": torch.tensor(7), "c": torch.randn(2, 2).bfloat16()}
     checkpoint.save(tmp_path / "x.safetensors", tensors, {"step": 3, "names": ["é"]})
     again, facts = checkpoint.load(tmp_path / "x.safetensors")
     assert facts == {"step": 3, "names": ["é"]}
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    assert ("x.safetensors" in Path("/proc/self/maps").read_text()) == (way == "mapped")
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "foreign"])

@@ -18,6 +18,7 @@ from maskdit.reporting.records import demand_alike
 from maskdit.runtime import device
 from maskdit.runtime.device import native, settled
 from maskdit.runtime.process_group import local_ranks
+from project import environment
 
 RELEASE = Path(__file__).parents[1] / "release" / "0.1.0"
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -226,7 +227,15 @@ def test_without_gpus_or_with_hidden_ones_the_cpu_computes(
     assert local_ranks() == 1
 
 
+def test_the_tests_compute_on_the_cpu_whatever_gpus_this_machine_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert device.device() == CPU
+    assert environment(tmp_path)["MASKDIT_DEVICE"] == "cpu", "of the engines and commands that tests start"
+
+
 def test_the_cpu_can_be_asked_for_where_a_gpu_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASKDIT_DEVICE")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert local_ranks() == 8

@@ -143,6 +143,7 @@ def test_a_folder_of_another_user_is_not_used(box: Path) -> None:
         ("sample", (1, 8), None, 1),
         ("finetune", None, "2", 2),
         ("vae", None, "2", 1),
+        ("bench", None, "8", 2),
         ("table", None, None, 0),
         ("evaluate", None, "2", 0),
     ],

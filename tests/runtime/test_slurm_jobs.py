@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -9,13 +10,15 @@ import pytest
 
 from maskdit.config.base import UserError
 from maskdit.runtime import lock, slurm
+from maskdit.runtime.process_group import STOPPED
+from maskdit.runtime.slurm import Granted
 
 BATCH, INTERACTIVE, EXTERN = 0xFFFFFFFB, 0xFFFFFFFA, 0xFFFFFFFC
 
 
 @pytest.fixture(autouse=True)
 def outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+    for name in [name for name in os.environ if name.startswith("SLURM_") or name == "MASKDIT_DEVICE"]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(slurm, "PAUSE", 0.01)
 
@@ -154,3 +157,72 @@ def test_the_sign_of_a_step_names_its_job(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     with lock.running("sample", "demo", (1, 2)):
         assert lock.owner_of(lock.sign("sample", "demo", (1, 2)))["slurm_job"] == "7"
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Slurm's commands and Apptainer as scripts that write down how they were called, and a folder for a project."""
+    for name, line in {
+        "srun": "echo stopped > $MASKDIT_STOPPED; [ ! -e ends ] || kill -TERM $PPID; env > environment",
+        "scontrol": """case "$*" in "show job"*) cat record;; *hostnames*) echo n3 n4;; *node*) echo NodeAddr=10.0.0.3;; esac""",
+        "apptainer": "",
+    }.items():
+        tool = tmp_path / "bin" / name
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text(f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/calls\n{line}\n')
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("MASKDIT_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: os.kill(os.getpid(), signal.SIGTERM))  # Slurm ends this run of the job
+    return tmp_path
+
+
+PREEMPTED = "   PreemptEligibleTime=2026-11-29T10:28:15 PreemptTime=2026-11-29T10:28:19"
+CANCELLED = "   PreemptEligibleTime=2026-11-29T10:28:15 PreemptTime=None"
+
+
+@pytest.mark.parametrize(
+    ("ends", "record", "requeued"),
+    [(False, "", True), (True, PREEMPTED, True), (True, CANCELLED, False), (True, "   Requeue=1 Restarts=1", False)],
+    ids=["a warning", "preemption for good", "a cancelled job", "a job that Slurm has requeued"],
+)
+def test_a_job_whose_training_has_saved_its_state_requeues_itself_unless_it_was_cancelled(
+    ends: bool, record: str, requeued: bool, site: Path
+) -> None:
+    (site / "record").write_text(record)
+    if ends:
+        (site / "ends").touch()
+    assert slurm.over_nodes(Granted("7", "n3", 1, 8, ""), ["python", "-m", "maskdit.cli"]) == STOPPED
+    assert ("scontrol requeue 7" in (site / "calls").read_text()) == requeued
+
+
+def test_the_tasks_of_a_training_start_in_the_container_that_is_named(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["/clone/.venv/bin/python", "-m", "maskdit.cli", "pretrain", "demo"]
+    slurm.over_nodes(Granted("7", "n[3-4]", 2, 16, "gpu:8"), command)
+    assert "--kill-on-bad-exit=1 /clone/.venv/bin/python -m maskdit.cli pretrain demo" in (site / "calls").read_text()
+    monkeypatch.setenv("MASKDIT_CONTAINER", "maskdit.sif")
+    slurm.over_nodes(Granted("7", "n[3-4]", 2, 16, "gpu:8"), command)
+    called = f"--gres=gpu:8 --kill-on-bad-exit=1 apptainer exec --nv --home {site} maskdit.sif python3 -m maskdit.cli pretrain demo"
+    assert called in (site / "calls").read_text()
+    assert "MASKDIT_FIRST=10.0.0.3\n" in (site / "environment").read_text()
+
+
+def test_a_task_in_a_container_does_not_ask_slurm_for_the_first_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "n[3-4]", "SLURM_NODEID": "1", "SLURM_JOB_ID": "7"}
+    for name, value in {**variables, "MASKDIT_FIRST": "10.0.0.3", "PATH": ""}.items():
+        monkeypatch.setenv(name, value)
+    assert slurm.place() == slurm.Place(1, 2, "10.0.0.3", slurm.PORTS[0] + 7)
+
+
+def test_without_slurm_s_commands_or_apptainer_a_line_says_what_to_do(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKDIT_CONTAINER", "maskdit.sif")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(
+        UserError, match="squeue is not here; if this is a container, run the command outside of it, with MASKDIT_CON"
+    ):
+        slurm.granted("7")
+    with pytest.raises(
+        UserError, match=r"MASKDIT_CONTAINER: maskdit\.sif needs apptainer or singularity, which are not on this node"
+    ):
+        slurm.over_nodes(Granted("7", "n3", 1, 8, ""), ["python"])

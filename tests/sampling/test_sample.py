@@ -100,8 +100,8 @@ def test_finished_shards_survive_an_interruption(made, whole, tmp_path, monkeypa
 def test_an_image_does_not_depend_on_the_processes_that_draw_it(made, whole, tmp_path, monkeypatch, order):
     for part in order:
         monkeypatch.setattr(environment, "PART", (part, 2))
-        sample.sample(Sample.model_validate({**SAMPLE, "shards": 3}), run=made / "run", vae=made / "vae", out=tmp_path)
-        assert not (tmp_path / "index.json").exists()
+        sample.sample(Sample.model_validate({**SAMPLE, "shards": 3}), run=made / "run", vae=made / "vae", out=tmp_path / "out")
+        assert not (tmp_path / "out").exists()
     monkeypatch.setattr(environment, "PART", None)
     monkeypatch.setattr(autoencoder, "to_pixels", None)  # nothing is left to draw
     images, labels = draw(made, tmp_path / "out", shards=3)

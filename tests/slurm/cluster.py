@@ -1,8 +1,8 @@
 """A Slurm cluster on this machine for the tests: python cluster.py up|down|status|kill NODE|wake NODE.
 
 It needs root, Debian's slurm-wlm and munge. Four nodes of one host, each with eight GPUs that do not exist (links to /dev/null), a
-partition, and one that preempts it. Everything lies in the folder MASKDIT_SLURM and listens on the loopback only. Its bin/ goes
-first in PATH: the tools find their configuration through it.
+partition that refuses jobs without a GPU, one for these, and one that preempts both. A user may submit LIMIT jobs. Everything lies
+in the folder MASKDIT_SLURM and listens on the loopback only. Its bin/ goes first in PATH: the tools find their configuration by it.
 """
 
 import contextlib
@@ -49,11 +49,35 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 GresTypes=gpu
 SlurmdParameters=config_overrides
+JobSubmitPlugins=lua
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 NodeName=n[1-4] NodeHostname={host} NodeAddr=127.0.0.1 Port=[17001-17004] CPUs=32 RealMemory=65536 Gres=gpu:h100:8 State=UNKNOWN
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=1440 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 State=UP
+PartitionName=cpu Nodes=ALL MaxTime=1440 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 State=UP
 PartitionName=urgent Nodes=ALL MaxTime=1440 PriorityTier=10 PreemptMode=OFF State=UP
+"""
+LIMIT = 8  # jobs of a user that wait or run, as by MaxSubmitJobs, which needs accounting
+REFUSALS = f"""\
+function slurm_job_submit(job, partitions, user)
+    if (job.partition or "gpu") == "gpu" and not string.find(job.tres_per_node or "", "gpu") then
+        slurm.log_user("the partition gpu is for jobs with a GPU")
+        return slurm.ERROR
+    end
+    local count = 0
+    for _, other in pairs(slurm.jobs) do
+        if other.user_id == user and other.job_state % 256 < 2 then
+            count = count + 1
+        end
+    end
+    return count < {LIMIT} and slurm.SUCCESS or 2050 -- ESLURM_ACCOUNTING_POLICY
+end
+
+function slurm_job_modify(job, record, partitions, user)
+    return slurm.SUCCESS
+end
+
+return slurm.SUCCESS
 """
 
 
@@ -174,6 +198,7 @@ def up() -> None:
     for folder in ("bin", "dev", "state", *(f"spool.{name}" for name in NODES)):
         (where / folder).mkdir(parents=True, exist_ok=True)
     (where / "slurm.conf").write_text(CONFIGURATION.format(host=socket.gethostname(), home=where))
+    (where / "job_submit.lua").write_text(REFUSALS)
     (where / "gres.conf").write_text(f"Name=gpu Type=h100 File={where}/dev/nvidia[0-7]\n")
     for number in range(8):
         link = where / "dev" / f"nvidia{number}"

@@ -56,6 +56,9 @@ def site(where, runtime=10, warning=60, steps=STEPS, **sizes):
         .replace("latency-wait: 60", "latency-wait: 10")
         .replace("16000", "8000")
     )
+    text = text.replace("slurm_partition: \"'gpu'\"", "slurm_partition: \"'cpu'\"").replace(
+        "jobs: 100", f"jobs: {cluster.LIMIT // 2}"
+    )
     profile.write_text(text.replace("status-checks: 30", "status-checks: 5"))
     lines = "".join(f"    {name}: {value}\n" for name, value in {"milestones": f"[2, {steps}]", **sizes}.items())
     edit(
@@ -170,7 +173,8 @@ def test_a_duplicate_job_of_a_finished_step_ends_well_and_changes_nothing(undist
         return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in places}
 
     before = state()
-    words = ["sbatch", "--wait", f"--chdir={undisturbed}", "--output=duplicate.log", f"--wrap=srun maskdit pretrain {KEY}"]
+    words = ["sbatch", "--wait", "--partition=cpu", f"--chdir={undisturbed}", "--output=duplicate.log"]
+    words.append(f"--wrap=srun maskdit pretrain {KEY}")
     done = subprocess.run(words, env={**environment(undisturbed), **cluster.environment()}, capture_output=True, text=True)
     said = (undisturbed / "duplicate.log").read_text()
     assert done.returncode == 0, done.stderr + said
@@ -214,6 +218,15 @@ def preempt(where, number):
     until("the urgent job", lambda: "JobState=COMPLETED" in cluster.tool("scontrol", "show", "job", urgent))
 
 
+def preempt_for_good(where, number):
+    """The same on a partition whose jobs are not requeued but cancelled, without a time of grace."""
+    cluster.tool("scontrol", "update", "PartitionName=gpu", "PreemptMode=CANCEL", "GraceTime=0")
+    try:
+        preempt(where, number)
+    finally:
+        cluster.tool("scontrol", "update", "PartitionName=gpu", "PreemptMode=REQUEUE", "GraceTime=20")
+
+
 def lose_node(where, number):
     """One of the nodes breaks down, and is mended."""
     name = cluster.tool("squeue", "--noheader", f"--jobs={number}", "--format=%B")
@@ -239,7 +252,7 @@ def warn_while_away(where, number):
     until("the end of its run", lambda: job(where) != number)
 
 
-EVENTS = (requeue, warn, cancel, preempt, lose_node, restart, warn_while_away)
+EVENTS = (requeue, warn, cancel, preempt, preempt_for_good, lose_node, restart, warn_while_away)
 
 
 def test_whatever_happens_to_its_jobs_the_table_is_that_of_an_undisturbed_run(undisturbed, tmp_path):
@@ -266,6 +279,92 @@ def test_whatever_happens_to_its_jobs_the_table_is_that_of_an_undisturbed_run(un
     assert weights(where) == weights(undisturbed)
     assert logged(where) == logged(undisturbed)
     pd.testing.assert_frame_equal(*(pd.read_csv(each / TABLE)[["eval", *SCORES]] for each in (where, undisturbed)))
+
+
+def sbatch(where, *words, **more):
+    """What sbatch says in a folder, in an environment like that of Snakemake's jobs."""
+    variables = {**environment(where), **cluster.environment(), "MASKDIT_STATE_SECONDS": "1", **more}
+    done = subprocess.run(["sbatch", "--parsable", *words], cwd=where, env=variables, capture_output=True, text=True)
+    return (done.stdout + done.stderr).strip()
+
+
+def test_a_partition_of_gpus_may_refuse_jobs_without_one_because_these_have_another(undisturbed):
+    assert "the partition gpu is for jobs with a GPU" in sbatch(undisturbed, "--wrap=true")
+    partitions = (undisturbed / "said.log").read_text()
+    assert "slurm_partition=cpu" in partitions
+    assert "slurm_partition=gpu" in partitions
+
+
+def test_what_a_limit_of_submitted_jobs_refuses_is_made_by_the_same_command_later(undisturbed, tmp_path):
+    where = twin(undisturbed, tmp_path / "site")
+    lost = [where / "artifacts" / "features" / name for name in ("demo-dit-plain", "demo-maskdit-guided")]
+    for folder in lost:
+        shutil.rmtree(folder)
+    stamps = [f".scratch/made/features/{folder.name}" for folder in lost]
+    held, said = [], ""
+    while "Job violates accounting/QOS policy (job submit limit" not in said:  # another test may have a job, too
+        said = sbatch(where, "--hold", "--partition=cpu", "--output=/dev/null", "--wrap=true")
+        held += [said] if said.isdigit() else []
+        time.sleep(1.1)  # the controller counts jobs once a second, without the newest one
+        assert len(held) <= cluster.LIMIT + 1
+    engine = start(where, *stamps, "--keep-going")
+    assert engine.wait(120), "there is no room for its jobs"
+    assert "Job violates accounting/QOS policy (job submit limit" in (where / "said.log").read_text()
+    cluster.tool("scancel", held.pop(), held.pop())
+    time.sleep(1.1)
+    ended(start(where, *stamps, "--jobs=1"), where)
+    assert all(folder.exists() for folder in lost)
+    cluster.tool("scancel", *held)
+
+
+WITHOUT_LOCKS = "#include <errno.h>\nint flock(int file, int how) { errno = ENOSYS; return -1; }\n"  # as Lustre without flock
+
+
+def elsewhere(where, node, library):
+    """A training in a job on a node, which is a machine of its own to it: another host, other processes, and no flock."""
+    alone = "unshare --uts --pid --fork --kill-child --mount-proc"
+    command = f"hostname {node}-alone; LD_PRELOAD={library} exec maskdit pretrain {KEY}"
+    words = ["--partition=cpu", f"--nodelist={node}", "--ntasks=1", f"--output={node}.%j.log", "--open-mode=append"]
+    return sbatch(where, *words, f"--wrap=srun {alone} sh -c '{command}'", MASKDIT_RANKS="2")
+
+
+def state(number):
+    """The state of a job."""
+    return re.search(r"JobState=(\S+)", cluster.tool("scontrol", "show", "job", number))[1]
+
+
+def signalled(number, what):
+    """Signal everything that a job's task runs."""
+    for task in cluster.tasks(number):
+        for process in [task, *task.children(recursive=True)]:
+            process.send_signal(what)
+
+
+def test_without_flock_the_lease_alone_keeps_two_nodes_apart_and_takes_over_from_one_that_is_gone(undisturbed, tmp_path):
+    where = twin(undisturbed, tmp_path / "site")
+    for made in ("artifacts/runs/demo-maskdit", ".scratch", "logs"):
+        shutil.rmtree(where / made)
+    source, library = where / "without.c", where / "without.so"
+    source.write_text(WITHOUT_LOCKS)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    first = elsewhere(where, "n1", library)
+    until("a state", lambda: kept(where) > 0)
+    second = elsewhere(where, "n2", library)
+    until("its end", lambda: state(second) == "FAILED", 40)
+    refusal = (where / f"n2.{second}.log").read_text()
+    assert re.search(rf"another process is training this recipe \(process \d+ on n1-alone, Slurm job {first}\)", refusal)
+    signalled(first, signal.SIGSTOP)  # the node is frozen, and its lease grows old
+    frozen = kept(where)
+    third = elsewhere(where, "n3", library)
+    until("a state of the third", lambda: kept(where) > frozen, 150)
+    signalled(first, signal.SIGCONT)
+    until("the first one's end", lambda: state(first) == "FAILED", 60)
+    until("the third one's end", lambda: state(third) == "COMPLETED", 200)
+    taken = (where / f"n1.{first}.log").read_text()
+    assert f"on n3-alone, Slurm job {third} has taken over this training" in taken
+    assert f"resuming from step {frozen}" in (where / f"n3.{third}.log").read_text()
+    assert weights(where) == weights(undisturbed)
+    assert logged(where) == logged(undisturbed)
 
 
 def test_a_job_script_of_one_s_own_trains_on_all_of_its_nodes(undisturbed, tmp_path):

@@ -26,10 +26,13 @@ from maskdit.config.paths import output
 from maskdit.latents.autoencoder import build
 from maskdit.model.flops import forward
 from maskdit.runtime.device import native
-from maskdit.tools.cost import DECODER, ENCODER, MFU, Costs, Site, has_bf16
+from maskdit.tools.cost import DECODER, ENCODER, MFU, Costs, Site, copies, has_bf16
 from maskdit.tools.plan import Plan, affordable, device_of, duration, plan, size
 from maskdit.tools.status import states
+from maskdit.training import train
+from maskdit.training.recovery import Recovery
 from project import ROOT
+from small import latents, masked, pretrained  # noqa: F401, a fixture
 
 PARAMS = load(ROOT / "params.yaml")
 A100 = Site("a100", MFU, 8, 24.0)
@@ -82,6 +85,22 @@ def test_trainings_on_a_cpu_cost_what_the_records_of_fashion_say():
     assert sum(computed for computed, _ in found) == pytest.approx(sum(measured for _, measured in found), rel=0.2)
 
 
+@pytest.mark.parametrize(("marks", "widths"), [((8,), ()), ((2, 4, 6, 8), ()), ((4, 8), (0.05, 0.1))])
+def test_a_training_never_holds_more_weights_on_disk_than_the_plan_counts(marks, widths, latents, monkeypatch):
+    most, real = [], Recovery._prune
+    monkeypatch.setattr(Recovery, "due", lambda self: True)
+    monkeypatch.setattr(train, "LOG_STEPS", 2)
+
+    def held() -> int:
+        return sum(path.stat().st_size for path in latents.parent.rglob("*.safetensors"))
+
+    monkeypatch.setattr(Recovery, "_prune", lambda self, count: (most.append(held()), real(self, count)))
+    config = masked(*marks, posthoc_ema=widths, encoder={"patch": 2, "depth": 2, "width": 64, "heads": 2})
+    out = pretrained(latents, "out", config)
+    weights = next(out.glob("net-*")).stat().st_size
+    assert max([*most, held()]) / weights == pytest.approx(copies(config), rel=0.05)
+
+
 def test_a_cpu_computes_in_the_precision_that_torch_finds():
     assert has_bf16() == (native(torch.device("cpu")) == "bf16")
     training, slow = Costs(PARAMS).of("pretrain/fashion-dit"), Site("cpu", MFU, 1, 0.0, bf16=False)
@@ -111,7 +130,7 @@ def test_a_plan_counts_jobs_and_names_parts_only_as_a_maximum(study, capsys):
     lines = said(PARAMS, capsys, "in256")
     rows = {line.split()[0]: line for line in lines[2:-1]}
     assert re.match(r"sample +17 +up to 850 +60 h +1\.7 h +167 GB$", rows["sample"])
-    assert re.match(r"pretrain +2 +5,034 h +406 h +56 GB +17 slices of 24 h$", rows["pretrain"])
+    assert re.match(r"pretrain +2 +5,034 h +406 h +134 GB +17 slices of 24 h$", rows["pretrain"])
     assert re.match(r"all +78 +5,265 h", rows["all"])
     assert lines[-1] == "78 of 78 nodes to make: snakemake results/recon_in256.csv results/report_in256.html"
 

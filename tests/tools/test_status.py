@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -167,11 +168,18 @@ def test_clean_knows_finished_trainings_and_work_of_entries_that_are_gone(made: 
     folder = Path(".scratch") / "sample-three"
     folder.mkdir()
     (folder / "node").write_text("sample/demo-gone\n")
+    for name, node in ((".encode-four", "encode/demo"), (".encode-five", "encode/demo-gone"), (".encode-six.gone", "encode/demo")):
+        folder = output(made, "encode/demo").parent / name
+        folder.mkdir()
+        (folder / "node").write_text(f"{node}\n")
     clean(made, ["states", "scratch"])
     said = capsys.readouterr().out
     assert "pretrain/demo-dit is finished" in said
     assert "no entry of params.yaml has its numbers" in said
     assert "params.yaml has no sample/demo-gone" in said
+    assert re.search(r"latents/\.encode-four +encode/demo is published", said)
+    assert re.search(r"latents/\.encode-five +params\.yaml has no encode/demo-gone", said)
+    assert "encode-six" not in said
 
 
 @pytest.mark.parametrize(("kinds", "message"), [([], "clean: --yes deletes the kinds that you name"), (["all"], "no kind 'all'")])

@@ -6,6 +6,8 @@ from maskdit.artifacts.freshness import Freshness
 from maskdit.artifacts.stamps import STALE, set_stamps, waits_for
 from maskdit.cli import against
 from maskdit.config.paths import demand_known
+from maskdit.runtime.environment import image
+from snakemake.settings.types import DeploymentMethod
 
 # The commands read params.yaml themselves, so another configuration would change the graph but not the jobs.
 if config != tree:
@@ -13,6 +15,14 @@ if config != tree:
 
 
 os.environ.update(MASKDIT_BARS="0")  # several steps share this terminal
+
+# With --sdm apptainer each command runs in this image, but for trainings in a Slurm job: those start srun, which starts the image.
+IMAGE = image()
+IMAGE_OF_TRAINING = None if "SLURM_JOB_ID" in os.environ else IMAGE
+if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
+    os.environ.update(MASKDIT_CONTAINER=IMAGE)
+    if "://" not in IMAGE and not os.path.exists(IMAGE):
+        raise WorkflowError(f"{IMAGE}: no such image; run apptainer build {IMAGE} containers/maskdit.def")
 
 
 wildcard_constraints:

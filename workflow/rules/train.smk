@@ -8,6 +8,8 @@ rule pretrain:
     benchmark:
         "logs/benchmarks/pretrain/{key}.tsv"
     priority: 1  # trainings take longest, so they start before any sampling
+    container:
+        IMAGE_OF_TRAINING
     threads: SHARE
     shell:
         "maskdit pretrain {wildcards.key}"
@@ -23,6 +25,8 @@ rule finetune:
     benchmark:
         "logs/benchmarks/finetune/{key}.tsv"
     priority: 1
+    container:
+        IMAGE_OF_TRAINING
     threads: SHARE
     shell:
         "maskdit finetune {wildcards.key}"

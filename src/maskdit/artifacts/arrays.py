@@ -1,15 +1,19 @@
 """Arrays on disk, .npy and .npz: read as numbers only, and only as many as the file holds."""
 
 import math
+import os
 import zipfile
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskdit.config.base import UserError
+from maskdit.runtime.environment import maps_files
 
 Array = NDArray[Any]
 INFLATED = 2**30  # bytes of a packed array of an npz
@@ -29,23 +33,69 @@ def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
     return shape, fortran, kind
 
 
-def read_array(path: Path, mapped: bool = False) -> NDArray[Any]:
-    """Read or map a .npy file; raises UserError if it is missing, damaged, or of pickled objects, which are never read.
+class Stored:
+    """An array in a file, of which only the rows are read that one asks for: in place of a map, where MASKDIT_MMAP=0."""
 
-    A header that claims more than the file holds is refused before memory is asked for.
+    def __init__(self, path: Path, kind: np.dtype[Any], start: int, shape: tuple[int, ...]) -> None:
+        self.path, self.dtype, self.start, self.shape = path, kind, start, shape
+        self.handle = os.open(path, os.O_RDONLY)
+        finalize(self, os.close, self.handle)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> Array:
+        """Rows by a number, a slice or an array of numbers. Raises IndexError if there is no such row."""
+        wanted = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
+        numbers = np.atleast_1d(wanted)
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self):
+            raise IndexError(f"{self.path}: has {len(self)} rows, not {numbers.min()} to {numbers.max()}")
+        found = np.empty((len(numbers), *self.shape[1:]), self.dtype)
+        size = math.prod(self.shape[1:]) * self.dtype.itemsize
+        places = found.reshape(-1).view(np.uint8)
+        runs = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
+        for begin, end in pairwise([*runs, len(numbers)]):
+            self.fill(places[begin * size : end * size], self.start + int(numbers[begin]) * size)
+        return found if wanted.ndim else found[0]
+
+    take = __getitem__
+
+    def fill(self, place: Array, offset: int) -> None:
+        """Read bytes of the file. Raises UserError if it ends before, as it does if it was damaged since it was opened."""
+        while len(place):
+            if not (count := os.preadv(self.handle, [place.data], offset)):
+                raise UserError(f"{self.path}: ends before its numbers do; rerun the step that makes it")
+            place, offset = place[count:], offset + count
+
+    def elements(self, kind: np.dtype[Any]) -> "Stored":
+        """The same bytes as a row of larger elements."""
+        return Stored(self.path, kind, self.start, (math.prod(self.shape) * self.dtype.itemsize // kind.itemsize,))
+
+
+def opened(path: Path, kind: np.dtype[Any], start: int, shape: tuple[int, ...]) -> Any:
+    """An array that begins at a byte of a file: mapped into memory, or Stored."""
+    return np.memmap(path, kind, "r", start, shape) if maps_files() else Stored(path, kind, start, shape)
+
+
+def read_array(path: Path, mapped: bool = False) -> Any:
+    """Read a .npy file, or only open it (`mapped`), so that what is indexed is read.
+
+    Raises UserError if it is missing, damaged, or of pickled objects, which are never read. A header that claims more than the file
+    holds is refused before memory is asked for.
     """
     try:
         with path.open("rb") as stream:
             shape, fortran, kind = array_header(stream)
             start = stream.tell()
-        if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize > path.stat().st_size - start:
-            raise ValueError(f"it ends before its {shape} numbers do")
-        found = np.memmap(path, kind, "r", start, shape, "F" if fortran else "C")
+            if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize > path.stat().st_size - start:
+                raise ValueError(f"it ends before its {shape} numbers do")
+            if mapped and not fortran:
+                return opened(path, kind, start, shape)
+            return np.fromfile(stream, kind, math.prod(shape)).reshape(shape, order="F" if fortran else "C")
     except FileNotFoundError:
         raise UserError(f"{path}: No such file or directory; run the step that makes it") from None
     except (OSError, *DAMAGE) as error:
         raise UserError(f"{path}: cannot be read ({_reason(error)}); rerun the step that makes it") from None
-    return found if mapped else np.array(found)
 
 
 def read_arrays(path: Path, *only: str) -> dict[str, NDArray[Any]]:

@@ -90,6 +90,12 @@ def _workshop(out: Path) -> TemporaryDirectory[str]:
     return TemporaryDirectory(dir=out.parent, prefix=f".{out.name}{WORKSHOP}", ignore_cleanup_errors=True)
 
 
+def published_in(place: Path) -> Path:
+    """The folder in which a place that `publishing` gives becomes visible; the parent of any other path."""
+    start = f".{place.name}{WORKSHOP}"
+    return next((folder.parent for folder in place.parents if folder.name.startswith(start)), place.parent)
+
+
 def sweep(out: Path) -> None:
     """Remove what killed steps have left beside an artifact; one that was killed while it replaced the artifact had kept it."""
     for home in out.parent.glob(f".{glob.escape(out.name)}{WORKSHOP}*"):
@@ -176,6 +182,8 @@ def _listed(out: Path) -> set[str]:
 def _publish_folder(place: Path, out: Path, making: Making) -> None:
     files = {str(file.relative_to(place)): _known(file) for file in sorted(place.rglob("*")) if file.is_file()}
     write_json(place / MANIFEST, written(making.manifest(files, out)))
+    for link in [file for file in place.rglob("*") if file.is_symlink()]:  # to a shard, where files cannot have two names
+        link.readlink().replace(link)
     old = place.parents[1] / "old"
     try:
         while True:

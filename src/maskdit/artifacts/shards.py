@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskdit.artifacts.atomic import digest, read_json, sha256, write_json, writing
+from maskdit.artifacts.publish import published_in
 from maskdit.config.base import UserError
 from maskdit.runtime import environment
 from maskdit.runtime.environment import scratch
@@ -26,10 +27,25 @@ def share(count: int) -> range:
 
 
 class Shards:
-    """A scratch folder of shards, named by everything that determines them."""
+    """A folder of shards, named by everything that determines them: in the scratch, or beside the artifact whose files they become.
 
-    def __init__(self, name: str, identity: Any, names: Sequence[str]) -> None:
-        self.home, self.name, self.names = scratch(f"{name}-{digest(identity)[:16]}"), name, list(names)
+    `out` is the place of that artifact. The shards lie on its disk from the start, and are never there twice.
+    """
+
+    def __init__(self, name: str, identity: Any, names: Sequence[str], out: Path | None = None) -> None:
+        unit = f"{name}-{digest(identity)[:16]}"
+        self.home = scratch(f".{unit}", published_in(out)) if out else scratch(unit)
+        self.name, self.names = name, list(names)
+
+    def demand_room(self, size: int) -> None:
+        """Raise UserError if the disk has no room for what is missing of all shards, which need `size` bytes."""
+        free, there = shutil.disk_usage(self.home).free, 0
+        for file in self.home.rglob("*"):
+            with suppress(FileNotFoundError):  # another process has renamed it
+                there += file.stat().st_size if file.is_file() else 0
+        if free < size - there:
+            line = f"{self.name} needs {size - there} bytes more, but {free} bytes are free"
+            raise UserError(f"{self.home.parent}: {line}; free some space, or make this folder a link to a larger disk")
 
     def fill(self, make: Make) -> bool:
         """Make the missing ones of this process's share; whether it is this process that takes all together.
@@ -65,13 +81,29 @@ class Shards:
         return False
 
     def take(self, out: Path) -> None:
-        """Give each shard its place in a folder, without a copy where the file system can, and need the scratch no more."""
+        """Give each shard its place in an artifact, and need the folder of shards no more."""
         for name in self.names:
-            place(self.home / name, out / name)
+            self.give(name, out / name)
         self.forget()
 
+    def give(self, name: str, target: Path) -> None:
+        """Give a shard, or a file of one, its place in an artifact, without a copy.
+
+        Where the file system has no hard links the place is a link that leads to the file, until `publishing` moves the file there.
+        """
+        source = self.home / name
+        try:
+            os.link(source, target)
+        except OSError:
+            target.symlink_to(source.absolute())
+
+    def checksums(self, name: str) -> dict[str, str]:
+        """The sha256 of a shard, or of each file in it, as it was made; `fill` has checked them."""
+        found: dict[str, str] = read_json(sums_of(self.home / name))
+        return found
+
     def forget(self) -> None:
-        """Let the scratch folder be removed when what was made of it is published, so that a kill before loses nothing."""
+        """Let the folder of shards be removed when what was made of it is published, so that a kill before loses nothing."""
         environment.FINISHED.append(self.home)
 
 

@@ -34,7 +34,7 @@ STEPS = {  # verb -> module of this package
     "claims": "reporting.verdicts",
     "report": "reporting.report.report",
 }
-ALONE = {"vae", "bench"}  # steps that use one GPU, in one process
+ALONE = {"vae": 1, "bench": 2}  # steps that share no work among processes, and how many GPUs they use where there are as many
 SHARDED = {"encode", "sample", "features", "reference", "reconstruct", "calibrate"}  # any number of processes may share the work
 
 
@@ -80,7 +80,7 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
 def gpus_of(verb: str, share: tuple[int, int] | None) -> int | None:
     """The number of GPUs that a step uses; None: one for each of its processes, of which it starts as many as there are GPUs."""
     if verb in ALONE or share:
-        return 1
+        return ALONE.get(verb, 1)
     if verb not in SHARDED and STEPS[verb] != "training.train":
         return 0
     from maskdit.runtime.environment import whole

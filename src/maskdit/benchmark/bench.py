@@ -24,8 +24,9 @@ from maskdit.config.training import kept_tokens
 from maskdit.latents.dataset import Latents, Space
 from maskdit.reporting.figures import COLOURS, fitted, save, scaled
 from maskdit.reporting.table_formats import markdown, write
-from maskdit.runtime.device import device, native
+from maskdit.runtime.device import device, gpus, native
 from maskdit.runtime.process_group import Ranks, launch, together
+from maskdit.runtime.progress import say
 from maskdit.training.batches import ahead, batch_at
 from maskdit.training.learner import Learner
 
@@ -112,8 +113,11 @@ def paced(entry: str, out: str, mode: str) -> None:
             write_json(Path(out), {"seconds": statistics.median(taken[1:])})
 
 
-def ranks_row(case: Case) -> dict[str, Any]:
-    """Overhead of summing gradients over two processes, relative to two processes that do not sum them."""
+def ranks_rows(case: Case, where: torch.device) -> list[dict[str, Any]]:
+    """Overhead of summing gradients over two processes, relative to two that do not sum them. None of it if there is one GPU."""
+    if where.type == "cuda" and gpus() < 2:
+        say("bench: the overhead of two ranks is not measured, because it needs two GPUs")
+        return []
     program = "import sys; from maskdit.benchmark.bench import paced; paced(*sys.argv[1:])"
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +129,7 @@ def ranks_row(case: Case) -> dict[str, Any]:
                     raise RuntimeError("a process of the two-rank benchmark failed")
                 taken[mode] = read_json(Path(out))["seconds"]
             ratios.append(taken["together"] / taken["alone"] - 1)
-    return share_row(f"overhead of two ranks, {case.batch} images each", ratios, 0.05)
+    return [share_row(f"overhead of two ranks, {case.batch} images each", ratios, 0.05)]
 
 
 def waterfall(config: Bench, where: torch.device) -> pd.DataFrame:
@@ -185,7 +189,7 @@ def shown(frame: pd.DataFrame) -> str:
 
 
 def bench(config: Bench, *, out: Path) -> None:
-    """Measure the pairs, two ranks, the shares of a training step, the waterfall and the factorial.
+    """Measure the pairs, two ranks unless there is one GPU, the shares of a training step, the waterfall and the factorial.
 
     Writes the ratios as CSV; the ratios and the waterfall as Markdown; the waterfall as CSV, PNG and SVG; the factorial as CSV.
     """
@@ -199,7 +203,7 @@ def bench(config: Bench, *, out: Path) -> None:
         found = measure({name: config.cases[name] for name in names}, config.rounds, where, memory)
         rows += [row_of(name, pair, found[slow], found[pair.fast]) for name, pair in group.items()]
     rows += update_rows(config.cases[config.update], config.rounds, where)
-    rows.append(ranks_row(config.cases[config.ranks]))
+    rows += ranks_rows(config.cases[config.ranks], where)
     chain = waterfall(config, where)
     tidy()
     name = torch.cuda.get_device_name() if where.type == "cuda" else processor()

@@ -18,6 +18,7 @@ from torch import Tensor
 from maskdit.artifacts.atomic import read_json, sha256
 from maskdit.config.base import UserError
 from maskdit.evaluation.inception import Inception
+from maskdit.model.checkpoint import backend
 from maskdit.runtime.device import device
 from maskdit.runtime.environment import demand_own
 from maskdit.runtime.progress import progress
@@ -88,7 +89,7 @@ class Network:
         try:
             safe = path.suffix == ".safetensors"
             with warnings.catch_warnings(action="ignore"):  # torch.load warns about files that it then refuses
-                tensors = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
+                tensors = load_file(path, backend=backend()) if safe else torch.load(path, weights_only=True, map_location="cpu")
             self.net = NETWORKS[self.family](tensors).eval().requires_grad_(False).to(self.where)
         except (RuntimeError, UnpicklingError, SafetensorError, AttributeError, TypeError, EOFError, KeyError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -25,7 +25,7 @@ def features(config: Features, *, samples: Path, extractor: Path, out: Path) -> 
     if (count := sum(map(len, shards))) != index["protocol"]["images"]:
         raise UserError(f"{samples}: {count} images, the index lists {index['protocol']['images']}; rerun the sample step")
     names = [f"features-{number:04d}.npz" for number in range(len(shards))]
-    work = Shards("features", [config.model_dump(), net.sha256, sha256(samples / "manifest.json")], names)
+    work = Shards("features", [config.model_dump(), net.sha256, sha256(samples / "manifest.json")], names, out)
     if not work.fill(lambda number, path: savez(path, net.extract(shards[number], np.arange(len(shards[number])), config.batch))):
         return
     work.take(out)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from maskdit.artifacts.arrays import DAMAGE, Array, array_header, read_array
+from maskdit.artifacts.arrays import DAMAGE, Array, array_header, opened, read_array
 from maskdit.artifacts.atomic import read_json, save_array, write_json
 from maskdit.config.base import UserError
 from maskdit.images.archives import header_length
@@ -86,12 +86,12 @@ def npz_shape(path: Path) -> tuple[int, ...]:
     return _npz_header(path)[0]
 
 
-def npz_images(path: Path) -> Array:
-    """arr_0 of an npz, memory-mapped if it is not compressed. Raises the same errors as `npz_shape`."""
+def npz_images(path: Path) -> Any:
+    """arr_0 of an npz, of which only what is indexed is read if it is not compressed. Raises the same errors as `npz_shape`."""
     shape, start = _npz_header(path)
     try:
         if start is not None:
-            return np.memmap(path, np.uint8, "r", start, shape)
+            return opened(path, np.dtype(np.uint8), start, shape)
         with np.load(path, allow_pickle=False) as stored:
             return stored["arr_0"]
     except (OSError, *DAMAGE) as error:

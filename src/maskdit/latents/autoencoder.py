@@ -10,7 +10,7 @@ from maskdit.artifacts.atomic import read_json, sha256
 from maskdit.config.base import UserError
 from maskdit.config.images import VAE_WEIGHTS
 from maskdit.config.latents import Vae
-from maskdit.runtime.environment import demand_own
+from maskdit.runtime.environment import demand_own, maps_files
 
 
 def build(config: Vae) -> AutoencoderKL:
@@ -34,7 +34,12 @@ def load(folder: Path, device: torch.device) -> AutoencoderKL:
     try:
         demand_own(folder / VAE_WEIGHTS)
         vae, found = AutoencoderKL.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+            disable_mmap=not maps_files(),
         )
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:120]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maskdit.artifacts.arrays import Array, read_array
+from maskdit.artifacts.arrays import Array, Stored, read_array
 from maskdit.artifacts.atomic import digest, read_json
 from maskdit.config.base import UserError
 
@@ -45,7 +45,7 @@ class Space:
 class Latents:
     """Posterior moments of a dataset, (N, mirrors, 2 C, H, W) float16 in shards: mean, then log variance. Labels (N,)."""
 
-    shards: tuple[Array, ...]  # (n * mirrors,) each; one element is all moments of one image or mirrored image
+    shards: tuple[Array | Stored, ...]  # (n * mirrors,) each; one element is all moments of one image or mirrored image
     bounds: Array  # index of the first sample of each shard, then the number of samples
     shape: tuple[int, ...]  # N, mirrors, 2 C, H, W
     labels: Array
@@ -53,16 +53,18 @@ class Latents:
     sha256: str
 
     @classmethod
-    def of(cls, moments: Sequence[Array], labels: Array, space: Space, sha256: str = "") -> "Latents":
+    def of(cls, moments: Sequence[Array | Stored], labels: Array, space: Space, sha256: str = "") -> "Latents":
         """Make Latents from the moments (n, mirrors, 2 C, H, W) of each shard."""
         shape = moments[0].shape[1:]
         whole = np.dtype((np.void, 2 * math.prod(shape[1:])))
-        shards = tuple(np.asarray(part).reshape(-1).view(whole) for part in moments)
+        shards = tuple(
+            part.elements(whole) if isinstance(part, Stored) else np.asarray(part).reshape(-1).view(whole) for part in moments
+        )
         return cls(shards, np.cumsum([0, *map(len, moments)]), (len(labels), *shape), labels, space, sha256)
 
     @classmethod
     def load(cls, folder: Path) -> "Latents":
-        """Read a folder written by the encode step; shards are memory-mapped.
+        """Read a folder written by the encode step; of its shards only what a batch needs is read.
 
         Raises UserError if a shard is missing, truncated, or has another shape than the index says.
         """

@@ -1,5 +1,6 @@
 """Step `encode`: encodes images to the moments of their latents, or converts published moments."""
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from maskdit.artifacts.arrays import Array, read_array
 from maskdit.artifacts.atomic import read_json, save_array, sha256, write_json
-from maskdit.artifacts.shards import Shards, place
+from maskdit.artifacts.shards import Shards
 from maskdit.config.base import UserError
 from maskdit.config.latents import Encode
 from maskdit.images.dataset import Images
@@ -21,42 +22,45 @@ from maskdit.model.diffusion import SIGMA_DATA
 from maskdit.runtime.device import device
 from maskdit.runtime.progress import progress, say
 
+Shape = tuple[int, int, int, int]  # of the moments of one image: mirrors, 2 C, H, W
 Batch = tuple[Array, Array]  # moments (n, mirrors, 2 C, H, W) in float16, labels (n,)
 Maker = Callable[[Array], Iterator[Batch]]  # makes the moments of images, given by their indices
-Part = tuple[Path, dict[str, Any]]  # folder and facts
-CONVERTED = 1024  # moments copied or converted at once
-FILE = 2**36  # maximum bytes of moments in one file
+CONVERTED = 1024  # moments converted at once
 
 
 def encode(config: Encode, *, images: Path, vae: Path, out: Path) -> None:
     """Encode the training images, and their mirrored images if set, to posterior moments (N, mirrors, 2 C, H, W) in float16.
 
-    Any number of processes can make the shards. The index has the class names, the hashes of the VAE and of each file, and shift
-    and scale per channel: as published with the VAE, or such that latents have mean 0 and standard deviation 0.5. Raises UserError
-    for moments that do not fit float16.
+    Any number of processes can make the shards, which are the files of the artifact. The index has the class names, the hashes of
+    the VAE and of each file, and shift and scale per channel: as published with the VAE, or such that latents have mean 0 and
+    standard deviation 0.5. Raises UserError for moments that do not fit float16, and if the disk has no room for all of them.
     """
     index = read_json(images / "index.json", "kind", "classes")
-    rows, make = (converted if index["kind"] == "latents" else encoded)(config, images, vae)
+    rows, shape, make = (converted if index["kind"] == "latents" else encoded)(config, images, vae)
     if config.shards > len(rows):
         raise UserError(f"encode.shards: {config.shards} shards for {len(rows)} images; lower it")
     pieces = np.array_split(rows, config.shards)
     names = [f"part-{number:04d}" for number in range(config.shards)]
-    work = Shards("encode", [config.model_dump(), sha256(images / "manifest.json"), identity(vae)], names)
+    work = Shards("encode", [config.model_dump(), sha256(images / "manifest.json"), identity(vae)], names, out)
+    work.demand_room(2 * len(rows) * math.prod(shape))
     if not work.fill(lambda number, folder: store(folder, pieces[number], make(pieces[number]))):
         return
-    parts = [(work.home / name, read_json(work.home / name / "facts.json")) for name in names]
-    files = [joined(group, out / f"moments-{number:04d}.npy") for number, group in enumerate(grouped(parts))]
-    save_array(out / "labels.npy", np.concatenate([read_array(folder / "labels.npy") for folder, _ in parts]))
-    shape = [len(rows), *parts[0][1]["shape"][1:]]
-    shift, scale = factors(vae) or fitted([facts for _, facts in parts])
-    space = Space(shape[2] // 2, shape[3], tuple(shift), tuple(scale), identity(vae), tuple(index["classes"]))
-    write_json(out / "index.json", {"shape": shape, "dtype": "float16", "space": space.__dict__, "shards": files})
+    files = []
+    for name, piece in zip(names, pieces, strict=True):
+        file = f"{name.replace('part', 'moments')}.npy"
+        work.give(f"{name}/moments.npy", out / file)
+        files.append({"file": file, "count": len(piece), "sha256": work.checksums(name)["moments.npy"]})
+    save_array(out / "labels.npy", np.concatenate([read_array(work.home / name / "labels.npy") for name in names]))
+    shift, scale = factors(vae) or fitted([read_json(work.home / name / "facts.json") for name in names])
+    space = Space(shape[1] // 2, shape[2], tuple(shift), tuple(scale), identity(vae), tuple(index["classes"]))
+    whole = [len(rows), *shape]
+    write_json(out / "index.json", {"shape": whole, "dtype": "float16", "space": space.__dict__, "shards": files})
     work.forget()
-    say(f"encode: {shape[0]} images, moments {tuple(shape[1:])} float16, {2 * np.prod(shape) / 2**20:.1f} MiB")
+    say(f"encode: {len(rows)} images, moments {shape} float16, {2 * math.prod(whole) / 2**20:.1f} MiB")
 
 
 def store(folder: Path, rows: Array, made: Iterator[Batch]) -> None:
-    """Write a part batch by batch: moments, labels, and facts: the shape, and sums for shift and scale."""
+    """Write a part batch by batch: moments, labels, and facts: sums for shift and scale."""
     folder.mkdir()
     labels: list[Array] = []
     found: list[dict[str, Any]] = []
@@ -73,37 +77,7 @@ def store(folder: Path, rows: Array, made: Iterator[Batch]) -> None:
             found.append(sums(moments))
     save_array(folder / "labels.npy", np.concatenate(labels))
     totals = {name: np.asarray(sum(batch[name] for batch in found)).tolist() for name in found[0]}
-    write_json(folder / "facts.json", {"shape": shape, **totals})
-
-
-def grouped(parts: list[Part]) -> list[list[Part]]:
-    """Parts that share a file, in order. Random access to one file is several times faster than to many files."""
-    groups: list[list[Part]] = []
-    room = 0
-    for part in parts:
-        size = 2 * int(np.prod(part[1]["shape"]))
-        if size > room:
-            groups.append([])
-            room = FILE
-        groups[-1].append(part)
-        room -= size
-    return groups
-
-
-def joined(group: list[Part], out: Path) -> dict[str, Any]:
-    """Write the moments of some parts to one file and return its entry in the index. A single part is linked, not copied."""
-    folder, facts = group[0]
-    if len(group) == 1:
-        place(folder / "moments.npy", out)
-        return {"file": out.name, "count": facts["shape"][0], "sha256": sha256(out)}
-    shape = (sum(known["shape"][0] for _, known in group), *facts["shape"][1:])
-    with out.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": shape})
-        for number in progress(range(len(group)), "join", len(group)):
-            part = read_array(group[number][0] / "moments.npy", mapped=True)
-            for at in range(0, len(part), CONVERTED):
-                stream.write(np.ascontiguousarray(part[at : at + CONVERTED]).data)
-    return {"file": out.name, "count": shape[0], "sha256": sha256(out)}
+    write_json(folder / "facts.json", totals)
 
 
 def sums(moments: Array) -> dict[str, Any]:
@@ -122,10 +96,10 @@ def fitted(facts: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     return (mean / numbers).tolist(), (SIGMA_DATA / np.sqrt(spread)).tolist()
 
 
-def encoded(config: Encode, images: Path, vae: Path) -> tuple[Array, Maker]:
-    """Indices of the training images, and a function that encodes some of them while a thread reads the next batch.
+def encoded(config: Encode, images: Path, vae: Path) -> tuple[Array, Shape, Maker]:
+    """Indices of the training images, the shape of one's moments, and a function that encodes some of them.
 
-    All batches are padded to one size, so that the moments of an image do not depend on how the images are split.
+    A thread reads the next batch meanwhile. Batches are padded to one size: moments do not depend on how images are split.
     """
     data = Images.load(images)
     where = device()
@@ -153,10 +127,12 @@ def encoded(config: Encode, images: Path, vae: Path) -> tuple[Array, Maker]:
                 mine = batches[number]
                 yield torch.stack(found, dim=1).numpy()[: len(mine)], data.labels[mine]
 
-    return data.rows(heldout=False), make
+    factor, channels = geometry(vae)
+    side = data.pixels.shape[1] // factor
+    return data.rows(heldout=False), (1 + config.mirror, 2 * channels, side, side), make
 
 
-def converted(config: Encode, images: Path, vae: Path) -> tuple[Array, Maker]:
+def converted(config: Encode, images: Path, vae: Path) -> tuple[Array, Shape, Maker]:
     """The same for published moments. If there are twice as many as images, the second half is of the mirrored images."""
     index = read_json(images / "index.json", "resolution", "images", "classes", "root", "format")
     factor, channels = geometry(vae)
@@ -183,4 +159,4 @@ def converted(config: Encode, images: Path, vae: Path) -> tuple[Array, Maker]:
             with np.errstate(over="ignore"):  # `store` refuses infinite numbers
                 yield np.stack([moments.astype(np.float16) for moments, _ in found], axis=1), labels
 
-    return np.arange(count), make
+    return np.arange(count), (len(views), 2 * channels, side, side), make

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from maskdit.artifacts.atomic import replacing
 from maskdit.config.base import UserError
+from maskdit.runtime.environment import maps_files
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
@@ -21,10 +22,15 @@ def save(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) ->
         save_file(ready, temporary, {"maskdit": json.dumps(facts)})
 
 
+def backend() -> str:
+    """How safetensors reads files; see `maps_files`."""
+    return "mmap" if maps_files() else "pread"
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", backend=backend()) as file:
             yield file
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; rerun the training that makes it") from None

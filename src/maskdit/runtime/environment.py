@@ -30,6 +30,18 @@ def whole(name: str) -> int:
     return int(text)
 
 
+def maps_files() -> bool:
+    """Whether large files are mapped into memory; with MASKDIT_MMAP=0 they are read. Raises UserError for another value."""
+    if (wanted := os.environ.get("MASKDIT_MMAP", "1")) not in ("0", "1"):
+        raise UserError(f"MASKDIT_MMAP: '{wanted}' is neither 0 nor 1; set one of them, or unset it")
+    return wanted == "1"
+
+
+def image() -> str:
+    """The container image of the commands, where they run in one."""
+    return os.environ.get("MASKDIT_CONTAINER", "containers/maskdit.sif")
+
+
 def threads() -> int:
     """CPU threads of this process: MASKDIT_THREADS, else OMP_NUM_THREADS (set by Snakemake), else half of the cores.
 
@@ -55,19 +67,19 @@ def scratch_root() -> Path:
     return Path(os.environ.get("MASKDIT_SCRATCH", ".scratch"))
 
 
-def scratch(name: str) -> Path:
-    """A folder under MASKDIT_SCRATCH (default .scratch) for recovery state, which names its node.
+def scratch(name: str, root: Path | None = None) -> Path:
+    """A folder for recovery state, which names its node, under `root`, or else under MASKDIT_SCRATCH (default .scratch).
 
     Raises UserError if other users can write to it, and if it is a link, which another user may have made to a folder of ours.
     """
-    path = scratch_root() / name
+    path = (root or scratch_root()) / name
     if path.is_symlink():
         raise UserError(f"{path}: is a link; remove it (MASKDIT_SCRATCH itself may be one)")
     path.mkdir(parents=True, exist_ok=True)
     demand_own(path)
     if progress.KEY and not (path / NODE).exists():
         with suppress(OSError):  # a full disk is told by who needs it
-            (path / NODE).write_text(f"{name.split('-')[0]}/{progress.KEY}\n")
+            (path / NODE).write_text(f"{name.split('-')[0].lstrip('.')}/{progress.KEY}\n")
     return path
 
 
@@ -87,7 +99,7 @@ def tidy() -> None:
     """Remove scratch folders of published results. Each is renamed first: a half-deleted one would look like damaged work."""
     while FINISHED:
         home = FINISHED.pop()
-        for left in home.parent.glob("*.gone"):  # left by a process that was killed here
+        for left in home.parent.glob(f"{home.name.rpartition('-')[0]}-*.gone"):  # left by a process that was killed here
             shutil.rmtree(left, ignore_errors=True)
         with suppress(OSError):
             shutil.rmtree(home.rename(home.with_name(f"{home.name}.gone")))

@@ -16,6 +16,8 @@ from maskdit.runtime.process_group import STOPPED, handling
 from maskdit.runtime.progress import say
 
 NOTE = "MASKDIT_STOPPED"  # environment variable of a job's tasks: the file that they create when they stop on request
+IMAGE = "MASKDIT_CONTAINER"  # environment variable: the container image in which srun starts a training's tasks
+FIRST = "MASKDIT_FIRST"  # environment variable of tasks in a container, where Slurm cannot be asked: the first node's address
 FORM = "--format=%A|%Z|%k"  # for squeue: job number, folder, and the comment in which Snakemake's plugin puts rule and key
 PORTS = (20000, 12000)  # the first port and their number, below those that systems give out; a job's port depends on its number
 SPECIAL = 0xFFFFFFF0  # from here on, step numbers mean batch scripts and interactive shells
@@ -45,8 +47,10 @@ class Place:
 def asked(*words: str) -> str:
     """Output of a Slurm command, stripped. A controller that does not answer is asked again for ten minutes.
 
-    Raises UserError with the command's error message if it fails.
+    Raises UserError with the command's error message if it fails, and if there is no such command, as in a container.
     """
+    if not shutil.which(words[0]):
+        raise UserError(f"{words[0]} is not here; if this is a container, run the command outside of it, with {IMAGE}=IMAGE")
     began, told = time.monotonic(), False
     while (done := subprocess.run(words, capture_output=True, text=True)).returncode:
         line = " ".join(done.stderr.split())
@@ -94,10 +98,20 @@ def place() -> Place:
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
     if nodes == 1:
         return Place()
-    first = asked("scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]).split()[0]
-    found = re.search(r"NodeAddr=(\S+)", asked("scontrol", "--oneliner", "show", "node", first))
+    address = os.environ.get(FIRST) or address_of(first_of(os.environ["SLURM_STEP_NODELIST"]))
     port = PORTS[0] + int(os.environ["SLURM_JOB_ID"]) % PORTS[1]
-    return Place(int(os.environ["SLURM_NODEID"]), nodes, found[1] if found else first, port)
+    return Place(int(os.environ["SLURM_NODEID"]), nodes, address, port)
+
+
+def first_of(nodes: str) -> str:
+    """The first node of a list in Slurm's notation."""
+    return asked("scontrol", "show", "hostnames", nodes).split()[0]
+
+
+def address_of(node: str) -> str:
+    """The address of a node."""
+    found = re.search(r"NodeAddr=(\S+)", asked("scontrol", "--oneliner", "show", "node", node))
+    return found[1] if found else node
 
 
 def older(number: str, own: str, signed: str | None) -> set[str]:
@@ -144,6 +158,7 @@ class Granted:
     """The resources of a job."""
 
     number: str
+    names: str  # of its nodes, in Slurm's notation
     nodes: int
     cores: int  # on all nodes
     gres: str  # the GPUs of each node in Slurm's notation; '' if there are none
@@ -156,17 +171,38 @@ class Granted:
 
 def granted(number: str) -> Granted:
     """Ask Slurm for the resources of a job."""
-    nodes, cores, things = asked("squeue", "--noheader", f"--jobs={number}", "--format=%D|%C|%b").split("|")
+    names, nodes, cores, things = asked("squeue", "--noheader", f"--jobs={number}", "--format=%N|%D|%C|%b").split("|")
     gpus = re.search(r"gpu(:[\w.-]+)?:\d+", things)
-    return Granted(number, int(nodes), int(cores), gpus[0] if gpus else "")
+    return Granted(number, names, int(nodes), int(cores), gpus[0] if gpus else "")
+
+
+def contained(job: Granted, command: list[str]) -> tuple[list[str], dict[str, str]]:
+    """A command of this Python, and what to add to its environment, in the container image MASKDIT_CONTAINER if that is set."""
+    image = os.environ.get(IMAGE, "")
+    if not image:
+        return command, {}
+    tool = next(filter(shutil.which, ("apptainer", "singularity")), None)
+    if not tool:
+        raise UserError(
+            f"{IMAGE}: {image} needs apptainer or singularity, which are not on this node; unset it, or load their module"
+        )
+    words = [tool, "exec", *(["--nv"] if job.gres else []), "--home", str(Path.cwd()), image, "python3", *command[1:]]
+    return words, {FIRST: address_of(first_of(job.names))} if job.nodes > 1 else {}
+
+
+def preempted(number: str) -> bool:
+    """Whether Slurm ends a job because another one has more right to its nodes."""
+    found = re.search(r"PreemptTime=(\S+)", asked("scontrol", "show", "job", number))
+    return found is not None and found[1][0].isdigit()
 
 
 def over_nodes(job: Granted, command: list[str]) -> int:
     """Run a command once on each node of a job, with all of its GPUs and cores. Returns the exit code.
 
-    After a warning (SIGUSR1, by --signal) the tasks save their state and end, and the job is requeued under its number. A cancelled
-    or preempted job also receives SIGTERM here and is not requeued.
+    After a warning (SIGUSR1, by --signal) or preemption the tasks save their state and end, and the job is requeued.
+    A cancelled job also receives SIGTERM here and is not requeued.
     """
+    started, more = contained(job, command)
     received: list[int] = []
     with handling(lambda number, _: received.append(number), signal.SIGTERM, signal.SIGUSR1):
         words = [
@@ -178,11 +214,11 @@ def over_nodes(job: Granted, command: list[str]) -> int:
         words += [f"--gres={job.gres}"] if job.gres else []
         note = scratch("stopped") / job.number
         note.unlink(missing_ok=True)
-        done = subprocess.run(["srun", *words, "--kill-on-bad-exit=1", *command], env={**os.environ, NOTE: str(note)})
+        done = subprocess.run(["srun", *words, "--kill-on-bad-exit=1", *started], env={**os.environ, **more, NOTE: str(note)})
         if not note.exists():
             return done.returncode
         note.unlink()
-        if signal.SIGTERM not in received:
+        if signal.SIGTERM not in received or preempted(job.number):
             say(f"job {job.number} goes back into the queue")
             asked("scontrol", "requeue", job.number)
             deadline = time.monotonic() + 600

@@ -96,6 +96,7 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     """Draw images from EMA weights. Writes shards of uint8 images (n, H, W, 3), labels.npy and index.json.
 
     Finished shards survive an interruption. Batches are padded to one size, so that an image does not depend on the others drawn.
+    Raises UserError if the disk has no room for all images.
     """
     # 1. The network, and the autoencoder that made its latents
     where = device()
@@ -109,7 +110,8 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     space = Space.parse(facts["space"])
     autoencoder.demand(vae, space.vae)
     names = [f"images-{number:04d}.npy" for number in range(config.shards)]
-    work = Shards("sample", [config.model_dump(mode="json"), sha256(path), space.vae], names)
+    work = Shards("sample", [config.model_dump(mode="json"), sha256(path), space.vae], names, out)
+    work.demand_room(3 * config.images * (space.side * autoencoder.geometry(vae)[0]) ** 2)
     precision = settled(config.precision, where, work.home)
     net = MaskDiT(**facts["architecture"])
     net.load_state_dict(tensors)

@@ -9,6 +9,7 @@ from pathlib import Path
 from maskdit.artifacts.atomic import digest, read_json
 from maskdit.artifacts.freshness import TRAININGS, Freshness
 from maskdit.artifacts.manifest import read_manifest
+from maskdit.artifacts.step import SHARDED
 from maskdit.config.base import UserError
 from maskdit.config.params import VERBS, Params
 from maskdit.config.paths import OUTPUTS
@@ -111,7 +112,8 @@ def evaluated(fresh: Freshness, node: str) -> bool:
 def scratch(fresh: Freshness) -> Iterator[Item]:
     """Folders of work that nobody holds: of published or removed nodes, and the states of trainings that are not under way."""
     recipes = {digest(fresh.entry(node).recipe()): node for node in fresh.edges if node.startswith(TRAININGS)}  # type: ignore[attr-defined]
-    for path in sorted(path for path in scratch_root().glob("*-*") if path.is_dir() and path.suffix != ".gone"):
+    beside = (path for verb in SHARDED for path in Path().glob(f"artifacts/*/.{verb}-*"))
+    for path in sorted(path for path in (*scratch_root().glob("*-*"), *beside) if path.is_dir() and path.suffix != ".gone"):
         told = path / NODE
         node = told.read_text(errors="replace").strip() if told.is_file() else ""
         node = node if node.count("/") == 1 else ""

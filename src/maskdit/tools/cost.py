@@ -23,7 +23,7 @@ ARCHIVE = 121e3  # bytes per compressed image of ImageNet
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a node: FLOPs and their precision, bytes on disk, and the largest number of parts that it can be split into."""
+    """Cost of a node: FLOPs and their precision, the most bytes on disk at once, and the largest number of parts."""
 
     flops: float = 0.0
     precision: str = "tf32"
@@ -58,6 +58,13 @@ class Site:
         """Device-hours of a node."""
         half = cost.precision in ("bf16", "fp16", "auto") and (self.device != "cpu" or self.bf16)
         return cost.flops / (PEAKS[self.device][0 if half else 1] * 1e12 * self.mfu) / 3600
+
+
+def copies(entry: Training) -> int:
+    """How many times a training has weights on disk at most: while it writes a third state, or when it has published its copies."""
+    widths, marks = len(entry.posthoc_ema), len(entry.milestones)
+    state, milestone = 4 + widths, 2 + widths  # weights, average, two moments; average and weights
+    return max(3 * state + marks * milestone, 2 * state + marks * milestone + marks * (milestone - 1) + 1)
 
 
 class Costs:
@@ -121,8 +128,7 @@ class Costs:
                 encoder, decoder = params.pretrain[run].encoder, params.pretrain[run].decoder
                 parts = [part for part in (encoder, decoder) if part]  # per block: about 12 W^2 and the modulation's 6 W^2 weights
                 size = sum(part.depth * (12 * part.width**2 + 6 * part.width * encoder.width) for part in parts)
-                copies = len(entry.milestones) + 1 + 4  # averages, final weights, and the state while training
-                return Cost(3 * mean * last * entry.batch, entry.precision, 4 * size * copies)
+                return Cost(3 * mean * last * entry.batch, entry.precision, 4 * size * copies(entry))
             case Released():
                 return Cost(disk=3e9)
             case Sample():

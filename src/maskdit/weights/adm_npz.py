@@ -29,7 +29,7 @@ def pack(samples: Path, out: Path) -> None:
             header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
             for number in progress(range(len(shards)), "export", len(shards)):
-                stream.write(np.ascontiguousarray(shards[number]).data)
+                stream.write(np.ascontiguousarray(shards[number][:]).data)
         with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as stream:
             np.lib.format.write_array(stream, read_array(samples / "labels.npy"), allow_pickle=False)
     say(f"export: {shape[0]} images of {shape[1]} pixels to {out}")

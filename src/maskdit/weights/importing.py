@@ -119,7 +119,7 @@ def read_folder(path: Path) -> Found:
     for file in files:
         demand_own(file)
         try:
-            tensors |= load_file(file)
+            tensors |= load_file(file, backend=checkpoint.backend())
         except SafetensorError as error:
             raise UserError(f"{file}: damaged ({error}); download it again") from None
     with naming(folder):
