@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Event
 from typing import Any
 
 from maskdit.runtime.environment import seconds, threads, whole
 
+POLL, LEAVE = 0.02, 5.0  # seconds between two looks for the answers of other ranks, and that a rank that ends waits for them
 GRACE = 60.0  # seconds that the other processes have to end after one has failed; they may be waiting for it forever
 
 
@@ -35,12 +37,22 @@ class Ranks:
         distributed.broadcast_object_list(answer, src=0)
         return answer[0]
 
-    def meet(self) -> None:
-        """Wait until the first rank has reached this point."""
-        if self.world > 1 and self.rank == 0:
-            self.store.set("maskdit/kept", "1")
-        elif self.world > 1:
-            self.store.wait(["maskdit/kept"])
+    def exchange(self, name: str, text: str, leaving: Event) -> list[str]:
+        """The texts of all ranks under a name that is used once. A thread may ask while the ranks train.
+
+        Raises TimeoutError a few seconds after this rank is `leaving`, because another may have ended.
+        """
+        if self.world == 1:
+            return [text]
+        keys = [f"maskdit/{name}/{rank}" for rank in range(self.world)]
+        self.store.set(keys[self.rank], text)
+        patience = LEAVE
+        while not self.store.check(keys):
+            time.sleep(POLL)
+            patience -= POLL * leaving.is_set()
+            if patience < 0:
+                raise TimeoutError(f"{name}: another rank did not answer")
+        return [self.store.get(key).decode() for key in keys]
 
     def stop(self, step: int) -> bool:
         """Whether all ranks stop before this step, because a few steps ago one received a signal or lost its launcher."""

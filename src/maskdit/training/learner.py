@@ -6,6 +6,7 @@ float32 as they arrive and reduced over the ranks while the backward pass contin
 """
 
 import weakref
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -134,10 +135,12 @@ class Learner:
         named |= {f"posthoc.{number}": average for number, average in enumerate(self.posthoc)}
         return named | {name: getattr(self, name) for name in ("scale", "good", "streak", "skipped")}
 
-    def restore(self, state: State) -> None:
-        """Restore what `state` returned. Raises KeyError or RuntimeError if it belongs to another network."""
+    def restore(self, parts: Sequence[State]) -> None:
+        """Restore what `state` returned, with each tensor in parts. Raises KeyError or RuntimeError if it is another network's."""
         for name, tensor in self.state().items():
-            tensor.copy_(state[name])
+            pieces = [part[name].flatten() for part in parts]
+            for place, piece in zip(torch.split(tensor.view(-1), [len(piece) for piece in pieces]), pieces, strict=True):
+                place.copy_(piece)
         self.copy.copy_(self.masters.detach())
 
 
