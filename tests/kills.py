@@ -82,7 +82,7 @@ def kill_training(spec: dict) -> dict:
             code = ended(pid, 600 if calm else source.uniform(0.02, 0.8) * usual)
             struck = True  # by its own hand
             if code is None:
-                alone = world > 1 and NOTES[PID + world - 1] > 0 and source.random() < 0.5
+                alone = world > 1 and bool(NOTES[PID + world - 1]) and source.random() < 0.5
                 seen["kills of one rank"] += alone
                 with suppress(ProcessLookupError):  # it is done
                     os.kill(int(NOTES[PID + source.randrange(world)]), signal.SIGKILL) if alone else os.killpg(pid, signal.SIGKILL)
@@ -211,7 +211,7 @@ def leave_states(spec: dict) -> None:
     real = process_group.Ranks.stop
 
     def stop(group: process_group.Ranks, step: int) -> bool:
-        if step == last - 2:
+        if step == last - 3:
             time.sleep(60)
         return real(group, step)
 

@@ -167,6 +167,7 @@ def launch(command: list[str], count: int, place: int = 0, nodes: int = 1, addre
     earlier SIGUSR1 stays pending in a new process until it is handled.
     """
     shared = {**os.environ, "WORLD_SIZE": str(count * nodes), "MASTER_ADDR": address, "MASTER_PORT": str(port or free_port())}
+    shared["LOCAL_WORLD_SIZE"] = str(count)
     shared["OMP_NUM_THREADS"] = str(max(1, threads() // count))  # per process; MASKDIT_THREADS is not divided
     names = [{"RANK": str(place * count + local), "LOCAL_RANK": str(local)} for local in range(count)]
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # inherited by the new processes

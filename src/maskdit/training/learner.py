@@ -79,7 +79,7 @@ class Learner:
 
     def gradients(self, batch: Batch, keep: int) -> Tensor:
         """Gradient of the mean loss, from this rank's share of the batch. Returns the share's part of the two mean terms (2,)."""
-        size, terms = self.config.micro_batch or len(batch), torch.zeros(2, device=self.where)
+        size, terms = int(self.config.micro_batch or len(batch)), torch.zeros(2, device=self.where)
         self.buckets.begin()
         for start in range(0, len(batch), size):
             part = batch.part(start, start + size)

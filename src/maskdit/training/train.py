@@ -23,6 +23,7 @@ from maskdit.runtime.process_group import Ranks, Stopped, listening, together, w
 from maskdit.runtime.progress import progress, say, tensorboard
 from maskdit.training.batches import ahead, batch_at
 from maskdit.training.learner import Learner, State
+from maskdit.training.micro_batch import fitted
 from maskdit.training.recovery import SPENT, Recovery
 
 LOG_STEPS = 10  # steps per row of log.jsonl
@@ -88,6 +89,8 @@ def loop(
         raise UserError(f"{phase}.batch: {config.batch} cannot be shared by {ranks.world} ranks; use a multiple of {ranks.world}")
     net = MaskDiT(**architecture)
     net.load_state_dict(past.net)
+    weights = sum(weight.numel() for weight in net.parameters())
+    config = fitted(phase, config, architecture, weights, where, ranks, home.folder)
     learner = Learner(net, past.ema, config, where, ranks)
     patches = net.pos_embed.shape[1]
     terms = torch.zeros(2, device=where)  # sums of the loss terms since the last row of the log
@@ -112,10 +115,9 @@ def loop(
     def facts() -> dict[str, Any]:
         kind = {"model": "DiT" if architecture["decoder"] is None else "MaskDiT", "preconditioning": "edm", "phase": phase}
         cost = {"step": done["step"], **{name: getattr(past, name) + done[name] for name in SPENT}}
-        size = {"parameters": sum(weight.numel() for weight in net.parameters())}
         how = {"precision": config.precision, "arithmetic": arithmetic(where), "speed": speed(rows, ranks.world, where.type)}
         given = {"architecture": architecture, "space": data.space.__dict__, "config": config.model_dump(mode="json")}
-        return {**kind, **cost, **size, **how, **given}
+        return {**kind, **cost, "parameters": weights, **how, **given}
 
     def save(milestone: bool, together: bool) -> None:
         tick()
