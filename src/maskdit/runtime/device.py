@@ -19,6 +19,7 @@ from maskdit.runtime.progress import say
 
 if TYPE_CHECKING:  # many steps do not need torch, whose import is slow
     import torch
+    from torch import Tensor
 
 NODES = Path("/dev")  # of GPUs: nvidia0, nvidia1, …
 COMPILER = "install the compiler and Python's headers on this node, or set compile: false"
@@ -88,6 +89,11 @@ def device() -> "torch.device":
     demand_kernels(where)
     torch.cuda.set_device(where)
     return where
+
+
+def upload(tensor: "Tensor", where: "torch.device") -> "Tensor":
+    """A tensor on a device; a copy to a GPU does not wait for the GPU."""
+    return tensor if where.type == "cpu" else tensor.pin_memory().to(where, non_blocking=True)
 
 
 def native(where: "torch.device") -> str:

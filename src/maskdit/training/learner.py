@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 from maskdit.config.training import Training, kept_tokens
 from maskdit.model.diffusion import loss
 from maskdit.model.ema import decay
-from maskdit.model.transformer import Block, MaskDiT
+from maskdit.model.transformer import MaskDiT, compile_blocks
 from maskdit.runtime.device import autocast, half
 from maskdit.runtime.process_group import Ranks
 from maskdit.training.batches import Batch
@@ -56,9 +56,8 @@ class Learner:
         self.loss = partial(
             loss, net, patch=net.patch, mae_weight=config.mae_weight, label_dropout=config.label_dropout, dsm=config.dsm, stay=stay
         )
-        for block in net.modules():
-            if config.compile and isinstance(block, Block):  # as fast as compiling the whole network, in a tenth of the time
-                block.compile(dynamic=False if config.schedule_steps is None else None)
+        if config.compile:
+            compile_blocks(net, dynamic=False if config.schedule_steps is None else None)
 
     def _views(self, flat: Tensor) -> State:
         """The parts of a flat tensor by parameter name; they share its memory."""
