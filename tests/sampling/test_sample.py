@@ -256,7 +256,7 @@ def test_a_solver_asks_no_number_of_the_device_which_would_wait_for_it(solver):
             return function(*words, **(names or {}))
 
     net = MaskDiT(side=8, channels=2, classes=3, encoder={"patch": 2, "depth": 1, "width": 16, "heads": 2}, decoder=None)
-    with torch.inference_mode(), Asked():
+    with torch.no_grad(), Asked():
         solver(guided(net, torch.zeros(2, dtype=torch.long), 1.5, ask=denoise), torch.randn(2, 2, 8, 8), sigma_steps(4))
 
 
