@@ -88,6 +88,9 @@ def kill_training(spec: dict) -> dict:
                     os.kill(int(NOTES[PID + source.randrange(world)]), signal.SIGKILL) if alone else os.killpg(pid, signal.SIGKILL)
                 code = ended(pid, 20)
                 struck = half_written(scratch) > 0
+            deadline = time.monotonic() + 20
+            while alive(pid) and time.monotonic() < deadline:  # ranks that are killed need a moment to end
+                time.sleep(0.002)
             assert code in (0, -signal.SIGKILL, 128 + signal.SIGKILL, *[1] * (world > 1)), f"{code}: {log.read_text()}"
             begun = resumed(log)
             if begun is not None or code == 0:

@@ -242,6 +242,15 @@ def test_ranks_exchange_words_without_a_collective_operation_and_one_that_leaves
     with ThreadPoolExecutor() as pool:
         told = [*pool.map(lambda rank: rank.exchange("one", f"of {rank.rank}" * (rank.rank > 0), leaving), ranks)]
     assert told == [["", "of 1", "of 2"]] * 3
+    with ThreadPoolExecutor() as pool:
+        first, second = (pool.submit(rank.exchange, "three", "", threading.Event()) for rank in ranks[:2])
+        time.sleep(0.1)
+        store.set("maskdit/three/given/2", "")
+        second.result()
+        time.sleep(0.1)
+        assert not first.done(), "its store is still asked"
+        store.set("maskdit/three/seen/2", "")
+        first.result()
     leaving.set()
     with pytest.raises(TimeoutError, match="two: another rank did not answer"):
         ranks[0].exchange("two", "", leaving)

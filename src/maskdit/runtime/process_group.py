@@ -40,19 +40,29 @@ class Ranks:
     def exchange(self, name: str, text: str, leaving: Event) -> list[str]:
         """The texts of all ranks under a name that is used once. A thread may ask while the ranks train.
 
-        Raises TimeoutError a few seconds after this rank is `leaving`, because another may have ended.
+        The first rank, which has the store, returns last. Raises TimeoutError a few seconds after this rank is `leaving`, because
+        another may have ended.
         """
         if self.world == 1:
             return [text]
-        keys = [f"maskdit/{name}/{rank}" for rank in range(self.world)]
-        self.store.set(keys[self.rank], text)
+        given, seen = ([f"maskdit/{name}/{what}/{rank}" for rank in range(self.world)] for what in ("given", "seen"))
         patience = LEAVE
-        while not self.store.check(keys):
-            time.sleep(POLL)
-            patience -= POLL * leaving.is_set()
-            if patience < 0:
-                raise TimeoutError(f"{name}: another rank did not answer")
-        return [self.store.get(key).decode() for key in keys]
+
+        def wait(keys: list[str]) -> None:
+            nonlocal patience
+            while not self.store.check(keys):
+                time.sleep(POLL)
+                patience -= POLL * leaving.is_set()
+                if patience < 0:
+                    raise TimeoutError(f"{name}: another rank did not answer")
+
+        self.store.set(given[self.rank], text)
+        wait(given)
+        texts = [self.store.get(key).decode() for key in given]
+        self.store.set(seen[self.rank], "")
+        if self.rank == 0:
+            wait(seen)
+        return texts
 
     def stop(self, step: int) -> bool:
         """Whether all ranks stop before this step, because a few steps ago one received a signal or lost its launcher."""
