@@ -5,6 +5,7 @@ To import this makes a training write a state each second step.
 
 import hashlib
 import json
+import math
 import mmap
 import os
 import signal
@@ -27,6 +28,7 @@ from maskdit.runtime import process_group as group
 from maskdit.runtime import progress
 from maskdit.runtime.process_group import STOPPED, Stopped, free_port
 from maskdit.training import train
+from maskdit.training.recovery import files_of
 
 Work = Callable[[], None]
 
@@ -36,7 +38,7 @@ train.gemm_rate = lambda *_: 1e12  # a second at each start, before the first st
 provenance.git = lambda *_: ""
 
 NOTES = np.frombuffer(mmap.mmap(-1, 4096), np.int64)  # shared with the children
-STEP, ASKED, PID = 0, 2, 4  # places in it, of two ranks each: begun, begun when a signal came, process
+STEP, ASKED, PID = 0, 4, 8  # places in it, of four ranks each: begun, begun when a signal came, process
 
 
 def exit_code(work: Work) -> int:
@@ -85,7 +87,7 @@ def alive(group: int) -> bool:
 
 
 def spread(work: Work, world: int) -> Work:
-    """The work by so many ranks of one group, as ranks.launch starts them."""
+    """The work by so many ranks of one group, as `launch` starts them. If one fails, the others have three seconds to end."""
 
     def leader() -> None:
         for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -99,8 +101,19 @@ def spread(work: Work, world: int) -> Work:
                 group.PARENT = os.getppid()
                 os._exit(exit_code(work))
             NOTES[PID + rank] = ranks[-1]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
-        code = next((code for code in codes if code), 0)
+        code, deadline = 0, math.inf
+        while ranks:
+            done, status = os.waitpid(-1, os.WNOHANG)
+            if not done:
+                time.sleep(0.002)
+            else:
+                ranks.remove(done)
+                code = code or os.waitstatus_to_exitcode(status)
+                if code not in (0, STOPPED) and deadline == math.inf:
+                    deadline = time.monotonic() + 3
+            if time.monotonic() > deadline:
+                for rank in ranks:
+                    os.kill(rank, signal.SIGKILL)
         os._exit(128 - code if code < 0 else code)
 
     return leader
@@ -137,13 +150,16 @@ def states(scratch: Path) -> list[int]:
 
 
 def whole(record: Path) -> bool:
-    path = record.with_suffix(".safetensors")
     try:
-        known = json.loads(record.read_text())
-        load_file(path)
-        return known["sha256"] == atomic.sha256(path) and known["bytes"] == path.stat().st_size
-    except (OSError, ValueError, SafetensorError):
+        return all(load_file(path) and atomic.sha256(path) == sha for path, sha in files_of(record).items())
+    except (OSError, UserError, SafetensorError):
         return False
+
+
+def half_written(scratch: Path) -> int:
+    """How many temporary files there are, and files of states without a record."""
+    records = tuple(record.stem for record in scratch.glob("*/state-*.json"))
+    return len([*scratch.glob("*/.*")]) + sum(not path.name.startswith(records) for path in scratch.glob("*/state-*.safetensors"))
 
 
 def resumed(log: Path) -> int | None:

@@ -19,7 +19,24 @@ from typing import get_args
 
 from safetensors.torch import load_file
 
-from forks import ASKED, NOTES, PID, STEP, Work, alive, child, ended, hashed, once, resumed, spread, states, training, whole
+from forks import (
+    ASKED,
+    NOTES,
+    PID,
+    STEP,
+    Work,
+    alive,
+    child,
+    ended,
+    half_written,
+    hashed,
+    once,
+    resumed,
+    spread,
+    states,
+    training,
+    whole,
+)
 from maskdit.artifacts import atomic, publish
 from maskdit.artifacts.step import STEPS
 from maskdit.config.params import Params
@@ -30,13 +47,13 @@ from maskdit.training.batches import Batch
 
 
 def dying(work: Work, count: int) -> None:
-    """Work that is killed when it has something to sync to the disk for the `count`-th time."""
+    """Work that is killed, with all its ranks, when one has something to sync to the disk for the `count`-th time."""
     left, real = [count], atomic.sync
 
     def sync(path: Path) -> None:
         left[0] -= 1
         if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.killpg(0, signal.SIGKILL)
         real(path)
 
     atomic.sync = publish.sync = sync
@@ -44,10 +61,13 @@ def dying(work: Work, count: int) -> None:
 
 
 def kill_training(spec: dict) -> dict:
-    """Train once undisturbed, then again and again until so many kills, from a scratch folder of its own each time it is done."""
+    """Train once undisturbed, then again and again until so many kills, from a scratch folder of its own each time it is done.
+
+    Of several ranks, all are killed, or one.
+    """
     folder, source, seen, hashes = Path(spec["folder"]), random.Random(spec.get("seed", 0)), Counter(), []
     work, last = training(spec)
-    usual = 0.0
+    usual, world = 0.0, spec.get("world", 1)
     while len(hashes) < 2 or seen["kills"] < spec["kills"]:
         scratch, out, log, reached = folder / f"scratch-{len(hashes)}", folder / "out", folder / "said", 0
         shutil.rmtree(out, ignore_errors=True)
@@ -56,14 +76,22 @@ def kill_training(spec: dict) -> dict:
         while code != 0:
             calm, one, began = not usual or seen["kills"] >= spec["kills"], partial(work, out), time.monotonic()
             aimed = not calm and (source.random() < 0.3 or not seen["kills"])  # the first one before the first state
-            pid = child(partial(dying, one, source.randint(1, 60) if seen["kills"] else 1) if aimed else one, log)
+            NOTES[:] = 0
+            one = partial(dying, one, source.randint(1, 60) if seen["kills"] else 1) if aimed else one
+            pid = child(spread(one, world) if world > 1 else one, log)
             code = ended(pid, 600 if calm else source.uniform(0.02, 0.8) * usual)
             struck = True  # by its own hand
             if code is None:
-                os.kill(pid, signal.SIGKILL)
-                code = ended(pid, 10)
-                struck = bool([*scratch.glob("*/.*")])
-            assert code in (0, -signal.SIGKILL), f"{code}: {log.read_text()}"
+                alone = world > 1 and bool(NOTES[PID + world - 1]) and source.random() < 0.5
+                seen["kills of one rank"] += alone
+                with suppress(ProcessLookupError):  # it is done
+                    os.kill(int(NOTES[PID + source.randrange(world)]), signal.SIGKILL) if alone else os.killpg(pid, signal.SIGKILL)
+                code = ended(pid, 20)
+                struck = half_written(scratch) > 0
+            deadline = time.monotonic() + 20
+            while alive(pid) and time.monotonic() < deadline:  # ranks that are killed need a moment to end
+                time.sleep(0.002)
+            assert code in (0, -signal.SIGKILL, 128 + signal.SIGKILL, *[1] * (world > 1)), f"{code}: {log.read_text()}"
             begun = resumed(log)
             if begun is not None or code == 0:
                 seen["steps lost"] += max(0, reached - (begun or 0))
@@ -79,7 +107,7 @@ def kill_training(spec: dict) -> dict:
         hashes.append(hashed(out, timed=True))
         seen["logs with a step twice or never"] += not once(out, last)
         seen["left"] += len([path for path in folder.iterdir() if path.name.startswith(".")])
-        seen["half written"] += len([*scratch.glob("*/.*")])
+        seen["half written"] += half_written(scratch)
     return {**seen, "hashes": sorted(set(hashes)), "runs": len(hashes), "usual": usual}
 
 
@@ -179,6 +207,25 @@ def change_world(spec: dict) -> dict:
     return {"difference": difference, "resumed": logs[1:], "once": once(folder / "turns", last), "files": len(found[1])}
 
 
+def leave_states(spec: dict) -> None:
+    """Train by so many ranks until all are killed, after two states."""
+    work, last = training(spec)
+    scratch, log = Path(os.environ["MASKDIT_SCRATCH"]), Path(spec["folder"]) / "said"
+    real = process_group.Ranks.stop
+
+    def stop(group: process_group.Ranks, step: int) -> bool:
+        if step == last - 3:
+            time.sleep(60)
+        return real(group, step)
+
+    process_group.Ranks.stop = stop
+    pid = child(spread(partial(work, Path(spec["folder"]) / "out"), spec["world"]), log)
+    while not (states(scratch)[-1:] == [last - 4] and not half_written(scratch)):
+        assert ended(pid, 0.05) is None, log.read_text()
+    os.killpg(pid, signal.SIGKILL)
+    ended(pid, 20)
+
+
 def hang(spec: dict) -> list[dict]:
     """For each number of ranks: train until the last one hangs in a step, then again."""
     os.environ["MASKDIT_WATCHDOG_SECONDS"] = "1.5"
@@ -242,5 +289,7 @@ def kill_shards(spec: dict) -> dict:
 
 
 if __name__ == "__main__":
-    what = {each.__name__: each for each in (kill_training, signal_training, change_world, hang, kill_shards)}[sys.argv[1]]
+    what = {each.__name__: each for each in (kill_training, signal_training, change_world, leave_states, hang, kill_shards)}[
+        sys.argv[1]
+    ]
     print(json.dumps(what(json.loads(Path(sys.argv[2]).read_text()))))

@@ -1,11 +1,13 @@
 """Weights that say what they are."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from maskdit.artifacts.atomic import sha256
 from maskdit.config.base import UserError
 from maskdit.model import checkpoint
 
@@ -23,6 +25,17 @@ def test_tensors_and_facts_come_back_bit_by_bit(tmp_path, way):
     assert facts == {"step": 3, "names": ["é"]}
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
     assert ("x.safetensors" in Path("/proc/self/maps").read_text()) == (way == "mapped")
+
+
+def test_a_file_is_hashed_while_it_is_written_and_has_the_bytes_of_safetensors_own_writer(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "CHUNK", 100)
+    tensors = {"b": torch.randn(30, 40), "A": torch.tensor(7.0), "half": torch.randn(9).bfloat16(), "none": torch.empty(0)}
+    tensors["log"] = torch.arange(250).to(torch.uint8)
+    facts = {"step": 3, "names": ["é", '"']}
+    known = checkpoint.save(tmp_path / "ours", tensors, facts)
+    save_file(tensors, tmp_path / "theirs", {"maskdit": json.dumps(facts)})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert known == sha256(tmp_path / "ours")
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "foreign"])
@@ -44,11 +57,12 @@ def test_a_save_that_is_cut_off_leaves_the_old_checkpoint(tmp_path, monkeypatch)
     path = tmp_path / "x.safetensors"
     checkpoint.save(path, {"a": torch.ones(3)}, {"step": 1})
 
-    def dying(tensors, place, facts):
-        place.write_bytes(b"half")
-        raise KeyboardInterrupt
+    class Dying:
+        def update(self, data):
+            if len(data) == 12:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_file", dying)
+    monkeypatch.setattr(checkpoint.hashlib, "sha256", Dying)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(path, {"a": torch.zeros(3)}, {"step": 2})
     tensors, facts = checkpoint.load(path)

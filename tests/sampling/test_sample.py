@@ -1,9 +1,12 @@
 """Sampling: an image is a function of the checkpoint, the seed and its own number."""
 
 import os
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskdit.artifacts.atomic import read_json, sha256, write_json
 from maskdit.config.base import UserError
@@ -12,8 +15,10 @@ from maskdit.config.sampling import Sample
 from maskdit.images.dataset import npz_images
 from maskdit.latents import autoencoder
 from maskdit.latents.dataset import Space
+from maskdit.model.diffusion import denoise, guided
 from maskdit.model.flops import forward
-from maskdit.model.transformer import MaskDiT
+from maskdit.model.samplers import dpmpp_2m, heun, sigma_steps
+from maskdit.model.transformer import Block, MaskDiT
 from maskdit.runtime import environment
 from maskdit.sampling import sample
 from maskdit.weights.adm_npz import pack
@@ -180,6 +185,79 @@ def test_half_precision_draws_nearly_the_same_images(made, whole, tmp_path):
     images, labels = draw(made, tmp_path / "out", precision="bf16")
     np.testing.assert_array_equal(labels, whole[1])
     assert np.abs(images.astype(int) - whole[0]).mean() < 2
+
+
+def test_settings_of_the_machine_have_neutral_defaults_that_are_in_no_hash():
+    entry = Sample.model_validate(SAMPLE)
+    assert not {"compile", "vae_precision"} & entry.model_dump().keys()
+    assert (
+        Sample.model_validate({**SAMPLE, "compile": "auto", "vae_precision": "fp32"}).model_dump_json() == entry.model_dump_json()
+    )
+
+
+def test_an_autoencoder_decodes_in_the_precision_of_the_protocol_which_says_so(made, whole, tmp_path):
+    images, _ = draw(made, tmp_path / "bf16", vae_precision="bf16")
+    assert 0 < np.abs(images.astype(int) - whole[0]).mean() < 2
+    assert read_json(tmp_path / "bf16" / "index.json")["protocol"]["vae_precision"] == "bf16"
+    np.testing.assert_array_equal(draw(made, tmp_path / "tf32", vae_precision="tf32")[0], whole[0])  # a CPU has no tf32
+    assert torch.backends.cudnn.allow_tf32
+    np.testing.assert_array_equal(draw(made, tmp_path / "fp32", shards=2)[0], whole[0])
+    assert not torch.backends.cudnn.allow_tf32
+    assert "vae_precision" not in read_json(tmp_path / "fp32" / "index.json")["protocol"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_blocks_draw_nearly_the_same_images(made, whole, tmp_path, monkeypatch, precision):
+    compiled = []
+
+    def traced(block, **how):  # what is traced is compiled by gcc in the test that is slow
+        compiled.append(how)
+        return real(block, backend="aot_eager", **how)
+
+    real = Block.compile
+    monkeypatch.setattr(Block, "compile", traced)
+    images, _ = draw(made, tmp_path / "out", precision=precision, compile=True)
+    assert compiled == [{"dynamic": False}]
+    assert read_json(tmp_path / "out" / "index.json")["protocol"]["compiled"]
+    eager = whole[0] if precision == "fp32" else draw(made, tmp_path / "eager", precision=precision)[0]
+    assert np.abs(images.astype(int) - eager).mean() < (0.01 if precision == "fp32" else 2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's compiler
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_blocks_that_are_compiled_to_machine_code_draw_nearly_the_same_images(made, whole, tmp_path, precision):
+    images, _ = draw(made, tmp_path / "out", precision=precision, compile=True)
+    eager = whole[0] if precision == "fp32" else draw(made, tmp_path / "eager", precision=precision)[0]
+    assert np.abs(images.astype(int) - eager).mean() < (0.01 if precision == "fp32" else 2)
+
+
+def test_auto_compiles_on_a_gpu_where_it_saves_minutes_and_does_without_a_compiler(monkeypatch, capsys):
+    entry, gpu, cpu = partial(Sample.model_validate, {**SAMPLE, "images": 1000}), torch.device("cuda"), torch.device("cpu")
+    missing = []
+    monkeypatch.setattr(sample, "prepare_compiler", lambda where: missing and (_ for _ in ()).throw(UserError("no gcc here")))
+    auto, asked, never = (Sample.model_validate({**SAMPLE, "images": 1000, "compile": each}) for each in ("auto", True, False))
+    assert entry() == auto
+    assert [sample.compiles(auto, where, flops) for where in (cpu, gpu) for flops in (1e12, 1e14)] == [False, False, False, True]
+    assert [sample.compiles(asked, where, 1.0) for where in (cpu, gpu)] == [True, True]
+    assert not sample.compiles(never, gpu, 1e14)
+    missing.append(True)
+    assert not sample.compiles(auto, gpu, 1e14)
+    assert "sample: not compiled: no gcc here" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no gcc here"):
+        sample.compiles(asked, gpu, 1e14)
+
+
+@pytest.mark.parametrize("solver", [heun, dpmpp_2m])
+def test_a_solver_asks_no_number_of_the_device_which_would_wait_for_it(solver):
+    class Asked(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, words=(), names=None):
+            assert function is not torch.ops.aten._local_scalar_dense.default
+            return function(*words, **(names or {}))
+
+    net = MaskDiT(side=8, channels=2, classes=3, encoder={"patch": 2, "depth": 1, "width": 16, "heads": 2}, decoder=None)
+    with torch.no_grad(), Asked():
+        solver(guided(net, torch.zeros(2, dtype=torch.long), 1.5, ask=denoise), torch.randn(2, 2, 8, 8), sigma_steps(4))
 
 
 def test_ddpm_of_a_network_that_predicts_no_variance_is_refused(made, whole, tmp_path):

@@ -252,6 +252,23 @@ def test_make_plans_the_study_that_is_named():
     assert subprocess.check_output(make, cwd=ROOT, env=alone, text=True).splitlines()[-1] == "maskdit plan demo"
 
 
+def test_a_plan_shows_how_many_images_a_device_takes_at_once_where_memory_is_short(capsys, monkeypatch):
+    title = "training                     images per device    at once          memory"
+    lines = said(PARAMS, capsys, "in512", device="h100")
+    assert title in lines
+    assert "pretrain/in512-maskdit                     128  64 (auto)  70 GB of 80 GB" in lines
+    lines = said(PARAMS, capsys, "in512", device="h200")
+    assert "pretrain/in512-maskdit                     128  128 (auto)  122 GB of 141 GB" in lines
+    assert "training" not in "".join(said(PARAMS, capsys, "demo", device="cpu"))
+    whole = {key: entry.model_copy(update={"micro_batch": None}) for key, entry in PARAMS.pretrain.items()}
+    lines = said(PARAMS.model_copy(update={"pretrain": whole}), capsys, "in512", device="h100")
+    [line] = [line for line in lines if line.startswith("pretrain/in512-maskdit")]
+    assert line.split()[1:3] == ["128", "128"]
+    assert line.endswith("122 GB of 80 GB  set micro_batch: auto, or checkpointing: true")
+    monkeypatch.setattr("maskdit.tools.plan.system_memory", lambda processes: (10**6 // processes, 10**6))
+    assert "training" in "".join(said(PARAMS, capsys, "demo", device="cpu")), "a machine without memory"
+
+
 def test_a_plan_takes_no_torch_and_less_than_two_seconds_of_a_processor():
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code, told = project.run(ROOT, sys.executable, "-X", "importtime", "-m", "maskdit.cli", "plan", "in512")

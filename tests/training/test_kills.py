@@ -69,9 +69,20 @@ def test_fifty_kills_lose_no_step_no_state_and_no_bit(latents, name, precision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("count", "how"), [(36, {}), (7, {"world": 2}), (7, {"world": 2, "group": True}), (3, {"world": 2, "launcher": True})]
-)
+@pytest.mark.parametrize(("world", "name", "precision"), [(2, "finetune", "bf16"), (4, "pretrain", "fp32")])
+def test_fifty_kills_of_several_ranks_or_of_one_of_them_lose_nothing_either(latents, world, name, precision):
+    found = killed(latents, phase(latents, name, precision=precision) | {"world": world}, 50)
+    assert found["kills before the first state"] > 0
+    assert found["kills of one rank"] >= 5
+    assert found["attempts that went on"] >= 20
+
+
+SIGNALS = [(36, {}), (7, {"world": 2}), (7, {"world": 2, "group": True}), (3, {"world": 2, "launcher": True})]
+SIGNALS += [(7, {"world": 4}), (7, {"world": 4, "group": True})]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "how"), SIGNALS)
 def test_signals_to_a_process_a_rank_or_a_group_keep_the_state_at_once(latents, count, how):
     what = phase(latents, "pretrain", precision="fp32") | how
     found = seen("signal_training", latents.parent, signals=count, **what)
@@ -112,8 +123,20 @@ def flip(path, source):
     path.write_bytes(data)
 
 
+GARBAGE = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b'{"step": 9}',
+    b'{"step": 9, "world": 1, "sha256": [7]}',
+    b'{"step": 9, "world": 1, "sha256": []}',
+]
+
+
 def garble(path, source):
-    path.with_suffix(".json").write_bytes(source.choice([b"", b"{", b"[]", b"null", b'{"step": 9}', source.randbytes(50)]))
+    record = path.with_name(f"{path.name[:15]}.json")
+    record.write_bytes(source.choice([*GARBAGE, source.randbytes(50)]))
 
 
 DAMAGES = {
@@ -127,23 +150,28 @@ DAMAGES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_twenty_damaged_newest_states_are_set_aside_and_no_bit_is_lost(latents, monkeypatch, often, capsys, damage):
-    config, source = masked(12), random.Random(damage)
-    folder = interrupted(latents, monkeypatch, config, 10)
-    shutil.copytree(folder.parent, latents.parent / "kept")
-    monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "other"))
-    whole = weights(pretrained(latents, "whole", config))
-    for number in range(20):
-        monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / f"scratch-{number}"))
-        shutil.copytree(latents.parent / "kept", latents.parent / f"scratch-{number}")
-        DAMAGES[damage](latents.parent / f"scratch-{number}" / folder.name / "state-000000009.safetensors", source)
-        capsys.readouterr()
-        again = pretrained(latents, f"again-{number}", config)
-        said = capsys.readouterr().err
-        assert "damaged; set aside as state-000000009.damaged" in said
-        assert "resuming from step 6" in said
-        assert weights(again) == whole
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_120_damages_to_the_newest_state_of_any_number_of_ranks_are_set_aside_and_no_bit_is_lost(
+    latents, monkeypatch, capsys, world
+):
+    config, kept, found = masked(12, precision="fp32"), latents.parent / "scratch", set()
+    seen("leave_states", latents.parent, latents=latents, pretrain=config.model_dump(mode="json"), world=world)
+    [folder] = kept.iterdir()
+    assert len(list(folder.glob("state-*.safetensors"))) == 2 * world
+    for damage, hurt in DAMAGES.items():
+        source = random.Random(f"{damage} {world}")
+        for number in range(20):
+            scratch = latents.parent / f"scratch-{damage}-{number}"
+            monkeypatch.setenv("MASKDIT_SCRATCH", str(scratch))
+            shutil.copytree(kept, scratch)
+            hurt(source.choice(sorted((scratch / folder.name).glob("state-000000008-*"))), source)
+            capsys.readouterr()
+            again = pretrained(latents, f"again-{damage}-{number}", config)
+            said = capsys.readouterr().err
+            assert "damaged; set aside as state-000000008.damaged" in said
+            assert "resuming from step 6" in said
+            found.add(str(weights(again)))
+    assert len(found) == 1
 
 
 def test_a_command_that_finds_damaged_states_only_ends_with_2_and_one_line_each_time(latents, monkeypatch, often, capsys):

@@ -4,14 +4,19 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributed import HashStore
 
 import warm
 from maskdit.config.base import UserError
@@ -50,6 +55,11 @@ def states(folder):
     return sorted(int(path.stem.split("-")[1]) for path in folder.glob("state-*.json"))
 
 
+def newest(folder, rank=0, world=1):
+    """A file of the newest state."""
+    return folder / f"state-{states(folder)[-1]:09d}-{rank}-of-{world}.safetensors"
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -66,7 +76,7 @@ DAMAGES = {
     "empty": lambda path: path.write_bytes(b""),
     "missing": lambda path: path.unlink(),
     "random": lambda path: path.write_bytes(os.urandom(path.stat().st_size)),
-    "record": lambda path: path.with_suffix(".json").write_text("{"),
+    "record": lambda path: path.with_name(f"{path.name[:15]}.json").write_text("{"),
 }
 
 
@@ -75,7 +85,7 @@ def test_a_damaged_newest_state_is_set_aside_and_the_one_before_serves(latents, 
     config = masked(12)
     folder = interrupted(latents, monkeypatch, config, 10)
     assert states(folder) == [6, 9], "the two newest are kept"
-    DAMAGES[damage](folder / "state-000000009.safetensors")
+    DAMAGES[damage](newest(folder))
     again = pretrained(latents, "again", config)
     said = capsys.readouterr().err
     assert "damaged; set aside as state-000000009.damaged" in said
@@ -119,7 +129,7 @@ def test_a_full_disk_first_costs_the_older_state_then_one_clear_line(latents, mo
             if facts["step"] == 9:
                 full.remove(9)
             raise OSError(number, "full")
-        real(path, tensors, facts)
+        return real(path, tensors, facts)
 
     monkeypatch.setattr(checkpoint, "save", refuse)
     line = r"the disk is full .*; free some space and run the command again to resume from the last state"
@@ -175,23 +185,138 @@ except Stopped:
 """
 
 
-def test_a_signal_to_one_rank_stops_all_at_one_step(latents, monkeypatch):
-    config = latents.parent / "config.json"
-    config.write_text(masked(20, precision="fp32").model_dump_json())
+def group(latents, name, rank="none", text=PROGRAM):
+    """Train by two ranks, one of which may get a signal. Returns the exit code and the folder."""
+    config, out = latents.parent / "config.json", latents.parent / name
+    config.write_text(masked(20, precision="fp32", lr=1e-4).model_dump_json())
+    out.mkdir(exist_ok=True)
+    return launch(warm.program(text, str(Path(__file__).parents[1]), str(latents), str(config), rank, str(out)), 2), out
 
-    def run(name, rank):
-        out = latents.parent / name
-        out.mkdir(exist_ok=True)
-        words = [str(Path(__file__).parents[1]), str(latents), str(config), rank, str(out)]
-        return launch(warm.program(PROGRAM, *words), 2), out
 
-    assert run("stopped", "1")[0] == STOPPED
-    [reached] = states(next((latents.parent / "scratch").iterdir()))
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_its_state_serves_any_number_of_ranks(latents, monkeypatch, capsys):
+    assert group(latents, "stopped", "1")[0] == STOPPED
+    [folder] = (latents.parent / "scratch").iterdir()
+    [reached] = states(folder)
     assert 9 <= reached <= 14
-    code, again = run("again", "none")
+    parts = [newest(folder, rank, 2) for rank in (0, 1)]
+    assert sorted(folder.glob("state-*.safetensors")) == parts
+    assert all(0.3 < part.stat().st_size / sum(each.stat().st_size for each in parts) < 0.7 for part in parts)
+    shutil.copytree(folder.parent, latents.parent / "kept")
+    code, again = group(latents, "again")
     assert code == 0
     monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "other"))
-    assert weights(again) == weights(run("whole", "none")[1])
+    whole = group(latents, "whole")[1]
+    assert weights(again) == weights(whole)
+    monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "kept"))
+    alone = pretrained(latents, "alone", masked(20, precision="fp32", lr=1e-4))
+    assert f"resuming from step {reached}" in capsys.readouterr().err
+    for name, tensor in load_file(whole / "net-0000020.safetensors").items():
+        torch.testing.assert_close(load_file(alone / "net-0000020.safetensors")[name], tensor, rtol=0, atol=1e-5)
+
+
+FULL = """
+import errno
+from maskdit.model import checkpoint
+saved, left = checkpoint.save, [os.environ["RANK"] == "1"]
+def refuse(path, *words):
+    if left.pop() if left else False:
+        raise OSError(errno.ENOSPC, "full")
+    return saved(path, *words)
+checkpoint.save = refuse
+"""
+
+
+def test_a_disk_that_is_full_for_one_rank_makes_all_write_again(latents):
+    program = PROGRAM.replace("try:", f"{FULL}try:")
+    code, out = group(latents, "run", text=program)
+    assert code == 0
+    assert (out / "index.json").exists()
+    [folder] = (latents.parent / "scratch").iterdir()
+    assert len(list(folder.glob("state-*.safetensors"))) == 2
+
+
+def test_ranks_exchange_words_without_a_collective_operation_and_one_that_leaves_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr(process_group, "LEAVE", 0.1)
+    store, leaving = HashStore(), threading.Event()
+    ranks = [process_group.Ranks(rank, 3, store) for rank in range(3)]
+    with ThreadPoolExecutor() as pool:
+        told = [*pool.map(lambda rank: rank.exchange("one", f"of {rank.rank}" * (rank.rank > 0), leaving), ranks)]
+    assert told == [["", "of 1", "of 2"]] * 3
+    with ThreadPoolExecutor() as pool:
+        first, second = (pool.submit(rank.exchange, "three", "", threading.Event()) for rank in ranks[:2])
+        time.sleep(0.1)
+        store.set("maskdit/three/given/2", "")
+        second.result()
+        time.sleep(0.1)
+        assert not first.done(), "its store is still asked"
+        store.set("maskdit/three/seen/2", "")
+        first.result()
+    leaving.set()
+    with pytest.raises(TimeoutError, match="two: another rank did not answer"):
+        ranks[0].exchange("two", "", leaving)
+
+
+def test_a_training_goes_on_while_its_state_is_written_and_the_state_is_of_the_step_in_which_it_was_copied(
+    latents, monkeypatch, capsys
+):
+    config, real, made = masked(20), train.batch_at, []
+    monkeypatch.setenv("MASKDIT_STATE_SECONDS", "0")
+    monkeypatch.setattr(train, "LOG_STEPS", 3)
+
+    def slow(path, *words, saved=checkpoint.save):
+        if path.name.startswith("state"):
+            deadline = time.monotonic() + 20
+            while 12 not in made and time.monotonic() < deadline:
+                time.sleep(0.01)
+        return saved(path, *words)
+
+    def noted(step, **rest):
+        made.append(step)
+        return real(step, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "batch_at", noted)
+        patch.setattr(checkpoint, "save", slow)
+        folder = interrupted(latents, monkeypatch, config, 13)
+    assert states(folder) == [3]
+    again = pretrained(latents, "again", config)
+    assert "resuming from step 3" in capsys.readouterr().err
+    monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "other"))
+    assert weights(again) == weights(pretrained(latents, "whole", config))
+
+
+def test_a_state_that_could_not_be_written_while_the_training_goes_on_ends_it(latents, monkeypatch):
+    monkeypatch.setenv("MASKDIT_STATE_SECONDS", "0")
+    monkeypatch.setattr(train, "LOG_STEPS", 3)
+
+    def refuse(path, *_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "save", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        pretrained(latents, "run", masked(10**9))
+
+
+def test_the_seconds_that_a_training_waits_for_states_are_in_its_log_and_in_its_device_hours(latents, monkeypatch, often):
+    copied, saved = recovery.Recovery.copy, checkpoint.save
+
+    def slow(self, *words):
+        time.sleep(0.3)
+        copied(self, *words)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(recovery.Recovery, "copy", slow)
+        patch.setattr(checkpoint, "save", lambda *words: (time.sleep(0.4), saved(*words))[1])
+        patch.setattr(process_group.Ranks, "stop", lambda _, step: step == 8)
+        pretrained(latents, "stopped", masked(12))
+    record = sorted((latents.parent / "scratch").glob("*/state-*.json"))[-1]
+    assert json.loads(record.read_text())["waited"] >= 0.4, "it ended with its state"
+    rows = [json.loads(line) for line in (pretrained(latents, "run", masked(12)) / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [3, 6, 9, 12]
+    assert rows[0]["state_seconds"] == 0, "the state of step 3 is copied after its row"
+    assert 0.3 <= rows[1]["state_seconds"] < rows[1]["seconds"]
+    assert rows[2]["state_seconds"] - rows[1]["state_seconds"] >= 0.3 + 0.3 + 0.4, "of the states of steps 6 and 8"
+    assert all(row["device_seconds"] == row["seconds"] > row["state_seconds"] for row in rows)
 
 
 def test_a_command_that_is_stopped_has_an_exit_code_of_its_own(tmp_path):
@@ -224,13 +349,13 @@ def test_a_second_training_of_a_recipe_is_told_whose_the_first_is(latents, monke
 
 
 def test_a_training_that_was_silent_for_so_long_that_another_took_over_saves_nothing(latents, monkeypatch):
-    saved = recovery.Recovery.save
+    copied = recovery.Recovery.copy
 
     def overtaken(self, *words):
         (self.folder / "lock.lease").write_text(json.dumps({"host": "other-node", "process": 7, "slurm_job": "42", "token": "x"}))
-        saved(self, *words)
+        copied(self, *words)
 
-    monkeypatch.setattr(recovery.Recovery, "save", overtaken)
+    monkeypatch.setattr(recovery.Recovery, "copy", overtaken)
     with pytest.raises(UserError, match="process 7 on other-node, Slurm job 42 has taken over this training, because"):
         pretrained(latents, "run", masked(2))
     [folder] = latents.parent.glob("scratch/pretrain-*")
@@ -284,10 +409,13 @@ def test_a_disk_without_room_for_the_states_is_told_before_the_first_step(latent
 
 def test_what_a_kill_left_half_written_is_removed(latents, monkeypatch, often):
     folder = interrupted(latents, monkeypatch, masked(12), 8)
-    for name in (".state-000000009.safetensors.x1", ".net-0000012.safetensors.y2", ".tmpAb3", ".nfs0001"):  # .tmp: safetensors' own
+    half = "state-000000009-1-of-2.safetensors"  # the other rank was killed before it had written its own
+    for name in (".state-000000009-0-of-2.safetensors.x1", ".net-0000012.safetensors.y2", ".nfs0001", half):
         (folder / name).write_text("half")
-    pretrained(latents, "again", masked(12))
+    with recovery.Recovery(folder.name, masked(12), process_group.Ranks(0, 1)) as home:
+        assert home.newest() == folder / "state-000000006.json"
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [".nfs0001"]
+    assert not (folder / half).exists()
 
 
 def test_one_process_alone_is_watched_only_if_asked_and_ranks_always(monkeypatch):

@@ -299,7 +299,8 @@ with publishing(Path(sys.argv[3]), "pretrain/toy", {}, {}) as place:
 backend = torch.backends.cudnn
 print(torch.are_deterministic_algorithms_enabled(), backend.deterministic, backend.benchmark, backend.allow_tf32)
 """
-TIMED = {"seconds", "device_seconds", "images_per_second", "data_wait", "mfu", "peak_memory", "files", "lineage", "sha256"}
+TIMED = {"seconds", "device_seconds", "state_seconds", "images_per_second", "data_wait", "mfu", "peak_memory"}
+TIMED |= {"files", "lineage", "sha256"}
 
 
 def timeless(tree):

@@ -23,7 +23,7 @@ from maskdit.config.training import Pretrain, kept_tokens
 from maskdit.model import transformer
 from maskdit.model.diffusion import Draw, denoise, guided
 from maskdit.model.samplers import heun, sigma_steps
-from maskdit.model.transformer import MaskDiT, for_inference
+from maskdit.model.transformer import MaskDiT, compile_blocks, for_inference
 from maskdit.runtime.device import autocast, gemm_rate, half, peak_memory
 from maskdit.runtime.process_group import Ranks
 from maskdit.runtime.progress import say
@@ -116,7 +116,9 @@ def sampling(case: Case, net: Any, given: Batch, where: torch.device, flops: int
     """A case that samples latents; `flops` is the cost of one forward pass of one image."""
     net.eval().requires_grad_(False)
     if isinstance(net, MaskDiT) and case.precision in ("bf16", "fp16"):
-        for_inference(net, half(case.precision))
+        for_inference(net, half(case.precision), compiled=case.compile)
+    if case.compile:
+        compile_blocks(net)
     passes: list[int] = []
 
     def ask(network: Any, y: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

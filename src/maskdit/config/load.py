@@ -17,6 +17,7 @@ from maskdit.config.training import Finetune, Released, kept_tokens
 from maskdit.config.yaml_subset import read_file
 
 SAMPLING: tuple[str, ...] = ("ema_width", "guidance", "guidance_channels", "guidance_interval", "solver", "solver_steps")
+SAMPLING += ("vae_precision",)
 # As READS, for entries that must exist but whose artifacts are not read.
 UNREAD = {"reconstruct": {"bench": "recon"}, "released": {"dataset": "reference"}, "claims": {"study": "table"}}
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from maskdit.config.base import Count, Interval, Key, Positive, Precision, Section, Seed
+from maskdit.config.base import Count, Interval, Key, Positive, Precision, Section, Seed, new
 
 Phase = Literal["pretrain", "finetune", "released"]
 Step = Count | Literal["final"]  # final: the last milestone of the phase
@@ -30,6 +30,8 @@ class Sample(Section):
     precision: Precision
     quantisation: Literal["round", "floor"] = "round"  # floor: as in MaskDiT's published code
     seed: Seed
+    compile: bool | Literal["auto"] = new("auto")  # torch.compile each block; auto: on a GPU, if there is much to draw
+    vae_precision: Literal["fp32", "tf32", "bf16"] = new("fp32")  # of the autoencoder that decodes; fp32 in the paper
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

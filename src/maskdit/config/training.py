@@ -56,7 +56,7 @@ class Training(Section):
     mae_weight: Annotated[float, Field(ge=0)]  # lambda of the reconstruction term
     dsm: Literal["kept", "all"] = "kept"  # tokens that the denoising term covers; the paper uses kept
     batch: Count  # images per step over all ranks
-    micro_batch: Count | None = None  # images per forward pass on one rank; null: the rank's whole share
+    micro_batch: Count | Literal["auto"] | None = None  # images per pass of a rank; null: its whole share; auto: what fits
     milestones: Annotated[ListOf[Count], Field(min_length=1)]  # steps; the last one ends the phase
     lr: Positive
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)]
@@ -84,6 +84,10 @@ class Training(Section):
     def recipe(self) -> dict[str, Any]:
         """What determines a step: the entry without its length and without settings that only trade memory for time."""
         return self.model_dump(mode="json", exclude={"milestones", "micro_batch", "checkpointing", "compile"})
+
+    def accepts(self, made: Section) -> bool:
+        """Whether a training made with the entry `made` is current for this one, whatever its `micro_batch`."""
+        return super().accepts(made.model_copy(update={"micro_batch": self.micro_batch}))
 
     def mask_at(self, step: int) -> float:
         """The mask ratio of a step, counted from 0."""

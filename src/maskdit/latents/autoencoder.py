@@ -10,6 +10,7 @@ from maskdit.artifacts.atomic import read_json, sha256
 from maskdit.config.base import UserError
 from maskdit.config.images import VAE_WEIGHTS
 from maskdit.config.latents import Vae
+from maskdit.runtime.device import autocast
 from maskdit.runtime.environment import demand_own, maps_files
 
 
@@ -48,6 +49,18 @@ def load(folder: Path, device: torch.device) -> AutoencoderKL:
     if strange := [*found["missing_keys"], *found["unexpected_keys"]]:  # diffusers initialises missing tensors at random
         raise UserError(f"{folder / VAE_WEIGHTS}: does not match config.json, which disagrees about {strange[0]}; get it again")
     return vae.to(device).eval().requires_grad_(False)
+
+
+def prepare(vae: AutoencoderKL, precision: str) -> AutoencoderKL:
+    """Convert an autoencoder in place to decode in fp32, tf32 or bf16."""
+    return vae.to(torch.bfloat16, memory_format=torch.channels_last) if precision == "bf16" else vae
+
+
+def decode(vae: AutoencoderKL, latent_BCHW: Tensor, precision: str = "fp32") -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] from latents, by an autoencoder that was prepared for this precision."""
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    with autocast(latent_BCHW.device, "tf32" if precision == "tf32" else "fp32"):
+        return vae.decode(latent_BCHW.to(vae.dtype)).sample.float()
 
 
 def geometry(folder: Path) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Checkpoints: safetensors files whose header describes the weights."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,18 +9,36 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from maskdit.artifacts.atomic import replacing
 from maskdit.config.base import UserError
 from maskdit.runtime.environment import maps_files
 
+CHUNK = 2**24  # bytes that are hashed and written at a time
+KINDS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.uint8: "U8"}
 
-def save(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
-    """Write tensors and a JSON-serialisable description atomically."""
+
+def save(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> str:
+    """Write tensors and a JSON-serialisable description atomically. Returns the file's sha256, which is computed on the way.
+
+    The bytes are those of safetensors' own writer, whose output can only be hashed by reading it again.
+    """
     ready = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    with replacing(path, sum(tensor.nbytes for tensor in ready.values())) as temporary:
-        save_file(ready, temporary, {"maskdit": json.dumps(facts)})
+    header: dict[str, Any] = {"__metadata__": {"maskdit": json.dumps(facts)}}
+    names, size, total = sorted(ready, key=lambda name: (-ready[name].element_size(), name)), 0, hashlib.sha256()
+    for name in names:
+        place = [size, size := size + ready[name].nbytes]
+        header[name] = {"dtype": KINDS[ready[name].dtype], "shape": list(ready[name].shape), "data_offsets": place}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path, size) as temporary, temporary.open("wb") as stream:
+        contents: Iterator[Any] = (ready[name].reshape(-1).view(torch.uint8).numpy() for name in names)
+        for data in (len(text).to_bytes(8, "little"), text, *contents):
+            for start in range(0, len(data), CHUNK):
+                piece = memoryview(data)[start : start + CHUNK]
+                total.update(piece)
+                stream.write(piece)
+    return total.hexdigest()
 
 
 def backend() -> str:

@@ -99,7 +99,7 @@ def vp_sigmas() -> Tensor:
 
 def timestep(sigma_B: Tensor) -> Tensor:
     """The timestep (B,) in [0, 999] of each noise level, interpolated in ln sigma."""
-    grid, log_B = vp_sigmas().to(sigma_B.device).log(), sigma_B.double().log()
+    grid, log_B = vp_sigmas().to(sigma_B.device, non_blocking=True).log(), sigma_B.double().log()
     above_B = torch.searchsorted(grid, log_B).clamp(1, VP_STEPS - 1)
     low_B, high_B = grid[above_B - 1], grid[above_B]
     return (above_B - 1 + (log_B - low_B) / (high_B - low_B)).clamp(0, VP_STEPS - 1)

@@ -1,5 +1,6 @@
 """Samplers: they evaluate a denoiser at a schedule of noise levels to turn noise into latents. Formulas only."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -17,33 +18,37 @@ def sigma_steps(steps: int, low: float = SIGMA_MIN, high: float = SIGMA_MAX) -> 
     return torch.cat([(first + ramp * (last - first)) ** RHO, torch.zeros(1, dtype=torch.float64)])
 
 
+def pairs(sigmas: Tensor, where: torch.device) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Successive noise levels on a device, and whether the second is 0. The device is not asked, as that would wait for it."""
+    for (now, following), last in zip(pairwise(sigmas.to(where, non_blocking=True)), (sigmas[1:] == 0).tolist(), strict=True):
+        yield now, following, last
+
+
 def heun(denoiser: Denoiser, noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
     """Integrate dy/dsigma = (y - D) / sigma from standard normal noise by Heun (EDM algorithm 1); 2 * steps - 1 evaluations."""
-    sigmas = sigmas.to(noise_BCHW.device)
     y = noise_BCHW.double() * sigmas[0]
 
     def slope(at: Tensor, sigma: Tensor) -> Tensor:
         return (at - denoiser(at, sigma.expand(len(at))).double()) / sigma
 
-    for now, following in pairwise(sigmas):
+    for now, following, last in pairs(sigmas, y.device):
         first = slope(y, now)
         euler = y + (following - now) * first
-        y = euler if following == 0 else y + (following - now) * (first + slope(euler, following)) / 2
+        y = euler if last else y + (following - now) * (first + slope(euler, following)) / 2
     return y
 
 
 def dpmpp_2m(denoiser: Denoiser, noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
     """The same by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2; alpha 1, lambda = -ln sigma); first-order at both ends."""
-    sigmas = sigmas.to(noise_BCHW.device)
     y = noise_BCHW.double() * sigmas[0]
-    last: tuple[Tensor, Tensor] | None = None  # D and h = lambda_i - lambda_{i-1} of the previous step
-    for now, following in pairwise(sigmas):
+    before: tuple[Tensor, Tensor] | None = None  # D and h = lambda_i - lambda_{i-1} of the previous step
+    for now, following, last in pairs(sigmas, y.device):
         D = denoiser(y, now.expand(len(y))).double()
-        if following == 0:
+        if last:
             return D
         h = (now / following).log()
-        ahead = D if last is None else D + h / (2 * last[1]) * (D - last[0])
-        y, last = following / now * y + (1 - following / now) * ahead, (D, h)
+        ahead = D if before is None else D + h / (2 * before[1]) * (D - before[0])
+        y, before = following / now * y + (1 - following / now) * ahead, (D, h)
     return y
 
 

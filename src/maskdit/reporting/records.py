@@ -14,7 +14,7 @@ from maskdit.config.base import UserError
 COMPARABLE: tuple[str, ...] = ("family", "extractor_sha256", "reference_sha256", "images", "labels", "quantisation", "neighbours")
 COMPARABLE += ("statistics", "is_split", "is_order", "kid_subsets", "near", "resize", "resolution")
 Records = dict[str, dict[str, Any]]  # evaluation -> its record
-SAMPLING = ("weights", "precision", "guidance_channels", "guidance_interval")  # shown if rows differ in it
+SAMPLING = ("weights", "precision", "vae_precision", "guidance_channels", "guidance_interval")  # shown if rows differ in it
 
 
 def read(metrics: Path, evals: tuple[str, ...], same: tuple[str, ...]) -> dict[str, dict[str, Any]]:

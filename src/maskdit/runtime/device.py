@@ -6,9 +6,12 @@ import resource
 import shutil
 import sysconfig
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from maskdit.config.base import UserError
 from maskdit.runtime.environment import threads, visible_gpus
@@ -16,6 +19,7 @@ from maskdit.runtime.progress import say
 
 if TYPE_CHECKING:  # many steps do not need torch, whose import is slow
     import torch
+    from torch import Tensor
 
 NODES = Path("/dev")  # of GPUs: nvidia0, nvidia1, …
 COMPILER = "install the compiler and Python's headers on this node, or set compile: false"
@@ -85,6 +89,11 @@ def device() -> "torch.device":
     demand_kernels(where)
     torch.cuda.set_device(where)
     return where
+
+
+def upload(tensor: "Tensor", where: "torch.device") -> "Tensor":
+    """A tensor on a device; a copy to a GPU does not wait for the GPU."""
+    return tensor if where.type == "cpu" else tensor.pin_memory().to(where, non_blocking=True)
 
 
 def native(where: "torch.device") -> str:
@@ -182,6 +191,36 @@ def prepare_compiler(where: "torch.device") -> None:
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if where.type == "cuda" and not header.exists():
         raise UserError(f"compile: true needs {header}, which is not here; {COMPILER}")
+
+
+def free_memory(where: "torch.device") -> tuple[int, int]:
+    """Free bytes and all bytes that this process may use, of the GPU or of the machine."""
+    if where.type == "cuda":
+        import torch
+
+        free, whole = torch.cuda.mem_get_info(where)
+        return int(free), int(whole)
+    return system_memory(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def system_memory(processes: int) -> tuple[int, int]:
+    """The share of one of so many processes in the machine's memory, or in what a control group allows: free bytes and all."""
+    memory = psutil.virtual_memory()
+    limit = min([memory.total, *group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+    return min(memory.available, limit) // processes, limit // processes
+
+
+def group_limits(membership: Path, root: Path) -> Iterator[int]:
+    """The limits of memory of this process's control groups, in bytes."""
+    with suppress(OSError):
+        for line in membership.read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            top, file = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+            if controllers in ("", "memory"):
+                folder = top / name.lstrip("/")
+                for each in (folder, *folder.parents[: len(folder.parts) - len(top.parts)]):
+                    with suppress(OSError, ValueError):  # the root has none, and `max` is none
+                        yield int((each / file).read_text())
 
 
 def peak_memory(where: "torch.device") -> int:

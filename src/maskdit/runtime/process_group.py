@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Event
 from typing import Any
 
 from maskdit.runtime.environment import seconds, threads, whole
 
+POLL, LEAVE = 0.02, 5.0  # seconds between two looks for the answers of other ranks, and that a rank that ends waits for them
 GRACE = 60.0  # seconds that the other processes have to end after one has failed; they may be waiting for it forever
 
 
@@ -35,12 +37,32 @@ class Ranks:
         distributed.broadcast_object_list(answer, src=0)
         return answer[0]
 
-    def meet(self) -> None:
-        """Wait until the first rank has reached this point."""
-        if self.world > 1 and self.rank == 0:
-            self.store.set("maskdit/kept", "1")
-        elif self.world > 1:
-            self.store.wait(["maskdit/kept"])
+    def exchange(self, name: str, text: str, leaving: Event) -> list[str]:
+        """The texts of all ranks under a name that is used once. A thread may ask while the ranks train.
+
+        The first rank, which has the store, returns last. Raises TimeoutError a few seconds after this rank is `leaving`, because
+        another may have ended.
+        """
+        if self.world == 1:
+            return [text]
+        given, seen = ([f"maskdit/{name}/{what}/{rank}" for rank in range(self.world)] for what in ("given", "seen"))
+        patience = LEAVE
+
+        def wait(keys: list[str]) -> None:
+            nonlocal patience
+            while not self.store.check(keys):
+                time.sleep(POLL)
+                patience -= POLL * leaving.is_set()
+                if patience < 0:
+                    raise TimeoutError(f"{name}: another rank did not answer")
+
+        self.store.set(given[self.rank], text)
+        wait(given)
+        texts = [self.store.get(key).decode() for key in given]
+        self.store.set(seen[self.rank], "")
+        if self.rank == 0:
+            wait(seen)
+        return texts
 
     def stop(self, step: int) -> bool:
         """Whether all ranks stop before this step, because a few steps ago one received a signal or lost its launcher."""
@@ -155,6 +177,7 @@ def launch(command: list[str], count: int, place: int = 0, nodes: int = 1, addre
     earlier SIGUSR1 stays pending in a new process until it is handled.
     """
     shared = {**os.environ, "WORLD_SIZE": str(count * nodes), "MASTER_ADDR": address, "MASTER_PORT": str(port or free_port())}
+    shared["LOCAL_WORLD_SIZE"] = str(count)
     shared["OMP_NUM_THREADS"] = str(max(1, threads() // count))  # per process; MASKDIT_THREADS is not divided
     names = [{"RANK": str(place * count + local), "LOCAL_RANK": str(local)} for local in range(count)]
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # inherited by the new processes

@@ -17,13 +17,14 @@ from maskdit.model import checkpoint
 from maskdit.model.diffusion import Network, denoise, denoise_vp, guided, predict_vp, vp_sigmas
 from maskdit.model.ema import combination
 from maskdit.model.samplers import SIGMA_MAX, SIGMA_MIN, ddpm, dpmpp_2m, heun, sigma_steps
-from maskdit.model.transformer import MaskDiT, for_inference
-from maskdit.runtime.device import autocast, device, half, settled
+from maskdit.model.transformer import MaskDiT, compile_blocks, for_inference
+from maskdit.runtime.device import autocast, device, half, prepare_compiler, settled, upload
 from maskdit.runtime.progress import say
 from maskdit.runtime.random import generator
 
 SAMPLERS = {"heun": "EDM Heun", "dpmpp-2m": "DPM-Solver++(2M)", "ddpm": "DDPM"}
 FACTS = ("model", "phase", "step", "images", "seconds", "device_seconds", "flops", "parameters", "precision", "arithmetic", "speed")
+WORTH = 3e16  # FLOPs from which on compiling, half a minute, is worth while: minutes of a GPU
 CHOICES = ("guidance", "guidance_channels", "guidance_interval", "labels", "quantisation")  # fields of the entry in the protocol
 
 
@@ -92,6 +93,20 @@ def count(config: Sample, vp: bool) -> tuple[int, int]:
     return len(batches), sum(batches)
 
 
+def compiles(config: Sample, where: torch.device, flops: float) -> bool:
+    """Whether the network is compiled, which passes an image by so many FLOPs: `auto` if that takes a GPU minutes."""
+    if config.compile is False or (config.compile == "auto" and (where.type == "cpu" or config.images * flops < WORTH)):
+        return False
+    try:
+        prepare_compiler(where)
+    except UserError as error:
+        if config.compile is True:
+            raise
+        say(f"sample: not compiled: {error}")
+        return False
+    return True
+
+
 def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     """Draw images from EMA weights. Writes shards of uint8 images (n, H, W, 3), labels.npy and index.json.
 
@@ -116,18 +131,22 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     net = MaskDiT(**facts["architecture"])
     net.load_state_dict(tensors)
     net.to(where).eval().requires_grad_(False)
+    nfe, passes = count(config, vp)
+    compiled = compiles(config, where, passes * net.flops(net.pos_embed.shape[1]))
     if (rounded := half(precision)) != torch.float32:
-        for_inference(net, rounded)
-    decoder = autoencoder.load(vae, where)
+        for_inference(net, rounded, compiled)
+    if compiled:
+        compile_blocks(net)
+    decoder = autoencoder.prepare(autoencoder.load(vae, where), config.vae_precision)
     shift, scale = (torch.from_numpy(factor).to(where) for factor in space.factors())
 
-    def draw(rows: Array) -> Array:
+    def draw(rows: Array) -> Tensor:
         whole = np.resize(rows, config.batch)
-        noise, labels = (torch.from_numpy(array).to(where) for array in starts(config, space, whole))
+        noise, labels = (upload(torch.from_numpy(array), where) for array in starts(config, space, whole))
         with autocast(where, precision):
             latent = integrate(config, net, whole, noise, labels, vp)
-        images = decoder.decode(latent.float() / scale + shift).sample
-        return autoencoder.to_pixels(images, config.quantisation).cpu().numpy()[: len(rows)]
+        images = autoencoder.decode(decoder, latent.float() / scale + shift, config.vae_precision)
+        return autoencoder.to_pixels(images, config.quantisation).to("cpu", non_blocking=True)[: len(rows)]
 
     # 2. The shards
     parts = np.array_split(np.arange(config.images), config.shards)
@@ -135,7 +154,10 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     def shard(number: int, place: Path) -> None:
         batches = np.array_split(parts[number], -(-len(parts[number]) // config.batch))
         with torch.inference_mode():
-            save_array(place, np.concatenate([draw(rows) for rows in batches]))
+            drawn = [draw(rows) for rows in batches]  # a GPU computes one while it copies the one before
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+        save_array(place, torch.cat(drawn).numpy())
 
     if not work.fill(shard):
         return
@@ -144,10 +166,11 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     # 3. The record of the checkpoint and the sampling protocol
     save_array(out / "labels.npy", starts(config, space, np.arange(config.images))[1])
     training = {name: facts.get(name) for name in FACTS} | {"forward_flops": net.flops(net.pos_embed.shape[1])}
-    nfe, passes = count(config, vp)
     weights = "EMA" if config.ema_width is None else f"EMA of relative width {config.ema_width}"
     protocol = {"sampler": SAMPLERS[config.solver], "nfe": nfe, "network_passes": passes, "sigma_range": sigma_range(vp)}
     protocol |= {name: getattr(config, name) for name in CHOICES}
     protocol |= {"weights": weights, "precision": precision, "seed": config.seed, "images": config.images, "vae_sha256": space.vae}
+    unusual = {"vae_precision": config.vae_precision if config.vae_precision != "fp32" else None, "compiled": compiled}
+    protocol |= {name: value for name, value in unusual.items() if value}
     write_json(out / "index.json", {"shards": names, "checkpoint": training, "protocol": protocol})
     say(f"sample: {config.images} images from {path.name}, {nfe} NFE, {passes} passes per image, guidance {config.guidance}")

@@ -10,9 +10,11 @@ from maskdit.config.params import Params
 from maskdit.config.sampling import Sample
 from maskdit.config.training import Finetune, Pretrain, Released, Training, kept_tokens
 from maskdit.model.flops import forward, seen
+from maskdit.model.memory import Memory, Sizes, parameters, shape, step_memory
 
 # TFLOP/s of dense matrix products in half precision and tf32, from data sheets. cpu: one core of an AMD EPYC in bf16 and fp32, the
 # large product that a training times (FLOP/s of the records by their MFU): 0.20 to 0.21 in docs/fashion, 0.056 to 0.066 in a demo.
+MEMORY = {"a100": 80e9, "h100": 80e9, "h200": 141e9, "l40s": 48e9}  # bytes; of a CPU, what this machine has free
 PEAKS = {"a100": (312, 156), "h100": (989, 494), "h200": (989, 494), "l40s": (362, 183), "cpu": (0.2, 0.066)}
 MFU = 0.4  # the achieved fraction of the peak, unless another is named; trainings of docs/fashion: 0.38 to 0.50, computed as here
 ENCODER, DECODER = 272.7e9 / 256**2, 622.2e9 / 256**2  # FLOPs per pixel of SD's autoencoder, counted by torch
@@ -56,8 +58,12 @@ class Site:
 
     def hours(self, cost: Cost) -> float:
         """Device-hours of a node."""
-        half = cost.precision in ("bf16", "fp16", "auto") and (self.device != "cpu" or self.bf16)
-        return cost.flops / (PEAKS[self.device][0 if half else 1] * 1e12 * self.mfu) / 3600
+        peak = PEAKS[self.device][0 if self.half(cost.precision) else 1]
+        return cost.flops / (peak * 1e12 * self.mfu) / 3600
+
+    def half(self, precision: str) -> bool:
+        """Whether a step of this precision computes in 16 bits here."""
+        return precision in ("bf16", "fp16", "auto") and (self.device != "cpu" or self.bf16)
 
 
 def copies(entry: Training) -> int:
@@ -125,9 +131,7 @@ class Costs:
                 run, last = entry.run if isinstance(entry, Finetune) else key, entry.milestones[-1]
                 marks = range(0, last, max(1, last // 200))
                 mean = sum(self.per_image(run, entry.dataset, entry, step) for step in marks) / len(marks)
-                encoder, decoder = params.pretrain[run].encoder, params.pretrain[run].decoder
-                parts = [part for part in (encoder, decoder) if part]  # per block: about 12 W^2 and the modulation's 6 W^2 weights
-                size = sum(part.depth * (12 * part.width**2 + 6 * part.width * encoder.width) for part in parts)
+                size = parameters(*self.network(node)[1:])
                 return Cost(3 * mean * last * entry.batch, entry.precision, 4 * size * copies(entry))
             case Released():
                 return Cost(disk=3e9)
@@ -140,6 +144,21 @@ class Costs:
                 flops = count * (autoencoder * data.resolution**2 + 2 * NETWORKS[family])
                 return Cost(flops, "tf32", 0.0, entry.shards)
         return Cost()
+
+    def network(self, node: str) -> tuple[int, Sizes, Sizes | None]:
+        """Tokens, encoder and decoder of a training's network."""
+        verb, key = node.split("/")
+        entry = self.params.entry(verb, key)
+        assert isinstance(entry, Pretrain | Finetune)
+        encode, run = self.params.encode[entry.dataset], self.params.pretrain[entry.run if isinstance(entry, Finetune) else key]
+        side, _ = self.latent(encode.dataset, encode.vae)
+        return shape({"side": side, **run.model_dump(include={"encoder", "decoder"})})
+
+    def memory(self, node: str, site: Site) -> Memory:
+        """Memory of a training's step on one device of a site."""
+        entry, (tokens, encoder, decoder) = self.params.entry(*node.split("/")), self.network(node)
+        half, cpu = site.half(entry.precision), site.device == "cpu"
+        return step_memory(entry, half, cpu, parameters(encoder, decoder), tokens, encoder, decoder, site.devices)
 
     def featured(self, extractor: str, images: int, shards: int) -> Cost:
         """Cost of extracting the features of some images."""

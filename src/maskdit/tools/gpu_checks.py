@@ -254,9 +254,18 @@ def unmasking(bench: Bench) -> Seen:
     return Seen(f"{graphs() - before} graphs for {len(counts)} numbers of tokens", graphs() - before < len(counts))
 
 
-def sampling(bench: Bench) -> Seen:
-    """Sampling with guidance in bf16: milliseconds per evaluation of the network."""
-    case = bench.case(sampling=True, mask_ratio=0.0, update=False)
+def sampling(bench: Bench, compiled: bool) -> Seen:
+    """Sampling with guidance in bf16: milliseconds per evaluation of the network. A wait of the host for the GPU is an error."""
+    bench.fresh()
+    case = bench.case(sampling=True, mask_ratio=0.0, update=False, compile=compiled)
     one = ready(case, bench.where)
+    bench.sync()
+    if bench.where.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        one.once()
+    finally:
+        if bench.where.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
     taken = bench.seconds(one.once, 3)
     return Seen(f"{1e3 * taken / 7:.0f} ms per evaluation of {2 * case.batch} images")

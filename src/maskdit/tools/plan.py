@@ -4,13 +4,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from maskdit.artifacts.compute_log import rows as recorded
-from maskdit.artifacts.freshness import Freshness
+from maskdit.artifacts.freshness import TRAININGS, Freshness
 from maskdit.config.base import UserError
 from maskdit.config.graph import ends, study
 from maskdit.config.params import Params
 from maskdit.config.paths import OUTPUTS, output
 from maskdit.config.sampling import Sample
-from maskdit.tools.cost import PEAKS, Costs, Site
+from maskdit.runtime.device import system_memory
+from maskdit.tools.cost import MEMORY, PEAKS, Costs, Site
 
 DEVICES = 8  # GPUs per training, unless another number is named
 RESULTS = {verb for verb, path in OUTPUTS.items() if path.startswith("results/") and not path.endswith(".json")}  # made in seconds
@@ -24,8 +25,8 @@ class Plan:
         self.params = params
         self.ends = ends(params, bench)
         behind = {end: study(params, end) for end in self.ends}
-        costs = Costs(params)
-        self.nodes = {node: costs.of(node) for end in self.ends for node in behind[end]}
+        self.costs = Costs(params)
+        self.nodes = {node: self.costs.of(node) for end in self.ends for node in behind[end]}
         self.left = to_make(fresh, self.ends)
         inner = {node for end, nodes in behind.items() for node in nodes if node != end}
         self.targets = [output(params, end) for end in self.ends if end in self.left and end not in inner]
@@ -89,6 +90,21 @@ def rows(plan: Plan, site: Site) -> Iterator[list[str]]:
             size(sum(plan.left[node] * plan.nodes[node].disk for node in nodes)),
             f"{slices:.0f} slices of {site.limit:g} h" if slices > 1 and step != "all" else "",
         ]
+
+
+def crowded(plan: Plan, site: Site) -> Iterator[list[str]]:
+    """The trainings that choose how many images they take at once, or take more than a device has room for."""
+    room = MEMORY.get(site.device) or system_memory(site.devices)[0]
+    for node in plan.left:
+        if not node.startswith(TRAININGS):
+            continue
+        entry, memory = plan.params.entry(*node.split("/")), plan.costs.memory(node, site)
+        share = max(1, entry.batch // site.devices)
+        chosen = entry.micro_batch == "auto"
+        once = memory.fitting(share, room) if chosen else min(share, entry.micro_batch or share)
+        if (tight := memory.of(once) > room) or chosen:
+            advice = f"set {'' if chosen else 'micro_batch: auto, or '}checkpointing: true" if tight else ""
+            yield [node, str(share), f"{once}{' (auto)' * chosen}", f"{size(memory.of(once))} of {size(room)}", advice]
 
 
 def duration(hours: float) -> str:
@@ -159,6 +175,8 @@ def plan(
     print(f"{bench} on {site}: computed, not measured; the start of a job takes seconds more")
     if budget is None:
         show(["step", "jobs", "parts", "device time", "longest", "disk", ""], rows(found, site))
+        if tight := [*crowded(found, site)]:
+            show(["training", "images per device", "at once", "memory", ""], tight)
         print(f"{len(found.left)} of {len(found.nodes)} nodes to make: snakemake {' '.join(map(str, found.targets))}")
     else:
         show(["evaluation", "alone", "so far", f"within {budget:g} device-hours"], affordable(found, site, budget))

@@ -14,6 +14,7 @@ from torch import Tensor
 from maskdit.config.training import Training
 from maskdit.latents.dataset import Latents
 from maskdit.model.diffusion import Draw
+from maskdit.runtime.device import upload
 from maskdit.runtime.random import generator, order
 
 AHEAD = 2  # batches that are made while one is in use, each by a thread: most of a draw runs without the GIL
@@ -35,10 +36,8 @@ class Batch:
         return self._each(lambda tensor: tensor[start:stop])
 
     def to(self, where: torch.device) -> "Batch":
-        """The batch on a device; a copy to a GPU is asynchronous."""
-        if where.type == "cpu":
-            return self
-        return self._each(lambda tensor: tensor.pin_memory().to(where, non_blocking=True))
+        """The batch on a device."""
+        return self._each(lambda tensor: upload(tensor, where))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         draw = {name: change(part) for name, part in vars(self.draw).items() if part is not None}

@@ -6,6 +6,7 @@ float32 as they arrive and reduced over the ranks while the backward pass contin
 """
 
 import weakref
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, distributed, nn
 from maskdit.config.training import Training, kept_tokens
 from maskdit.model.diffusion import loss
 from maskdit.model.ema import decay
-from maskdit.model.transformer import Block, MaskDiT
+from maskdit.model.transformer import MaskDiT, compile_blocks
 from maskdit.runtime.device import autocast, half
 from maskdit.runtime.process_group import Ranks
 from maskdit.training.batches import Batch
@@ -55,9 +56,8 @@ class Learner:
         self.loss = partial(
             loss, net, patch=net.patch, mae_weight=config.mae_weight, label_dropout=config.label_dropout, dsm=config.dsm, stay=stay
         )
-        for block in net.modules():
-            if config.compile and isinstance(block, Block):  # as fast as compiling the whole network, in a tenth of the time
-                block.compile(dynamic=False if config.schedule_steps is None else None)
+        if config.compile:
+            compile_blocks(net, dynamic=False if config.schedule_steps is None else None)
 
     def _views(self, flat: Tensor) -> State:
         """The parts of a flat tensor by parameter name; they share its memory."""
@@ -78,7 +78,7 @@ class Learner:
 
     def gradients(self, batch: Batch, keep: int) -> Tensor:
         """Gradient of the mean loss, from this rank's share of the batch. Returns the share's part of the two mean terms (2,)."""
-        size, terms = self.config.micro_batch or len(batch), torch.zeros(2, device=self.where)
+        size, terms = int(self.config.micro_batch or len(batch)), torch.zeros(2, device=self.where)
         self.buckets.begin()
         for start in range(0, len(batch), size):
             part = batch.part(start, start + size)
@@ -134,10 +134,12 @@ class Learner:
         named |= {f"posthoc.{number}": average for number, average in enumerate(self.posthoc)}
         return named | {name: getattr(self, name) for name in ("scale", "good", "streak", "skipped")}
 
-    def restore(self, state: State) -> None:
-        """Restore what `state` returned. Raises KeyError or RuntimeError if it belongs to another network."""
+    def restore(self, parts: Sequence[State]) -> None:
+        """Restore what `state` returned, with each tensor in parts. Raises KeyError or RuntimeError if it is another network's."""
         for name, tensor in self.state().items():
-            tensor.copy_(state[name])
+            pieces = [part[name].flatten() for part in parts]
+            for place, piece in zip(torch.split(tensor.view(-1), [len(piece) for piece in pieces]), pieces, strict=True):
+                place.copy_(piece)
         self.copy.copy_(self.masters.detach())
 
 

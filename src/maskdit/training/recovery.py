@@ -3,10 +3,15 @@
 import json
 import shutil
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from maskdit.artifacts.atomic import Full, digest, read_json, replacing, sha256, write_json, writing
@@ -17,9 +22,9 @@ from maskdit.runtime.environment import scratch, seconds
 from maskdit.runtime.lock import Held, Lock, owner_of, words
 from maskdit.runtime.process_group import Ranks
 from maskdit.runtime.progress import say
-from maskdit.training.learner import Learner
+from maskdit.training.learner import Learner, State
 
-SAVE_SECONDS = 60.0  # minimum pause between two states; it grows so that writing takes at most 5 % of the time
+SAVE_SECONDS = 60.0  # minimum pause between two states; it grows so that states are written for at most 5 % of the time
 KEPT = 2  # number of states kept
 SPENT = ("images", "seconds", "device_seconds", "flops")
 
@@ -27,7 +32,8 @@ SPENT = ("images", "seconds", "device_seconds", "flops")
 class Recovery:
     """The recipe directory of a training. Rank 0 locks it; raises UserError if another process trains there.
 
-    A state is a safetensors file and a record of its size and sha256 that is written after it; without its record it is ignored.
+    A state is one safetensors file from each rank, with its share of each tensor, and a record with their sha256. Each rank writes
+    its file from a copy, in a thread, while it trains; then rank 0 writes the record. Files without one are ignored and removed.
     MASKDIT_STATE_SECONDS sets the minimum pause between two states, for instance a longer one on a slow disk.
     """
 
@@ -35,6 +41,14 @@ class Recovery:
         self.folder, self.config, self.ranks = scratch(name), config, ranks
         self.least = seconds("MASKDIT_STATE_SECONDS", SAVE_SECONDS)
         self.saved, self.pause = time.monotonic(), self.least
+        self.step: int | None = None  # of the newest state
+        self.kept: dict[str, str] = {}  # sha256 of each file of a milestone
+        self.lines: list[str] = []  # of the log
+        self.copies: State = {}  # of this rank's share of a state
+        self.milestone: dict[str, State] = {}  # copies of the weights of a milestone
+        self.work: Future[None] | None = None
+        self.waiting: float | None = None  # since when the training waits for a state
+        self.leaving = Event()
 
     def __enter__(self) -> Self:
         self.open = ExitStack()
@@ -48,9 +62,12 @@ class Recovery:
             for left in self.folder.glob(".*"):  # temporary files of a killed process
                 if not left.name.startswith(".nfs"):  # a deleted file that some process still has open
                     left.unlink()
+            self._sweep()
+        self.thread = self.open.enter_context(ThreadPoolExecutor(1))
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.leaving.set()
         self.open.close()
 
     def records(self) -> list[Path]:
@@ -59,41 +76,47 @@ class Recovery:
 
     def aside(self, record: Path, why: str) -> None:
         """Rename a state so that it is not used any more."""
-        say(f"{record.with_suffix('.safetensors')}: {why}; set aside as {record.stem}.{why}")
-        for file in (record, record.with_suffix(".safetensors")):
+        say(f"{record}: {why}; set aside as {record.stem}.{why}")
+        for file in (record, *self.folder.glob(f"{record.stem}*.safetensors")):
             if file.exists():
                 file.rename(file.with_name(f"{file.name}.{why}"))
 
     def newest(self) -> Path | None:
-        """The newest intact state; damaged ones are set aside. Raises UserError if only damaged ones were found."""
+        """The record of the newest intact state; damaged ones are set aside. Raises UserError if only damaged ones were found."""
         records = self.records()
         for record in records:
-            path = record.with_suffix(".safetensors")
-            with suppress(UserError, OSError):
-                if sha256(path) == read_json(record, "sha256")["sha256"]:
-                    return path
+            with suppress(UserError, OSError, TypeError), ThreadPoolExecutor() as pool:
+                files = files_of(record)
+                if files and [*pool.map(sha256, files)] == [*files.values()]:
+                    return record
             self.aside(record, "damaged")
         if records or any(self.folder.glob("state-*.damaged")):
             raise UserError(f"{self.folder}: all its states are damaged; remove the folder to restart from step 0")
         return None
 
     def resume(self, learner: Learner, terms: Tensor) -> dict[str, Any]:
-        """Restore the newest intact state, if there is one. Returns the progress made until then."""
-        path = self.ranks.from_first(self.newest)
-        if path is None:
+        """Restore the newest intact state, whatever the number of ranks that wrote it. Returns the progress made until then."""
+        record = self.ranks.from_first(self.newest)
+        if record is None:
             return {}
-        state, done = checkpoint.load(path)
+        loaded = [checkpoint.load(path) for path in files_of(record)]
+        parts, done, known = [tensors for tensors, _ in loaded], loaded[0][1], read_json(record)
         step = done["step"]
         passed = [mark for mark in self.config.milestones if mark <= step]
         if lost := [mark for mark in passed if not (self.folder / milestone_file("net", mark)).exists()]:
             say(f"{self.folder}: step {step} is done, but milestone {lost[0]} was not saved; restarting from step 0")
             if self.ranks.rank == 0:
-                for record in self.records():
-                    self.aside(record, "passed")
+                for each in self.records():
+                    self.aside(each, "passed")
             return {}
-        learner.restore(state)
+        learner.restore(parts)
         if self.ranks.rank == 0:
-            terms.copy_(state["terms"])
+            terms.copy_(torch.cat([part["terms"] for part in parts]))
+        self.step, self.kept = step, done.pop("kept", {})
+        if "log" in parts[0]:  # 0.1.0 had the rows in the description
+            done["rows"] = [json.loads(line) for line in parts[0]["log"].numpy().tobytes().strip().splitlines()]
+        for name, devices in (("seconds", 1), ("state_seconds", 1), ("device_seconds", known["world"])):
+            done[name] = done.get(name, 0.0) + known.get("waited", 0.0) * devices
         say(f"{self.folder}: resuming from step {step}")
         return done
 
@@ -107,65 +130,114 @@ class Recovery:
             raise UserError(f"{self.folder}: {line}; free some space, or set MASKDIT_SCRATCH to a folder on a larger disk")
 
     def due(self) -> bool:
-        """Whether it is time to save a state."""
-        return time.monotonic() - self.saved > self.pause
+        """Whether it is time to save a state, or to be told that the last one could not be written."""
+        if self.work is not None and not self.work.done():
+            due = False
+        else:
+            due = time.monotonic() - self.saved > self.pause or (self.work is not None and self.work.exception() is not None)
+        return bool(self.ranks.from_first(lambda: due))
 
-    def save(self, learner: Learner, terms: Tensor, done: dict[str, Any], milestone: dict[str, Any] | None) -> None:
-        """Save a state and, if its facts are given, a milestone before it; then delete all but the newest states.
+    def copy(self, learner: Learner, terms: Tensor, step: int, milestone: bool) -> None:
+        """Copy this rank's share of a state, and on rank 0 the weights of a milestone; first wait until the last one is written.
 
-        Raises UserError if the disk is full even without the older states; the newest one is always kept. Also if another process
-        has taken over the recipe because this one gave no sign of life for long.
+        Raises UserError if another process has taken over the recipe because this one gave no sign of life for long.
         """
-        if not self.lock.ours():
-            owner = words(owner_of(self.lock.lease))
+        self.wait()
+        if owner := self.ranks.from_first(lambda: "" if self.lock.ours() else words(owner_of(self.lock.lease))):
             raise UserError(f"{self.folder}: {owner} has taken over this training, because this process gave no sign of life")
-        began = time.monotonic()
-        try:
-            self._write(learner, terms, done, milestone)
-        except Full:
-            self._prune(1)
-            try:
-                self._write(learner, terms, done, milestone)
-            except Full:
-                free = f"{shutil.disk_usage(self.folder).free / 1e9:.2f} GB free"
-                line = f"the disk is full ({free}); free some space and run the command again to resume from the last state"
-                raise UserError(f"{self.folder}: {line}") from None
-        self._prune(KEPT)
-        self.saved = time.monotonic()
-        self.pause = max(self.least, 20 * (self.saved - began))
+        if step == self.step:
+            return
+        for name, tensor in {"terms": terms, **learner.state()}.items():
+            share = tensor.detach().flatten().tensor_split(self.ranks.world)[self.ranks.rank]
+            if name not in self.copies:
+                self.copies[name] = torch.empty_like(share, device="cpu", pin_memory=share.is_cuda)
+            self.copies[name].copy_(share, non_blocking=True)
+        if milestone and self.ranks.rank == 0:
+            averages = {f"posthoc-{number}": average for number, average in enumerate(learner.posthoc)}
+            for kind, flat in {"ema": learner.average, "net": learner.masters.detach(), **averages}.items():
+                weights = learner.weights(flat)
+                self.milestone[kind] = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
+        if learner.where.type == "cuda":
+            torch.cuda.synchronize()
 
-    def _write(self, learner: Learner, terms: Tensor, done: dict[str, Any], milestone: dict[str, Any] | None) -> None:
-        with writing(self.folder):
-            if milestone is not None:
-                parts = {"ema": (learner.average, milestone), "net": (learner.masters.detach(), milestone)}
-                for number, average in enumerate(learner.posthoc):
-                    parts[f"posthoc-{number}"] = (average, {**milestone, "sigma_rel": self.config.posthoc_ema[number]})
-                for kind, (flat, facts) in parts.items():
-                    path = self.folder / milestone_file(kind, milestone["step"])
-                    checkpoint.save(path, learner.weights(flat), facts)
-                    done.setdefault("kept", {})[path.name] = sha256(path)
-            path = self.folder / f"state-{done['step']:09d}.safetensors"
-            checkpoint.save(path, {"terms": terms, **learner.state()}, done)
-            known = {"step": done["step"], "bytes": path.stat().st_size, "sha256": sha256(path)}
-            write_json(path.with_suffix(".json"), {**known, "world": self.ranks.world, "recipe": digest(self.config.recipe())})
+    def write(self, done: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Begin to write what was copied, with the progress until then and the description of a milestone."""
+        if done["step"] != self.step:
+            self.waiting = None
+            self.lines += [json.dumps(row) + "\n" for row in done["rows"][len(self.lines) :]]
+            self.work = self.thread.submit(self._write, {name: done[name] for name in done if name != "rows"}, facts)
+
+    def wait(self) -> None:
+        """Wait until what is being written is kept.
+
+        Raises UserError if the disk is full even without the older states; the newest one is always kept.
+        """
+        self.waiting = time.monotonic()
+        if self.work is not None:
+            work, self.work = self.work, None
+            work.result()
+
+    def _write(self, done: dict[str, Any], facts: dict[str, Any]) -> None:
+        began, first = time.monotonic(), self.ranks.rank == 0
+        for attempt in ("first", "second"):
+            name = f"state/{done['step']}/{attempt}"
+            files = self.ranks.exchange(f"{name}/files", self._tried(partial(self._part, done, facts)), self.leaving)
+            kept = self._tried(partial(self._record, done, files)) if first and all(files) else ""
+            if first:
+                self._prune(KEPT if kept else 1)
+            if self.ranks.exchange(f"{name}/record", kept, self.leaving)[0]:
+                self.step, self.milestone, self.saved = done["step"], {}, time.monotonic()
+                self.pause = max(self.least, 20 * (self.saved - began))
+                return
+        free = f"{shutil.disk_usage(self.folder).free / 1e9:.2f} GB free"
+        line = f"the disk is full ({free}); free some space and run the command again to resume from the last state"
+        raise UserError(f"{self.folder}: {line}")
+
+    def _tried(self, write: Callable[[], str]) -> str:
+        """What a write returns, '' if the disk is full."""
+        with suppress(Full), writing(self.folder):
+            return write()
+        return ""
+
+    def _part(self, done: dict[str, Any], facts: dict[str, Any]) -> str:
+        """Write this rank's file, on rank 0 those of a milestone before it. Returns its sha256."""
+        for kind, weights in self.milestone.items():
+            width = {"sigma_rel": self.config.posthoc_ema[int(kind[8:])]} if kind.startswith("posthoc") else {}
+            path = self.folder / milestone_file(kind, done["step"])
+            self.kept[path.name] = checkpoint.save(path, weights, {**facts, **width})
+        path = self.folder / part_file(record_file(done["step"]), self.ranks.rank, self.ranks.world)
+        if self.ranks.rank:
+            return checkpoint.save(path, self.copies, {"step": done["step"]})
+        log = torch.frombuffer(bytearray("".join(self.lines).encode() or b"\n"), dtype=torch.uint8)
+        return checkpoint.save(path, {**self.copies, "log": log}, {**done, "kept": self.kept})
+
+    def _record(self, done: dict[str, Any], files: list[str]) -> str:
+        """Write the record, which makes the state one. Returns its name."""
+        waited = 0.0 if self.waiting is None else time.monotonic() - self.waiting
+        known = {"step": done["step"], "sha256": files, "world": self.ranks.world, "waited": waited}
+        path = self.folder / record_file(done["step"])
+        write_json(path, {**known, "recipe": digest(self.config.recipe())})
+        return path.name
 
     def _prune(self, count: int) -> None:
         for record in self.records()[count:]:
             record.unlink()
-            record.with_suffix(".safetensors").unlink(missing_ok=True)
-        whole = {record.stem for record in self.records()}
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove the files of states that have no record: those that were never completed."""
+        whole = tuple(record.stem for record in self.records())
         for path in self.folder.glob("state-*.safetensors"):
-            if path.stem not in whole:  # the process was killed before it wrote the record
+            if not path.name.startswith(whole):
                 path.unlink()
 
-    def publish(self, out: Path) -> None:
+    def publish(self, out: Path, rows: list[dict[str, Any]]) -> None:
         """Copy milestones, final weights and log, and write an index of them. Raises UserError if a milestone is damaged."""
-        done = checkpoint.facts(self.records()[0].with_suffix(".safetensors"))
 
         def copy(kind: str, step: int) -> str:
             name = milestone_file(kind, step)
             shutil.copyfile(self.folder / name, out / name)
-            if sha256(out / name) != done["kept"][name]:
+            if sha256(out / name) != self.kept[name]:
                 raise UserError(f"{self.folder / name}: damaged; remove the folder and train this recipe again")
             return name
 
@@ -177,5 +249,23 @@ class Recovery:
             listed.append({"file": ema, "posthoc": posthoc, **{name: facts[name] for name in ("step", *SPENT)}})
         final = copy("net", last)
         with replacing(out / "log.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in done["rows"] if row["step"] <= last))
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last))
         write_json(out / "index.json", {"milestones": listed, "final": final})
+
+
+def record_file(step: int) -> str:
+    """File name of the record of a state."""
+    return f"state-{step:09d}.json"
+
+
+def part_file(record: str, rank: int, world: int) -> str:
+    """File name of a rank's part of a state."""
+    return f"{record.removesuffix('.json')}-{rank}-of-{world}.safetensors"
+
+
+def files_of(record: Path) -> dict[Path, str]:
+    """The files of a state, each with its sha256. Raises UserError or TypeError if the record is damaged."""
+    known = read_json(record, "sha256", "step", "world")["sha256"]
+    if isinstance(known, str):  # of 0.1.0: one file
+        return {record.with_suffix(".safetensors"): known}
+    return {record.with_name(part_file(record.name, rank, len(known))): sha for rank, sha in enumerate(known)}

@@ -23,6 +23,7 @@ from maskdit.runtime.process_group import Ranks, Stopped, listening, together, w
 from maskdit.runtime.progress import progress, say, tensorboard
 from maskdit.training.batches import ahead, batch_at
 from maskdit.training.learner import Learner, State
+from maskdit.training.micro_batch import fitted
 from maskdit.training.recovery import SPENT, Recovery
 
 LOG_STEPS = 10  # steps per row of log.jsonl
@@ -73,25 +74,27 @@ def train(phase: str, config: Training, architecture: dict[str, Any], data: Late
     recipe = {"phase": phase, **config.recipe(), "architecture": architecture, "latents": data.sha256, "past": identity(past)}
     with listening(), together() as ranks, Recovery(f"{phase}-{digest(recipe)[:16]}", config, ranks) as home:
         precision = ranks.from_first(lambda: settled(config.precision, device(), home.folder))
-        loop(phase, config.model_copy(update={"precision": precision}), architecture, data, past, ranks, home)
+        rows = loop(phase, config.model_copy(update={"precision": precision}), architecture, data, past, ranks, home)
         if ranks.rank == 0:
-            home.publish(out)
+            home.publish(out, rows)
 
 
 def loop(
     phase: str, config: Training, architecture: dict[str, Any], data: Latents, past: Past, ranks: Ranks, home: Recovery
-) -> None:
-    """Run the steps from the newest state to the last milestone."""
+) -> list[dict[str, Any]]:
+    """Run the steps from the newest state to the last milestone. Returns the rows of the log."""
     # 1. The network on its device, and the progress made so far
     where = device()
     if config.batch % ranks.world:
         raise UserError(f"{phase}.batch: {config.batch} cannot be shared by {ranks.world} ranks; use a multiple of {ranks.world}")
     net = MaskDiT(**architecture)
     net.load_state_dict(past.net)
+    weights = sum(weight.numel() for weight in net.parameters())
+    config = fitted(phase, config, architecture, weights, where, ranks, home.folder)
     learner = Learner(net, past.ema, config, where, ranks)
     patches = net.pos_embed.shape[1]
     terms = torch.zeros(2, device=where)  # sums of the loss terms since the last row of the log
-    done: dict[str, Any] = {"step": 0, **dict.fromkeys(SPENT, 0), "rows": []}
+    done: dict[str, Any] = {"step": 0, **dict.fromkeys((*SPENT, "state_seconds"), 0), "rows": []}
     done |= home.resume(learner, terms)
     first, last, rows = done["step"], config.milestones[-1], done["rows"]
     if first < last and config.compile:
@@ -112,20 +115,21 @@ def loop(
     def facts() -> dict[str, Any]:
         kind = {"model": "DiT" if architecture["decoder"] is None else "MaskDiT", "preconditioning": "edm", "phase": phase}
         cost = {"step": done["step"], **{name: getattr(past, name) + done[name] for name in SPENT}}
-        size = {"parameters": sum(weight.numel() for weight in net.parameters())}
         how = {"precision": config.precision, "arithmetic": arithmetic(where), "speed": speed(rows, ranks.world, where.type)}
         given = {"architecture": architecture, "space": data.space.__dict__, "config": config.model_dump(mode="json")}
-        return {**kind, **cost, **size, **how, **given}
+        return {**kind, **cost, "parameters": weights, **how, **given}
 
     def save(milestone: bool, together: bool) -> None:
-        nonlocal mark
         tick()
-        if together and ranks.world > 1:  # the first rank saves the sums of all ranks
-            distributed.reduce(terms, 0)
+        if together and ranks.world > 1:
+            distributed.all_reduce(terms)
+        began = time.perf_counter()
+        home.copy(learner, terms, done["step"], milestone)
+        done["state_seconds"] += time.perf_counter() - began
+        if together:  # the sums of all ranks go on with the first
             terms.mul_(ranks.rank == 0)
-        if ranks.rank == 0:
-            home.save(learner, terms, done, facts() if milestone else None)
-        mark = time.perf_counter()
+        tick()
+        home.write(done, facts() if milestone else {})
 
     # 2. The steps
     make = partial(batch_at, config=config, latents=data, patches=patches, rank=ranks.rank, world=ranks.world)
@@ -135,7 +139,7 @@ def loop(
     for step in progress(steps, phase, last, first, lambda: f"loss {rows[-1]['loss']:.4f}" if rows else ""):
         if ranks.stop(step):
             save(milestone=False, together=True)
-            ranks.meet()
+            home.wait()
             raise Stopped(f"{phase}: stopped before step {step + 1} and saved its state; run the command again to resume")
         if where.type == "cuda":  # the host runs at most two steps ahead of the GPU, so that no rank runs far ahead of another
             marks.append(torch.cuda.current_stream().record_event())
@@ -164,7 +168,7 @@ def loop(
             dsm, mae = (terms / max(1, step + 1 - before["step"] - (skipped - before["skipped"]))).tolist()
             terms.zero_()
             row = {"step": step + 1, "loss": dsm + mae, "dsm": dsm, "mae": mae, "grad_norm": float(learner.norm)}
-            row |= {"lr": rate, "mask_ratio": ratio, "skipped": skipped, **{name: done[name] for name in SPENT}}
+            row |= {"lr": rate, "mask_ratio": ratio, "skipped": skipped, **{name: done[name] for name in (*SPENT, "state_seconds")}}
             row["images_per_second"] = (step + 1 - before["step"]) * config.batch / seconds
             row["data_wait"] = waited / seconds
             row["mfu"] = (done["flops"] - before["flops"]) / seconds / ranks.world / peak
@@ -177,8 +181,10 @@ def loop(
         milestone = step + 1 in config.milestones
         if milestone or ((step + 1) % LOG_STEPS == 0 and home.due()):
             save(milestone, together=milestone)
+    home.wait()
     if first < last and rows:
         say(f"{phase}: {last} steps, {rows[-1]['images_per_second']:.0f} images/s, MFU {rows[-1]['mfu']:.2f}")
+    return rows
 
 
 def speed(rows: list[dict[str, Any]], devices: int, kind: str) -> dict[str, Any] | None:
