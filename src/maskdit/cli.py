@@ -243,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.umask(os.umask(0o022) | 0o002)  # files written here are not world-writable
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # removes half-written files on exit
     from maskdit.config.base import UserError
+    from maskdit.config.errors import fault
     from maskdit.runtime import progress
     from maskdit.runtime.logs import end_log
     from maskdit.runtime.process_group import Stopped, wish
@@ -259,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError, KeyboardInterrupt) as error:
         line = str(error)
         if isinstance(error, OSError):
-            line = (f"{error.filename}: " if error.filename else "") + (error.strerror or line)
+            line = (f"{error.filename}: " if error.filename else "") + fault(error)
         elif isinstance(error, KeyboardInterrupt):
             line = "interrupted; run the command again to continue"
         print(f"maskdit: {line}", file=sys.stderr)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from maskdit.artifacts.freshness import PICTURES, Freshness
 from maskdit.config.params import Params
-from maskdit.config.paths import output
+from maskdit.config.paths import is_result, output
 
 MADE, STALE = Path(".scratch/made"), Path(".scratch/stale")
 OLD = 1  # seconds since 1970: older than any file; 0 would pass for no time
@@ -18,7 +18,7 @@ OLD = 1  # seconds since 1970: older than any file; 0 would pass for no time
 
 def stamped(params: Params, node: str) -> bool:
     """Whether a node has a stamp, for it publishes a folder or a record; Snakemake knows the files of others by name."""
-    return output(params, node).suffix in ("", ".json")
+    return not is_result(output(params, node))
 
 
 def stamp(params: Params, node: str) -> Path:
