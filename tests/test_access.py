@@ -179,8 +179,9 @@ def test_who_may_change_the_mode_is_told_how(mine, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + (not mine))
     monkeypatch.setattr(os, "access", lambda each, mode: each != path)
     told = fault(PermissionError(errno.EACCES, "Permission denied", "x.json"))
-    mode = "and has mode --w-------"
-    assert told == f"Permission denied: x.json is yours {mode}; run chmod u+rwX x.json" if mine else f"to user {path.owner()} {mode}; ask" in told
+    whose = "is yours" if mine else f"belongs to user {path.owner()}"
+    advice = "run chmod u+rwX x.json" if mine else "ask for access, or use a folder of your own"
+    assert told == f"Permission denied: x.json {whose} and has mode --w-------; {advice}"
 
 
 def test_other_errors_keep_the_words_of_the_system(tmp_path):
@@ -188,4 +189,5 @@ def test_other_errors_keep_the_words_of_the_system(tmp_path):
         "Input/output error; correct that, then run the command again"
     )
     assert fault(OSError("no member")) == "no member"
-    assert fault(IsADirectoryError(errno.EISDIR, "", str(tmp_path))) == f"{tmp_path} is a folder where a file is needed; move it away"
+    told = fault(IsADirectoryError(errno.EISDIR, "", str(tmp_path)))
+    assert told == f"{tmp_path} is a folder where a file is needed; move it away"

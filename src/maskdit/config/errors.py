@@ -76,7 +76,7 @@ def fault(error: OSError, otherwise: str = "correct that, then run the command a
     denied = error.errno in (errno.EACCES, errno.EPERM)
     for each in (*reversed(path.parents), path):
         if each.is_symlink() and not each.exists():
-            return f"{each} is a link to {os.readlink(each)}, which does not exist; restore that, or remove the link"
+            return f"{each} is a link to {each.readlink()}, which does not exist; restore that, or remove the link"
         if each.is_file() and (each != path or error.errno in (errno.EEXIST, errno.ENOTDIR)):
             return f"{each} is a file where a folder is needed; move it away"
         wanted = (os.R_OK | os.W_OK) * (each == path) | os.X_OK * each.is_dir()
