@@ -99,6 +99,22 @@ def test_an_output_that_cannot_be_written_is_named(root, capsys, tmp_path):
     assert "file" in refusal(capsys, "fetch", "demo", "--out", str(tmp_path / "file" / "out"))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("npz", "--step", "3"),
+        ("npz", "--weights", "net"),
+        ("npz", "--vae", "vae"),
+        ("upstream", "--vae", "vae"),
+        ("upstream", "--metrics", "results"),
+        ("diffusers", "--metrics", "results", "--weights", "net"),
+    ],
+)
+def test_an_export_ignores_no_option(words, capsys):
+    line = refusal(capsys, "export", "run", "--out", "out", "--format", *words)
+    assert f"export: {words[1]} has no effect with --" in line
+
+
 def test_show_ends_with_the_report_and_hides_how_the_table_was_made(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()

@@ -827,7 +827,7 @@ def test_the_doctor_hashes_what_a_step_is_too_large_to_hash_each_time(tmp_path, 
     path.write_bytes(data)
     assert inputs_of(tmp_path / "a", largest=0), "as for a file of more than 256 MiB"
     assert main(["doctor", str(tmp_path / "a")]) == 1
-    assert "images-0000.npy: damaged" in capsys.readouterr().out
+    assert "images-0000.npy is not the file that was written: its sha256 differs" in capsys.readouterr().out
 
 
 def test_a_description_that_is_no_dictionary_is_no_checkpoint(tmp_path):

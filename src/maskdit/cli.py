@@ -37,6 +37,7 @@ OF_TRAINING = """
   MASKDIT_TENSORBOARD=FOLDER   also write the log as TensorBoard events"""
 
 SHELLS = ("bash", "zsh", "tcsh")
+UNUSED = {"npz": ("step", "weights", "vae", "metrics"), "upstream": ("vae", "metrics"), "diffusers": ()}  # by format of an export
 OTHERS = ("handoff", "import", "export", "study", "plan", "status", "clean", "verify", "doctor", "check", "show")  # not steps
 
 
@@ -107,7 +108,7 @@ def parser(first: str = "") -> Parser:
     entry.add_argument("--format", choices=("upstream", "diffusers", "npz"), required=True)
     entry.add_argument("--out", type=Path, required=True, metavar="PATH", help="a new file (upstream, npz) or folder (diffusers)")
     entry.add_argument("--step", type=int, metavar="N", help="a milestone (default: the last one)")
-    entry.add_argument("--weights", choices=("ema", "net", "both"), default="ema", help="default: ema; both: upstream only")
+    entry.add_argument("--weights", choices=("ema", "net", "both"), help="default: ema; both: upstream only")
     entry.add_argument("--vae", type=Path, metavar="FOLDER", help="the autoencoder to copy (diffusers)")
     entry.add_argument("--metrics", type=Path, metavar="FOLDER", help="records for the model card (default: results/metrics)")
     study = verbs.add_parser("study", help="Add a study of a folder of images to params.yaml.")
@@ -124,7 +125,7 @@ def parser(first: str = "") -> Parser:
     plan.add_argument("--budget", type=float, metavar="HOURS", help="list the evaluations that this many device-hours pay for")
     status = verbs.add_parser("status", help="Print which artifacts of a study are current, stale, missing, running or failed.")
     status.add_argument("bench", metavar="STUDY", nargs="?", help="an entry of table: (default: one line per study)")
-    status.add_argument("--json", action="store_true", dest="as_json", help="print each node as JSON")
+    status.add_argument("--json", action="store_true", dest="as_json", help="print every node as JSON")
     status.add_argument("--all", action="store_true", dest="whole", help="also list the nodes that are current")
     clean = verbs.add_parser("clean", help="List what can be deleted and what it costs to get it back; delete it with --yes.")
     clean.add_argument("kinds", metavar="KIND", nargs="*", help="scratch, samples, stale, unnamed or states (default: list all)")
@@ -152,6 +153,16 @@ def show(bench: str) -> None:
     print(f"\nopen {report} in a browser" if report.exists() else f"\nno report yet: run snakemake {report}")
 
 
+def demand_used(options: dict[str, Any]) -> None:
+    """Raise UserError for an option of an export that its format has no use for."""
+    from maskdit.config.base import UserError
+
+    for name in (name for name in UNUSED[options["format"]] if options[name] is not None):
+        raise UserError(f"export: --{name} has no effect with --format {options['format']}; leave it out")
+    if options["metrics"] and options["weights"] == "net":
+        raise UserError("export: --metrics has no effect with --weights net, because evaluations are of ema weights; leave it out")
+
+
 def dispatch(arguments: dict[str, Any]) -> None:
     """Run a parsed command line."""
     match verb := arguments.pop("verb"):
@@ -163,14 +174,16 @@ def dispatch(arguments: dict[str, Any]) -> None:
             from maskdit.weights.importing import bring
 
             bring(**arguments)
-        case "export" if arguments["format"] == "npz":
-            from maskdit.weights.adm_npz import pack
-
-            pack(arguments["run"], arguments["out"])
         case "export":
-            from maskdit.weights.export import export
+            demand_used(arguments)
+            if arguments["format"] == "npz":
+                from maskdit.weights.adm_npz import pack
 
-            export(**arguments)
+                pack(arguments["run"], arguments["out"])
+            else:
+                from maskdit.weights.export import export
+
+                export(**{**arguments, "weights": arguments["weights"] or "ema"})
         case "show":
             show(**arguments)
         case "check":
@@ -233,6 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.umask(os.umask(0o022) | 0o002)  # files written here are not world-writable
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # removes half-written files on exit
     from maskdit.config.base import UserError
+    from maskdit.config.errors import fault
     from maskdit.runtime import progress
     from maskdit.runtime.logs import end_log
     from maskdit.runtime.process_group import Stopped, wish
@@ -249,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError, KeyboardInterrupt) as error:
         line = str(error)
         if isinstance(error, OSError):
-            line = (f"{error.filename}: " if error.filename else "") + (error.strerror or line)
+            line = (f"{error.filename}: " if error.filename else "") + fault(error)
         elif isinstance(error, KeyboardInterrupt):
             line = "interrupted; run the command again to continue"
         print(f"maskdit: {line}", file=sys.stderr)

@@ -13,7 +13,7 @@ from hashes import TREE, changed, holds, made, params_of, run, study, value  # n
 from maskdit.artifacts.freshness import CURRENT, Freshness
 from maskdit.artifacts.manifest import manifest_file
 from maskdit.artifacts.publish import publishing
-from maskdit.artifacts.stamps import MADE, STALE, set_stamps, stamped, waits_for
+from maskdit.artifacts.stamps import MADE, OLD, STALE, set_stamps, stamped, waits_for
 from maskdit.artifacts.step import origins
 from maskdit.config.params import Params
 from maskdit.config.paths import inputs, output
@@ -140,6 +140,14 @@ def test_stamps_say_what_is_current_and_marks_what_is_stale(made: Params) -> Non
         for node in fresh.edges.keys() - fresh.unmade:
             files, _ = waits_for(params, node, fresh)
             assert not [path for path in files if path.is_relative_to(MADE) and not path.exists()], "nothing current waits"
+
+
+def test_a_current_result_with_a_date_in_the_future_becomes_old_and_others_keep_their_date(made: Params) -> None:
+    late, early = output(made, "table/demo"), output(made, "curves/demo")
+    os.utime(late, (2**31, 2**31))
+    os.utime(early, (10**9, 10**9))
+    set_stamps(Freshness(made))
+    assert [path.stat().st_mtime for path in (late, early)] == [OLD, 10**9]
 
 
 class Walk:

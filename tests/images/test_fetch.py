@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from maskdit.artifacts.atomic import read_json
 from maskdit.config.base import UserError
 from maskdit.config.images import Fetch
-from maskdit.images import imagenet_download
+from maskdit.images import imagenet, imagenet_download
 from maskdit.images.dataset import Images
 from maskdit.images.decode import centre_crop, decode
 from maskdit.images.fetch import fetch, split
@@ -380,6 +380,19 @@ def test_tables_come_from_the_hub_by_the_token_which_nobody_else_sees(tmp_path, 
     assert tokens == {servers[0].server_port: {"Bearer hf_secret"}, servers[1].server_port: {None}}
     written = "".join(path.read_text(errors="ignore") for path in tmp_path.rglob("*") if path.is_file())
     assert "hf_secret" not in written + capsys.readouterr().err
+
+
+def test_tables_in_the_hub_s_cache_are_linked_without_a_token(tmp_path, monkeypatch):
+    net_tables(tmp_path / "hub")
+    kept = tmp_path / "cache" / "datasets--ILSVRC--imagenet-1k" / "snapshots" / imagenet.REVISION
+    kept.parent.mkdir(parents=True)
+    (tmp_path / "hub").rename(kept)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(imagenet_download, "SHARDS", {"train": 2, "validation": 1})
+    images = fetched(net(tmp_path / "root", origin="huggingface"), tmp_path / "out")
+    assert len(images.labels) == 15
+    assert {path.resolve().parent for path in (tmp_path / "root" / "data").iterdir()} == {kept / "data"}
 
 
 def test_a_batch_and_weights_are_fetched_by_their_hash(tmp_path):

@@ -246,8 +246,8 @@ def test_the_answer_follows_the_last_crossing_and_its_interval(last, told):
 
 def test_crossings_are_a_table_for_each_axis_and_columns_without_a_value_are_left_out(html):
     text = html.read_text()
-    names = re.findall(r"<caption><span>When one model is as good as the other, in (\w+)", text)
-    assert names == ["steps", "seconds"]
+    names = re.findall(r"<caption><span>When one model is as good as the other, in ([\w ]+) <", text)
+    assert names == ["training steps", "seconds of training"]
     assert text.count("<summary>When one model") == 1, "one is open"
     columns = re.search(r'data-file="claims.csv".*?</thead>', text, re.S)[0]
     assert re.findall(r">(\w+)</th>", columns) == ["claim", "says", "verdict"]
@@ -431,8 +431,21 @@ def test_the_chart_draws_each_point_of_the_file_and_follows_its_axes(page, home)
         change(page, control, value, "change")
         assert sorted(page.ask(seen)) == points
     assert "against training time (s)" in page.ask("document.getElementById('plot').getAttribute('aria-label')")
-    where = page.ask("[...document.querySelectorAll('.mark[data-eval]')].map((m) => m.getAttribute('transform').match(/[\\d.]+/g))")
-    assert all(0 < float(number) < 1200 for pair in where for number in pair)
+    assert all(0 < number < 1200 for pair in marks(page) for number in pair)
+
+
+def marks(page):
+    """Where the marks of the chart are, in pixels."""
+    found = page.ask("[...document.querySelectorAll('.mark[data-eval]')].map((m) => m.getAttribute('transform').match(/[\\d.]+/g))")
+    return [[float(number) for number in pair] for pair in found]
+
+
+def test_the_points_fill_the_chart_from_top_to_bottom(page):
+    whole = page.ask("document.getElementById('plot').getBoundingClientRect().height")
+    heights = [height for _, height in marks(page)]
+    assert max(heights) - min(heights) > 0.7 * whole
+    ticks = page.ask("[...document.querySelectorAll('.tick[text-anchor=end]')].map((tick) => Number(tick.textContent))")
+    assert ticks == [150, 200, 250, 300]
 
 
 def change(page, control, value, event):
@@ -518,6 +531,8 @@ def test_no_page_scrolls_sideways_and_its_text_has_contrast(width, dark, page, t
     assert page.ask("document.documentElement.scrollWidth") <= width
     outside = "[...document.querySelectorAll('main *')].filter((each) => !each.closest('.wide'))"
     assert page.ask(f"{outside}.filter((each) => each.getBoundingClientRect().right > innerWidth + 1).length") == 0
+    names = "[...document.querySelectorAll('tbody th')].filter((each) => each.offsetParent)"
+    assert page.ask(f"Math.min(...{names}.map((each) => each.clientWidth))") > 60, "not a letter a line"
     colours = page.ask(
         "['color', 'backgroundColor'].map((name) => getComputedStyle(document.body)[name].match(/\\d+/g).map(Number))"
     )

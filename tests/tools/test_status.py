@@ -41,6 +41,13 @@ def test_a_study_that_is_made_says_so_in_one_line(made: Params, capsys: pytest.C
     assert capsys.readouterr().out.splitlines()[1].split() == ["demo", "22", "22", "0"]
 
 
+def test_all_nodes_are_listed_also_without_a_study(made: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    status(made, None, whole=True)
+    said = capsys.readouterr().out.splitlines()
+    assert {line for line in said if line.endswith(": current")} == {f"  {node}: current" for node in Freshness(made).edges}
+    assert said[-1] == "all studies: everything is made"
+
+
 def test_a_stale_node_tells_which_number_and_what_its_making_costs(made: Params, capsys: pytest.CaptureFixture[str]) -> None:
     found = told(changed("pretrain", "demo-maskdit", "lr", 0.5), capsys)
     node = found["pretrain/demo-maskdit"]

@@ -68,5 +68,5 @@ def test_an_export_is_refused_for(case: str, here: Path, tmp_path: Path, capsys:
     words = ["--format", "diffusers", "--vae", "artifacts/vae/demo", "--out", str(tmp_path / "hub"), "--metrics", str(folder)]
     assert main(["export", "artifacts/runs/demo-maskdit/finetune", *words]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert f"{folder}/{GUIDED.name}: changed since it was written" in line or f"{folder}: no such folder" in line
+    assert f"{folder}/{GUIDED.name} was changed since it was written" in line or f"{folder}: no such folder" in line
     assert not (tmp_path / "hub").exists()

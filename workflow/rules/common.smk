@@ -5,6 +5,7 @@ from itertools import pairwise
 from maskdit.artifacts.freshness import Freshness
 from maskdit.artifacts.stamps import STALE, set_stamps, waits_for
 from maskdit.cli import against
+from maskdit.config.errors import fault
 from maskdit.config.paths import demand_known
 from maskdit.runtime.environment import image
 from snakemake.settings.types import DeploymentMethod
@@ -41,7 +42,7 @@ if fresh:
     except UserError as error:
         raise WorkflowError(str(error))
     except OSError as error:
-        raise WorkflowError(f"{error.filename}: {error.strerror}; Snakemake needs the files in it to plan")
+        raise WorkflowError(f"{error.filename}: {fault(error)}")
 
 
 def before(verb, place):

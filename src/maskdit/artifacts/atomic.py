@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from maskdit.config.base import UserError
+from maskdit.config.errors import fault
 
 
 def digest(tree: Any) -> str:
@@ -58,15 +59,15 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as last:
         error = last.__context__ if isinstance(last, RuntimeError) and isinstance(last.__context__, OSError) else last
-        number, place = getattr(error, "errno", None), getattr(error, "filename", None)
+        number = getattr(error, "errno", None)
         if number is None and (told := re.search(r"(?:os error |code: )(\d+)|\d+ requested and \d+ written", str(error))):
             number = int(told[1] or errno.ENOSPC)
         if number in FULL:
             size = f"{needed:,} bytes are to be written, " if needed else ""
             room = f"{size}{shutil.disk_usage(path.parent).free:,} are free"
             raise Full(f"{path}: {os.strerror(number)} ({room}); make room, then run it again") from None
-        if number and place and Path(place).parent == path.parent:
-            raise UserError(f"{path}: cannot be written ({os.strerror(number)}); fix that, then run the command again") from None
+        if isinstance(error, OSError) and error.filename and Path(error.filename).parent == path.parent:
+            raise UserError(f"{path}: cannot be written: {fault(error)}") from None
         raise
 
 
@@ -98,6 +99,16 @@ def _umask() -> int:
     return mask
 
 
+def look(path: Path) -> os.stat_result | None:
+    """What lies at a path; None if nothing does. Raises OSError if that cannot be told, also of a link that leads nowhere."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        if any(each.is_symlink() and not each.exists() for each in (path, *path.parents)):
+            raise
+    return None
+
+
 def write_json(path: Path, tree: Any) -> None:
     """Write a JSON file atomically."""
     with replacing(path) as temporary:
@@ -111,12 +122,14 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
 
 
 def read_json(path: Path, *fields: str) -> Any:
-    """Read a JSON file; raises UserError if it is missing or damaged, or no dictionary with these fields."""
+    """Read a JSON file.
+
+    Raises UserError if it is missing or damaged, or no dictionary with these fields; OSError if that cannot be told.
+    """
     try:
         found = json.loads(path.read_text())
-    except OSError as error:
-        what = "run the step that makes it" if isinstance(error, FileNotFoundError) else "it must be a file that you can read"
-        raise UserError(f"{path}: {error.strerror}; {what}") from None
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: {fault(error, 'run the step that makes it')}") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path}: not JSON, so damaged; delete it and rerun the step that makes it") from None
     if fields and not (isinstance(found, dict) and found.keys() >= set(fields)):

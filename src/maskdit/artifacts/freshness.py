@@ -7,15 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from maskdit.artifacts.atomic import digest, read_json, sha256
-from maskdit.artifacts.manifest import Manifest, difference, manifest_file, partly_read, read_manifest
+from maskdit.artifacts.atomic import look
+from maskdit.artifacts.manifest import SMALL, Manifest, damage, difference, manifest_file, partly_read, read_manifest
 from maskdit.config.base import Section, UserError
 from maskdit.config.params import VERBS, Params
-from maskdit.config.paths import output
+from maskdit.config.paths import is_result, output
 
 TRAININGS = ("pretrain", "finetune")
 PICTURES = ("grid", "strip")  # which nobody draws samples for again
-SMALL = 2**24  # bytes of a result that is hashed when it is judged
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Freshness:
     """Verdicts on the nodes of params.yaml.
 
     A node is current if its manifest holds today's numbers, of all its ancestors too, and if the artifacts that it was made from,
-    where they still exist, are those that it has read.
+    where they still exist, are those that it has read. What cannot be looked at, because of permissions or of a link to a disk that
+    is not there, is neither missing nor stale: asking for it raises OSError.
     """
 
     def __init__(self, params: Params) -> None:
@@ -54,9 +54,9 @@ class Freshness:
         return self.manifests[node]
 
     def _manifest(self, out: Path) -> Manifest | str | None:
-        if not out.exists():
+        if not look(out):
             return None
-        if not manifest_file(out).exists():
+        if not look(manifest_file(out)):
             return f"{out} has no manifest"
         try:
             return read_manifest(out)
@@ -82,7 +82,8 @@ class Freshness:
             return Verdict("stale", found, own=True)
         if found.node != node or node not in found.lineage:
             return Verdict("stale", f"it holds {found.node}", own=True)
-        if why := damage(output(self.params, node), found):
+        out = output(self.params, node)
+        if why := damage(out, found, SMALL if is_result(out) else 0):
             return Verdict("stale", why, own=True)
         config, inherited = found.lineage[node].config, next(self.inherited(node, found), "")
         why = self.differs(node, config)
@@ -193,12 +194,8 @@ class Freshness:
 
     def wanted(self, node: str) -> bool:
         """Whether a missing or stale artifact is made again even if nothing else needs it."""
-        match output(self.params, node).suffix:
-            case "":
-                return False
-            case ".json":
-                return self.verdict(node).state == "stale"
-        return True
+        out = output(self.params, node)
+        return is_result(out) or (out.suffix == ".json" and self.verdict(node).state == "stale")
 
     def drawable(self, picture: str, unmade: set[str]) -> bool:
         """Whether what a picture shows is here, or will be."""
@@ -207,22 +204,3 @@ class Freshness:
         names = entry.evals if verb == "strip" else (entry.sample,)
         needed = {f"sample/{name}" for name in names} | (self.edges[picture] if verb == "grid" else set())
         return all(node in unmade or self.known(node) for node in needed)
-
-
-def damage(out: Path, manifest: Manifest) -> str:
-    """The first file of an artifact that is not there as its manifest says; '' if all are. Small results are hashed."""
-    if out.suffix == ".json":
-        tree = read_json(out)
-        tree.pop("manifest")
-        known = manifest.files.get(out.name)
-        return "" if known and known.sha256 == digest(tree) else f"{out} was changed by hand"
-    folder = out.parent if out.suffix else out
-    for name, known in manifest.files.items():
-        file = folder / name
-        try:
-            size = file.stat().st_size
-        except OSError as error:
-            return f"{file} is missing" if isinstance(error, FileNotFoundError) else f"{file}: {error.strerror}"
-        if not file.is_file() or size != known.bytes or (out.suffix and known.bytes <= SMALL and sha256(file) != known.sha256):
-            return f"{file} is not the file that was written"
-    return ""

@@ -4,15 +4,18 @@ import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from typing import Annotated, Any
 
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
-from maskdit.artifacts.atomic import digest, named, read_json, sha256
+from maskdit.artifacts.atomic import digest, look, named, read_json, sha256
 from maskdit.config.base import Section, UserError
 from maskdit.config.params import Params
+from maskdit.config.paths import is_result
 
 MANIFEST = "manifest.json"
+SMALL, LARGE = 2**24, 2**28  # bytes of a result that is hashed when it is judged, and of a file that is hashed when it is read
 CHECK = "sha256"  # the field of a manifest that covers its other fields
 
 
@@ -57,36 +60,46 @@ class Manifest:
 MANIFESTS = TypeAdapter(Manifest)
 
 
-def inputs_of(path: Path, only: tuple[str, ...] | None = None, largest: float = 2**28) -> list[tuple[Path, Manifest]]:
+def inputs_of(path: Path, only: tuple[str, ...] | None = None, largest: float = LARGE) -> list[tuple[Path, Manifest]]:
     """The manifests at an input: of the folder, of the JSON file, or of those JSON files in a folder that `only` names.
 
-    Raises UserError if there is none, or if a file that it lists has another size or, for files up to `largest` bytes (256 MiB),
-    another hash.
+    Raises UserError if there is none, or if a file that it lists is damaged; see `damage`.
     """
-    if path.suffix == ".json":
-        tree = read_json(path)
-        manifest = _parse(path, tree.pop("manifest", None) if isinstance(tree, dict) else None)
-        known = manifest.files.get(path.name)
-        if known is None or digest(tree) != known.sha256:
-            raise UserError(f"{path}: changed since it was written; rerun the step that makes it")
-        return [(path, manifest)]
-    if only is not None:
+    if path.suffix != ".json" and only is not None:
         return [found for file in named(path, only).values() for found in inputs_of(file)]
     manifest = read_manifest(path)
-    for name, facts in manifest.files.items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != facts.bytes:
-            raise UserError(f"{file}: missing or truncated; delete {path} and rerun the step that makes it")
-        if facts.bytes <= largest and sha256(file) != facts.sha256:
-            raise UserError(f"{file}: damaged (sha256 differs); delete {path} and rerun the step that makes it")
+    if why := damage(path, manifest, largest):
+        raise UserError(f"{why}; delete {path} and rerun the step that makes it")
     return [(path, manifest)]
+
+
+def damage(out: Path, manifest: Manifest, largest: float) -> str:
+    """What is wrong with the first file of an artifact that is not as its manifest says; '' if all are.
+
+    A record is read; of other files the size is compared and, up to `largest` bytes, the hash.
+    Raises OSError if a file cannot be looked at.
+    """
+    if out.suffix == ".json":
+        tree, known = read_json(out, "manifest"), manifest.files.get(out.name)
+        del tree["manifest"]
+        return "" if known and known.sha256 == digest(tree) else f"{out} was changed since it was written"
+    for name, known in manifest.files.items():
+        file = (out.parent if is_result(out) else out) / name
+        there = look(file)
+        if there is None:
+            return f"{file} is missing"
+        if not S_ISREG(there.st_mode) or there.st_size != known.bytes:
+            return f"{file} is not the file that was written: it has {there.st_size} bytes in place of {known.bytes}"
+        if known.bytes <= largest and sha256(file) != known.sha256:
+            return f"{file} is not the file that was written: its sha256 differs from {manifest_file(out)}"
+    return ""
 
 
 def manifest_file(out: Path) -> Path:
     """Where the manifest of an artifact lies: inside a folder or a JSON file; of other files in a folder beside them."""
-    if out.suffix == ".json":
-        return out
-    return out.parent / "manifests" / f"{out.stem}.json" if out.suffix else out / MANIFEST
+    if is_result(out):
+        return out.parent / "manifests" / f"{out.stem}.json"
+    return out if out.suffix else out / MANIFEST
 
 
 def read_manifest(out: Path) -> Manifest:

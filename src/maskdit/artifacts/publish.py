@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from maskdit.artifacts.atomic import Full, digest, read_json, sha256, sync, write_json, writing
+from maskdit.artifacts.atomic import Full, digest, look, read_json, sha256, sync, write_json, writing
 from maskdit.artifacts.manifest import MANIFEST, Known, Manifest, Origin, manifest_file, read_manifest, written
 from maskdit.artifacts.provenance import made_by, mark, stamp
 from maskdit.config.base import UserError
@@ -120,13 +121,16 @@ def demand_replaceable(out: Path, node: str, usual: bool) -> None:
     """Raise UserError if publishing a node's artifact under `out` would replace something else.
 
     usual: it is the node's own place in the project, where a result without its manifest may be replaced, too.
+    Raises OSError if what is there cannot be looked at or replaced.
     """
-    if (out.is_symlink() and not out.suffix) or (out.exists() and not (out.is_file() if out.suffix else out.is_dir())):
+    there, beside = look(out), manifest_file(out)
+    if (out.is_symlink() and not out.suffix) or (there and not (out.is_file() if out.suffix else out.is_dir())):
         raise UserError(f"{out}: not a {'file' if out.suffix else 'folder'}; move it away, or choose another --out")
-    beside = manifest_file(out)
-    if not out.exists() or (not out.suffix and not any(out.iterdir())):
+    if there and not out.suffix and os.access(out.parent, os.W_OK) > os.access(out, os.W_OK):  # to rename it takes both
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
+    if not there or (not out.suffix and not any(out.iterdir())):
         return
-    if not beside.exists():
+    if not look(beside):
         if usual and out.suffix:
             return
         raise UserError(f"{out}: exists and is not {node}; move it away, or choose another --out")

@@ -6,11 +6,12 @@ A stale table, curve or picture gets an input .scratch/stale/VERB/KEY that is ne
 
 import os
 import secrets
+import time
 from pathlib import Path
 
 from maskdit.artifacts.freshness import PICTURES, Freshness
 from maskdit.config.params import Params
-from maskdit.config.paths import output
+from maskdit.config.paths import is_result, output
 
 MADE, STALE = Path(".scratch/made"), Path(".scratch/stale")
 OLD = 1  # seconds since 1970: older than any file; 0 would pass for no time
@@ -18,7 +19,7 @@ OLD = 1  # seconds since 1970: older than any file; 0 would pass for no time
 
 def stamped(params: Params, node: str) -> bool:
     """Whether a node has a stamp, for it publishes a folder or a record; Snakemake knows the files of others by name."""
-    return output(params, node).suffix in ("", ".json")
+    return not is_result(output(params, node))
 
 
 def stamp(params: Params, node: str) -> Path:
@@ -36,6 +37,8 @@ def set_stamps(fresh: Freshness) -> None:
         if not keep:
             if path in there:
                 path.unlink(missing_ok=True)
+            if not has_stamp:
+                age(output(fresh.params, node), time.time())  # Snakemake fails a job whose input has a date in the future
             continue
         if path not in there:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,8 +47,13 @@ def set_stamps(fresh: Freshness) -> None:
             os.utime(path, (OLD, OLD))
         else:
             path.write_text(secrets.token_hex(8) + "\n")  # equal contents would pass for the same file
-            if (out := output(fresh.params, node)).exists():
-                os.utime(out, (OLD, OLD))
+            age(output(fresh.params, node), OLD)
+
+
+def age(out: Path, latest: float) -> None:
+    """Make a result old if it is later than this time."""
+    if out.exists() and out.stat().st_mtime > latest:
+        os.utime(out, (OLD, OLD))
 
 
 def waits_for(params: Params, node: str, fresh: Freshness | None) -> tuple[list[Path], list[Path]]:

@@ -143,10 +143,9 @@ def origins(
 
     Raises UserError if an input is missing, damaged, stale, or not the one that params.yaml names.
     """
-    from maskdit.artifacts.freshness import damage
-    from maskdit.artifacts.manifest import inputs_of, lineage, manifest_file, read_manifest
+    from maskdit.artifacts.manifest import SMALL, damage, inputs_of, lineage, manifest_file, read_manifest
     from maskdit.config.base import UserError
-    from maskdit.config.paths import output
+    from maskdit.config.paths import is_result, output
 
     found = [item for path in inputs.values() for item in inputs_of(path, params.evals(verb, key))]
     upstream, partly = params.upstream(verb, key) | params.beside(verb, key), params.reads(verb, key)
@@ -161,9 +160,9 @@ def origins(
     ancestors = lineage(found, params, partly)
     for node in upstream:  # tables, curves and pictures, which are read by their names
         out = output(params, node)
-        if out.suffix not in ("", ".json") and out.exists() and manifest_file(out).exists():
+        if is_result(out) and out.exists() and manifest_file(out).exists():
             manifest = read_manifest(out)
-            if why := damage(out, manifest):
+            if why := damage(out, manifest, SMALL):
                 raise UserError(f"{why}; rerun maskdit {node.replace('/', ' ')}")
             ancestors[node] = manifest.lineage[node]
     return ancestors, read

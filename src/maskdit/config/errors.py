@@ -1,9 +1,13 @@
-"""Error messages for mistakes in params.yaml: one line with the key, what is wrong, and what would be right."""
+"""Error messages for mistakes in params.yaml and for files that cannot be used: one line with what is wrong and what to do."""
 
 import difflib
+import errno
+import os
 import re
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
+from stat import filemode
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -61,3 +65,37 @@ def nearest(word: str, known: Iterable[str]) -> str:
         return f"; did you mean '{near[0]}'?"
     more = f" and {len(words) - MANY} more" if len(words) > MANY else ""
     return f"; known: {', '.join(words[:MANY]) or 'none'}{more}"
+
+
+def fault(error: OSError, otherwise: str = "correct that, then run the command again") -> str:
+    """What is wrong with the path of an error of the file system, and what to do; `otherwise` if only its own words are known."""
+    told = error.strerror or str(error)
+    if not isinstance(error.filename, str):
+        return told
+    path = Path(error.filename)
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    for each in (*reversed(path.parents), path):
+        if each.is_symlink() and not each.exists():
+            return f"{each} is a link to {each.readlink()}, which does not exist; restore that, or remove the link"
+        if each.is_file() and (each != path or error.errno in (errno.EEXIST, errno.ENOTDIR)):
+            return f"{each} is a file where a folder is needed; move it away"
+        wanted = (os.R_OK | os.W_OK) * (each == path) | os.X_OK * each.is_dir()
+        if denied and each.exists() and not os.access(each, wanted):
+            return f"{told}: {access(each)}"
+    if denied and path.parent.exists():
+        return f"{told}: {access(path.parent)}"
+    if error.errno == errno.EISDIR:
+        return f"{path} is a folder where a file is needed; move it away"
+    return f"{told}; {otherwise}"
+
+
+def access(path: Path) -> str:
+    """Whose a file or folder is, its mode, and how to get access to it."""
+    status = path.stat()
+    if status.st_uid == os.getuid():
+        return f"{path} is yours and has mode {filemode(status.st_mode)}; run chmod u+rwX {path}"
+    try:
+        owner = path.owner()
+    except KeyError:  # of a container, or removed
+        owner = f"number {status.st_uid}"
+    return f"{path} belongs to user {owner} and has mode {filemode(status.st_mode)}; ask for access, or use a folder of your own"

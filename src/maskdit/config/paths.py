@@ -34,6 +34,14 @@ def output(params: "Params", node: str) -> Path:
     return Path(OUTPUTS[verb].format(key=key, bench=getattr(params.entry(verb, key), "bench", "")))
 
 
+def is_result(out: Path) -> bool:
+    """Whether an output is a table, picture or page: its manifest lies beside it, and it is made in seconds from records.
+
+    Others are a folder, which holds its manifest as a file, or a record, which holds it as a field.
+    """
+    return out.suffix not in ("", ".json")
+
+
 def inputs(params: "Params", verb: str, key: str) -> dict[str, Path]:
     """The inputs of a step by the names of its options: what one node made, or a folder of records."""
     if verb in ("claims", "report", "strip"):

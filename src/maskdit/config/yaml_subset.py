@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import yaml
 
 from maskdit.config.base import UserError
+from maskdit.config.errors import fault
 
 WIDTH = 128  # maximum line length when writing
 DEEPEST = 50  # maximum nesting; libyaml itself is limited only by the stack of the process
@@ -44,7 +45,7 @@ def read_file(path: Path) -> Any:
     try:
         return read(path.read_text())
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; run maskdit in the directory that contains params.yaml") from None
+        raise UserError(f"{path}: {fault(error, 'run maskdit in the directory that contains params.yaml')}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8; save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:

@@ -18,6 +18,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from maskdit.artifacts.atomic import read_json, sha256, write_json, writing
 from maskdit.config.base import UserError
+from maskdit.images.hub import HubFile
 from maskdit.runtime.progress import LOG_SECONDS, say
 
 ATTEMPTS = 5  # maximum number of consecutive retries without progress
@@ -259,13 +260,18 @@ def fetch_all(url: Address, partial: Partial) -> int | None:
 def download(url: str | Address, path: Path, wanted: str | None) -> str:
     """Download a file and return its sha256, which must be `wanted` unless that is None.
 
-    An unfinished download is kept as .part and resumed. Raises UserError for an address that is not allowed, a refusal, and for an
+    A file of the Hugging Face Hub is taken from the user's cache, into which the hub's client downloads it. Of others, an
+    unfinished download is kept as .part and resumed. Raises UserError for an address that is not allowed, a refusal, and for an
     HTML page, an unknown size or a wrong hash; in these three cases the bytes are deleted.
     """
     address = Address(url) if isinstance(url, str) else url
     address.demand()
     if path.exists() and (found := sha256(path)) and wanted in (None, found):
         return found
+    if address.token is None and (file := HubFile.at(address.url)):
+        if not allowed(endpoint := os.environ.get("HF_ENDPOINT") or address.url):
+            raise UserError(f"HF_ENDPOINT: {endpoint}: only https:// addresses are supported")
+        return file.take(path, wanted)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Partial(path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json"))
     size = fetch_all(address, partial)

@@ -9,6 +9,7 @@ from pathlib import Path
 from maskdit.config.base import UserError
 from maskdit.config.images import ImageNet
 from maskdit.images.download import Address, download, headers_of
+from maskdit.images.hub import HubFile
 from maskdit.images.imagenet import COMPETITION, DEVKIT, REVISION, form, home
 from maskdit.runtime.progress import say
 
@@ -45,11 +46,20 @@ def room(root: Path, needed: int) -> None:
 
 
 def from_hub(root: Path) -> None:
-    """Download the parquet files of the pinned revision with the token in HF_TOKEN; check each against the hub's hash."""
+    """Link the parquet files of the pinned revision from the hub's cache, and download others with the token in HF_TOKEN.
+
+    A download is checked against the hub's hash.
+    """
     token = os.environ.get("HF_TOKEN", "").strip()
     base = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     names = [f"data/{split}-{number:05d}-of-{count:05d}.parquet" for split, count in SHARDS.items() for number in range(count)]
-    missing = [name for name in names if not (root / name).exists()]
+    files = {name: HubFile("dataset", "ILSVRC/imagenet-1k", REVISION, name) for name in names if not (root / name).exists()}
+    for name, file in files.items():
+        if kept := file.kept():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).unlink(missing_ok=True)  # a link that leads nowhere
+            (root / name).symlink_to(kept)
+    missing = [name for name in files if not (root / name).exists()]
     if missing and not token:
         raise UserError(f"fetch: origin: huggingface needs HF_TOKEN; accept the terms on {PAGE} and create a token")
     room(root, 500_000_000 * len(missing))

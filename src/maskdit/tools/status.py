@@ -20,11 +20,12 @@ STATES = ("current", "stale", "missing", "running", "failed", "stopped", "delete
 def status(params: Params, bench: str | None, as_json: bool = False, whole: bool = False) -> None:
     """`maskdit status [STUDY]`: print the state of each node that is not current, or all with `whole`, and a summary by step.
 
-    Without a study: a line for each study. Raises UserError for a study that params.yaml does not have.
+    Without a study: a line for each study, or with `whole` the nodes of all. Raises UserError for a study that params.yaml does
+    not have.
     """
     fresh, ledger = Freshness(params), rows()
     spent, device = {row["node"]: row for row in ledger}, device_of(ledger)
-    if bench is None and not as_json:
+    if bench is None and not as_json and not whole:
         studies = {name: states(fresh, name, spent, device) for name in params.table}
         show(["study", "nodes", *STATES, "to make"], [summary(name, found) for name, found in studies.items()])
         return
@@ -44,7 +45,7 @@ def status(params: Params, bench: str | None, as_json: bool = False, whole: bool
         cost = f"  ({time})" if (time := duration(told["device_hours"])) else ""
         why = f": {told['why']}" if told["why"] else ""
         print(f"{'>' if told['make'] else ' '} {node}: {told['state']}{cost}{why}")
-    print(f"\n{sentence(bench or '', found, device)}")
+    print(f"\n{sentence(bench or 'all studies', found, device)}")
 
 
 def states(fresh: Freshness, bench: str, spent: dict[str, Any], device: str) -> dict[str, dict[str, Any]]:

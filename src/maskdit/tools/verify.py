@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from maskdit.artifacts.atomic import digest, sha256
+from maskdit.artifacts.atomic import digest
 from maskdit.artifacts.freshness import TRAININGS, Freshness
-from maskdit.artifacts.manifest import Manifest, inputs_of, manifest_file
+from maskdit.artifacts.manifest import Manifest, damage
 from maskdit.config.base import UserError
 from maskdit.config.graph import nodes_of, study
 from maskdit.config.params import Params
@@ -63,29 +63,12 @@ def checked(fresh: Freshness, nodes: list[str], chain: bool) -> Iterator[Check]:
                 yield Check(node, ABSENT, f"{out} does not exist" + (f"; what was made of it names {digests}" if digests else ""))
         elif manifest.node != node or node not in manifest.lineage:
             yield Check(node, BAD, f"{out} has a manifest that is not of {node}")
-        elif problem := changed(out, manifest) or rewritten(node, manifest):
+        elif problem := damage(out, manifest, math.inf) or rewritten(node, manifest):
             yield Check(node, BAD, problem)
         elif others := behind[node] - {manifest.lineage[node].digest}:
             yield Check(node, BAD, f"{out} has digest {manifest.lineage[node].digest[:12]}, what was made of it {min(others)[:12]}")
         else:
             yield Check(node, GOOD, facts(out, manifest) if chain else f"{out}, {len(manifest.files)} files")
-
-
-def changed(out: Path, manifest: Manifest) -> str:
-    """The first file that is missing or has another hash than its manifest says; '' if there is none."""
-    if out.suffix not in ("", ".json"):
-        for name, known in manifest.files.items():
-            file = out.parent / name
-            if not file.is_file():
-                return f"{file} is missing"
-            if sha256(file) != known.sha256:
-                return f"{file} is not the file that was written: its sha256 differs from {manifest_file(out)}"
-        return ""
-    try:
-        inputs_of(out, largest=math.inf)
-    except UserError as error:
-        return str(error).split(";")[0]
-    return ""
 
 
 def rewritten(node: str, manifest: Manifest) -> str:

@@ -56,11 +56,13 @@ const told = (point, axis) => {
 };
 
 class Scale {
-  constructor(values, log, from, to) {
+  constructor(values, log, from, to, zero) {
     this.log = log && values.every((value) => value > 0);
     const map = this.log ? Math.log10 : Number;
-    this.low = this.log ? Math.min(...values) / 1.15 : 0;
-    this.high = this.log ? Math.max(...values) * 1.15 : Math.max(...values) * 1.05 || 1;
+    const [least, most] = [Math.min(...values), Math.max(...values)];
+    const room = zero || least < most / 4 ? most * 0.05 || 1 : (most - least) * 0.08 || most * 0.05;
+    this.low = this.log ? least / 1.15 : zero || least < most / 4 ? 0 : least - room;
+    this.high = this.log ? most * 1.15 : most + room;
     const [start, end] = [map(this.low), map(this.high)];
     this.at = (value) => from + ((map(value) - start) / (end - start)) * (to - from);
   }
@@ -73,10 +75,10 @@ class Scale {
       const inside = ticks.filter((tick) => tick >= this.low && tick <= this.high);
       return inside.filter((_, place) => place % Math.ceil(inside.length / most) === 0);
     }
-    const rough = this.high / most;
+    const rough = (this.high - this.low) / most;
     const base = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 2.5, 5, 10].find((factor) => factor * base >= rough) * base;
-    for (let place = 0; place * step <= this.high; place++) ticks.push(place * step);
+    for (let place = Math.ceil(this.low / step); place * step <= this.high; place++) ticks.push(place * step);
     return ticks;
   }
 }
@@ -115,8 +117,8 @@ function chart(place) {
     const height = Math.min(460, Math.max(280, width * 0.55));
     const [left, bottom, top, right] = [52, 44, 26, 14];
     const points = data.points.filter((point) => axis.value in point.x);
-    const x = new Scale(points.map((point) => Number(point.x[axis.value])), across.value === "log", left, width - right);
-    const y = new Scale(points.map((point) => Number(point.y)), up.value === "log", height - bottom, top);
+    const x = new Scale(points.map((point) => Number(point.x[axis.value])), across.value === "log", left, width - right, true);
+    const y = new Scale(points.map((point) => Number(point.y)), up.value === "log", height - bottom, top, false);
     const label = axis.selectedOptions[0].textContent;
     plot.replaceChildren();
     plot.setAttribute("viewBox", `0 0 ${width} ${height}`);

@@ -140,7 +140,7 @@ def crossings(path: Path) -> Markup:
         groups.setdefault(row.pop("axis"), []).append(row)
     parts: list[Markup] = []
     for axis in sorted(groups, key=lambda axis: axis != "device_hours"):
-        caption = f"{TABLES['curves_{}_crossing']}, in {axis.replace('_', '-')}"
+        caption = f"{TABLES['curves_{}_crossing']}, in {AXES[axis][1]}"
         inside = table(groups[axis], caption, path.name)
         parts.append(PIECES.folded(caption, inside) if parts else inside)
     return Markup("").join(parts)
