@@ -1,0 +1,71 @@
+"""Whether the user's folder still holds the images that were fetched from it, whatever the times of its files."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from maskdit.artifacts.atomic import digest, read_json, sha256, write_json
+from maskdit.config.base import UserError
+from maskdit.config.images import Folder
+from maskdit.images.archives import RAW
+from maskdit.images.check import facts, kept_at
+from maskdit.images.folders import shortened, walked
+from maskdit.images.index import state_of
+from maskdit.images.own import SOURCE
+from maskdit.images.scan import scan
+
+Source = dict[str, list[Any]]  # name -> class, size, sha256
+
+
+def changes(config: Folder, made: Path) -> str:
+    """How the images below the root differ from those that the artifact `made` was fetched from, in words.
+
+    '' if they do not, if the root is gone, or if the artifact does not know. Files are read only if one was written, added or
+    removed since they were compared last.
+    """
+    root, source = Path(config.root), made / SOURCE
+    if not root.exists() or not source.exists():
+        return ""
+    state = digest([config.classes, sha256(source), files(root)])
+    home, told = None, None
+    with suppress(OSError, UserError):  # a project that is read only is compared anew each time
+        home = kept_at(root)
+        if (known := home / "compared").exists() and (seen := read_json(known, "state", "told"))["state"] == state:
+            return str(seen["told"])
+    try:
+        told = differences(read_json(source, "images")["images"], present(config, home))
+    except UserError as error:
+        told = f"it cannot be read as before: {error}"
+    if home:
+        with suppress(OSError, UserError):
+            write_json(home / "compared", {"state": state, "told": told})
+    return told
+
+
+def files(root: Path) -> list[tuple[str, int, int, int]]:
+    """The files below a root, with their sizes and times."""
+    if root.is_file():
+        return [("", *state_of(root))]
+    return [(os.fspath(seen.path.relative_to(root)), *state_of(seen.path)) for seen in walked(root) if seen.kind == RAW]
+
+
+def present(config: Folder, home: Path | None) -> Source:
+    """The class, size and sha256 of each image that is there now."""
+    found = scan(Path(config.root), config.classes)
+    labels = [found.classes[label] for label in found.labels.tolist()]
+    known = facts(found, home, decoded=False)
+    return {fact["name"]: [label, fact.get("bytes"), fact.get("sha256")] for fact, label in zip(known, labels, strict=True)}
+
+
+def differences(before: Source, now: Source) -> str:
+    """What was added, removed and changed, in words; '' if nothing was."""
+    lists = {
+        "added": sorted(now.keys() - before.keys()),
+        "removed": sorted(before.keys() - now.keys()),
+        "changed": sorted(name for name in now.keys() & before.keys() if now[name] != before[name]),
+    }
+    told = [f"{len(names)} images {what} ({shortened(names)})" for what, names in lists.items() if names]
+    classes, old = ({label for label, *_ in source.values()} for source in (now, before))
+    told += [f"class {name} added" for name in sorted(classes - old)] + [f"class {name} removed" for name in sorted(old - classes)]
+    return f"{', '.join(told)}; it has {len(now)} images now" if told else ""

@@ -1,0 +1,138 @@
+"""Opens every image of a data set once: what it is, whether it is damaged, its hash. Results are kept until the file changes."""
+
+import hashlib
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskdit.artifacts.atomic import digest, read_json, write_json
+from maskdit.config.base import UserError
+from maskdit.images.archives import IMAGES
+from maskdit.images.decode import flat, frames, opened, orientation, refused
+from maskdit.images.index import THREADS, Found
+from maskdit.runtime.environment import scratch
+from maskdit.runtime.progress import progress
+
+FORMATS = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png", ".apng"), "WEBP": (".webp",), "TIFF": (".tif", ".tiff")}
+CHUNK = 1024  # images per file of kept results
+VERSION, ENDS = 1, (".json", ".hashes.json")  # of the kept results
+Fact = dict[str, Any]
+
+
+def kept_at(root: Path) -> Path:
+    """The scratch folder of what is known of the images below a root, whoever asks."""
+    return scratch(f"fetch-{digest([str(root.absolute()), 'images'])[:16]}")
+
+
+def examined(found: Found, row: int) -> Fact:
+    """What an image is: format, mode, whether its suffix is wrong (`odd`), whether it is turned by EXIF, or has several frames.
+
+    `problem` says what is wrong with a damaged one. crc and sha256 are those of its encoded bytes.
+    """
+    name = found.names[row]
+    fact: Fact = {"name": name}
+    try:
+        data = found.read(row)
+        fact |= {"bytes": len(data), "crc": zlib.crc32(data), "sha256": hashlib.sha256(data).hexdigest()}
+        with refused(name):
+            image = opened(data)
+            fact |= {"format": image.format, "mode": image.mode}
+            image.load()
+            flat(image)
+    except UserError as error:
+        return {**fact, "problem": str(error)}
+    suffix = Path(name).suffix.lower()
+    fact["odd"] = suffix in IMAGES and suffix not in FORMATS.get(image.format or "", (suffix,))
+    return {**fact, "turned": orientation(image) > 1, "frames": frames(image)}
+
+
+def hashed(found: Found, row: int) -> Fact:
+    """The size and hash of an image, which is not decoded; without them if it cannot be read."""
+    try:
+        data = found.read(row)
+    except UserError:
+        return {"name": found.names[row]}
+    return {"name": found.names[row], "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def pieces(found: Found) -> Iterator[range]:
+    """The images in ranges of at most CHUNK of one class: another image changes the range that it is in, not those after it."""
+    bounds = [0, *(np.flatnonzero(np.diff(found.labels)) + 1).tolist(), len(found)]
+    for first, last in pairwise(bounds):
+        for start in range(first, last, CHUNK):
+            yield range(start, min(start + CHUNK, last))
+
+
+def facts(found: Found, home: Path | None, decoded: bool = True) -> Iterator[Fact]:
+    """The results of `examined` for all images in order, or of `hashed` where a hash is enough.
+
+    They are kept in `home`, and reused for files that have not changed.
+    """
+    used = set()
+
+    def each() -> Iterator[Fact]:
+        for rows in pieces(found):
+            name = digest([VERSION, found.state(rows)])
+            files = [home / f"{name}{end}" for end in ENDS] if home else []
+            used.update(files)
+            if whole := next((path for path in files[: 1 if decoded else 2] if path.exists()), None):
+                yield from read_json(whole)
+                continue
+            results = []
+            for fact in pool.map(lambda row: (examined if decoded else hashed)(found, row), rows):
+                results.append(fact)
+                yield fact
+            if files:
+                write_json(files[not decoded], results)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        coming = each()
+        for _ in progress(range(len(found)), f"{'open' if decoded else 'hash'} {len(found)} images", len(found)):
+            yield next(coming)
+        next(coming, None)  # keeps the last results
+    for path in {path for end in ENDS for path in home.glob("?" * 64 + end)} - used if home else ():
+        path.unlink(missing_ok=True)
+
+
+class Opened:
+    """What opening the images of a data set has shown."""
+
+    def __init__(self, found: Found, home: Path | None, first: bool = False) -> None:
+        """first: stop at the first damaged image."""
+        self.good: list[int] = []
+        self.facts: list[Fact] = []  # of the good ones
+        self.bad: list[Fact] = []
+        for row, fact in enumerate(facts(found, home)):
+            if "problem" in fact:
+                self.bad.append(fact)
+                if first:
+                    break
+            else:
+                self.good.append(row)
+                self.facts.append(fact)
+
+    def kept(self, found: Found) -> Any:
+        """The good images, with checksums; of the type of `found`."""
+        kept = found.only(np.array(self.good, int))
+        kept.records["crc"] = [fact["crc"] for fact in self.facts]
+        return kept
+
+    def report(self) -> dict[str, Any]:
+        """Formats and problems."""
+        kinds = Counter(f"{fact['format']} {fact['mode']}" for fact in self.facts)
+        odd = [fact["name"] for fact in self.facts if fact["odd"]]
+        return {
+            "kinds": dict(kinds),
+            "misnamed": odd,
+            "damaged": [{name: fact[name] for name in ("name", "problem")} for fact in self.bad],
+        }
+
+    def names(self, field: str) -> list[str]:
+        """The good images of which a field is true."""
+        return [fact["name"] for fact in self.facts if fact[field]]

@@ -1,0 +1,80 @@
+"""What `maskdit doctor` finds in a folder or archive of images."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from maskdit.config.base import UserError
+from maskdit.images.check import Opened, kept_at
+from maskdit.images.folders import shortened
+from maskdit.images.own import demand_most
+from maskdit.images.scan import Scanned, scan
+
+SHOWN = 40  # classes that are listed; of more, the first and the last ones
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check; `fix` says what to do, '' if nothing is wrong. A line of a list is neither good nor bad."""
+
+    text: str
+    fix: str = ""
+    listed: bool = False
+
+    def __str__(self) -> str:
+        if self.listed:
+            return self.text
+        return f"problem: {self.text}\n  fix: {self.fix}" if self.fix else f"ok: {self.text}"
+
+
+def scanned(path: Path, choice: str = "auto") -> Scanned:
+    """The images of a folder or archive. Raises UserError if there are none."""
+    found = scan(path, choice)
+    if not len(found):
+        told = f" ({found.left.joined()})" if found.left.counts else ""
+        raise UserError(f"{path}: contains no images{told}; name a folder CLASS/image, or tar or zip files with this layout")
+    return found
+
+
+def pictures(path: Path) -> Iterator[Finding]:
+    """The classes and their counts, what is left out and why, and whether each image can be opened."""
+    found = scanned(path)
+    yield from (Finding(line, listed=True) for line in lines(found))
+    apart = f", {found.apart.sum():,} of them held out" if found.apart.any() else ""
+    yield Finding(f"{len(found):,} images of {len(found.classes)} classes{apart}; {found.told}")
+    for reason in found.left.counts:
+        yield Finding(f"left out: {found.left.told(reason)}")
+    opened = Opened(found, kept_at(path) if Path("params.yaml").exists() else None)
+    fine = not opened.bad
+    if opened.bad:
+        told = "; ".join(fact["problem"] for fact in opened.bad[:3]) + " …" * (len(opened.bad) > 3)
+        yield Finding(f"{len(opened.bad)} of {len(found):,} images are damaged: {told}", "repair them, or leave them out as below")
+    else:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in opened.report()["kinds"].items())
+        yield Finding(f"all images can be opened: {kinds}")
+    if turned := opened.names("turned"):
+        yield Finding(f"{len(turned):,} images are stored turned or mirrored ({shortened(turned)}); a study sets them upright")
+    if moving := opened.names("frames"):
+        yield Finding(f"{len(moving):,} images have several frames ({shortened(moving)}); the first one is read")
+    try:
+        demand_most(found.left, len(found), 0.05, "give maskdit study --left-out and set left_out")
+    except UserError as error:
+        fine = False
+        what, _, advice = str(error).rpartition("; ")
+        yield Finding(what, advice)
+    skip = " --skip-bad" if opened.bad else ""
+    yield Finding(f"to make a study of {'them' if fine else 'the others'}, run maskdit study NAME {path}{skip}")
+
+
+def lines(found: Scanned) -> Iterator[str]:
+    """The classes with the numbers of their images."""
+    counts = np.bincount(found.labels, minlength=len(found.classes)).tolist()
+    width = len(f"{max(counts):,}")
+    listed = [f"{count:>{width},}  {name}" for name, count in zip(found.classes, counts, strict=True)]
+    if len(listed) > SHOWN:
+        middle = counts[SHOWN // 2 : -(SHOWN // 2)]
+        between = f"{len(middle)} more classes of {min(middle):,} to {max(middle):,} images"
+        listed = [*listed[: SHOWN // 2], f"{'…':>{width}}  {between}", *listed[-(SHOWN // 2) :]]
+    yield from listed
