@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from maskdit.config.base import UserError
+from maskdit.config.images import Folder
 from maskdit.images.check import Opened, kept_at
-from maskdit.images.folders import shortened
+from maskdit.images.folders import DAMAGED, shortened
 from maskdit.images.own import demand_most
 from maskdit.images.scan import Scanned, scan
 
+LEFT_OUT = Folder.model_fields["left_out"].default
 SHOWN = 40  # classes that are listed; of more, the first and the last ones
 
 
@@ -59,7 +61,9 @@ def pictures(path: Path) -> Iterator[Finding]:
     if moving := opened.names("frames"):
         yield Finding(f"{len(moving):,} images have several frames ({shortened(moving)}); the first one is read")
     try:
-        demand_most(found.left, len(found), 0.05, "give maskdit study --left-out and set left_out")
+        for fact in opened.bad:
+            found.left.add(DAMAGED, fact["name"])
+        demand_most(found.left, len(opened.good), LEFT_OUT, "give maskdit study --left-out and set left_out")
     except UserError as error:
         fine = False
         what, _, advice = str(error).rpartition("; ")

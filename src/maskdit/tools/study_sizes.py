@@ -10,12 +10,11 @@ import numpy as np
 
 from maskdit.artifacts.arrays import Array
 from maskdit.config.base import UserError
-from maskdit.config.images import Folder
 from maskdit.evaluation.metrics import NEAR
 from maskdit.images.check import Opened, kept_at
 from maskdit.images.folders import DAMAGED, shortened
 from maskdit.images.own import demand_most, demand_training, split, without
-from maskdit.tools.folder import scanned
+from maskdit.tools.folder import LEFT_OUT, scanned
 
 USUAL = 940  # training images of the demo, for which its steps were chosen
 SHARES = (0.1, 0.15, 0.2)  # held out: the first that takes an image of each class, if it has at least three
@@ -70,7 +69,7 @@ def data_of(root: Path, seed: int, choice: str, skip_bad: bool, left_out: float,
     entry["images"] = int((~heldout).sum()) if apart else len(found)
     entry |= {"validation": int(heldout.sum())} if apart else {}
     entry |= {"heldout": share, "seed": seed} | ({"classes": choice} if choice != "auto" else {})
-    entry |= {"left_out": left_out} if left_out != Folder.model_fields["left_out"].default else {}
+    entry |= {"left_out": left_out} if left_out != LEFT_OUT else {}
     told = f"{len(found):,} images of {len(found.classes)} classes from {root}; {scan.told}\n"
     told += f"left out: {scan.left.joined()}\n" if scan.left.counts else ""
     told += f"held out: {heldout.sum():,} images" + (f", {share:g} of each class" if share else "")
