@@ -164,16 +164,18 @@ def damaged(tmp_path):
 def test_damaged_images_follow_the_policy(damaged, tmp_path, monkeypatch):
     monkeypatch.setattr("maskdit.runtime.progress.KEY", "mine")
     advice = r"set bad: skip and images: 14 in fetch\.mine$"
-    with pytest.raises(UserError, match=rf"2 of 16 images are damaged, listed in .*: \S*cut\.JPEG: damaged .*{advice}") as refusal:
+    with pytest.raises(UserError, match=rf"damaged images: 2 of 16, listed in .* \(\S*cut\.JPEG: damaged .*{advice}") as refusal:
         fetched(folder(damaged, images=16), tmp_path / "fail")
-    listing = Path(re.findall("listed in ([^:]*):", str(refusal.value))[0])
+    listing = Path(re.findall("listed in (.*?) \\(", str(refusal.value))[0])
     assert [Path(bad["name"]).name for bad in read_json(listing)] == ["cut.JPEG", "empty.JPEG"]
-    with pytest.raises(UserError, match=r"2 of 16 images are damaged, .*cut\.JPEG.*empty\.JPEG") as refusal:
+    with pytest.raises(UserError, match=r"damaged images: 2 of 16, .*cut\.JPEG.*empty\.JPEG") as refusal:
         fetched(folder(damaged, bad="list", images=16), tmp_path / "list")
     assert "\n" not in str(refusal.value)
-    with pytest.raises(UserError, match=r"2 of 16 images are left out, more than 0\.05 .*set left_out in fetch\.mine to 0\.13"):
+    with pytest.raises(UserError, match=r"left out: 2 of 16 images, more than 0\.05 .*set left_out in fetch\.mine to 0\.13"):
         fetched(folder(damaged, bad="skip", images=14), tmp_path / "few")
-    with pytest.raises(UserError, match=r"14 images found, .*images: 13 in fetch\.mine; set images: 14.*2 damaged images are left"):
+    with pytest.raises(
+        UserError, match=r"14 images found, .*images: 13 in fetch\.mine; set images: 14.*damaged images that are left out: 2,"
+    ):
         fetched(folder(damaged, bad="skip", images=13, left_out=0.13), tmp_path / "skip")
     images = fetched(folder(damaged, bad="skip", images=14, left_out=0.13), tmp_path / "skip")
     assert images.pixels[:].shape == (14, SIDE, SIDE, 3)

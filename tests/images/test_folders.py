@@ -150,7 +150,7 @@ def test_an_image_without_a_label_is_left_out_and_numbers_are_in_their_order(tmp
     lay(tmp_path, [f"{number}.png" for number in range(13)], **{"dataset.json": json.dumps({"labels": labels}).encode()})
     found = scan(tmp_path)
     assert found.classes == tuple(map(str, range(12)))
-    assert found.left.told(folders.UNLABELLED) == "1 images without a label (12.png)"
+    assert found.left.told(folders.UNLABELLED) == "images without a label: 1 (12.png)"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_links_in_a_tar_file_are_the_images_that_they_lead_to(tmp_path):
     found = scan(tmp_path)
     assert found.names == ("blue/0.png", "red/far.png", "red/hard.png", "red/soft.png")
     assert {found.read(row) for row in range(4)} == {PNG[0]}
-    assert found.left.told(archives.NOWHERE) == "1 links that lead to no image (red/gone.png)"
+    assert found.left.told(archives.NOWHERE) == "links that lead to no image: 1 (red/gone.png)"
 
 
 def test_a_symbolic_link_in_a_zip_file_is_the_image_that_it_leads_to(tmp_path):
@@ -328,7 +328,7 @@ def test_a_folder_of_other_files_is_no_class(tmp_path):
     (tmp_path / "annotations" / "0.xml").write_text("<annotation>" * 4)
     found = scan(tmp_path)
     assert counts(found) == {"blue": 4, "red": 4}
-    assert found.left.told(archives.OTHER) == "1 files that are no images (annotations/0.xml)"
+    assert found.left.told(archives.OTHER) == "files that are no images: 1 (annotations/0.xml)"
 
 
 @pytest.mark.parametrize("names", [("Cat", "cat"), ("caf\u00e9", "cafe\u0301"), ("big  cat", "Big cat")])
@@ -351,7 +351,7 @@ def test_images_in_formats_that_are_not_read_are_counted_as_images(tmp_path):
     lay(tmp_path, [*SORTED, "red/phone.HEIC", "blue/drawing.svg", "blue/raw.CR2"])
     found = scan(tmp_path)
     assert found.left.images == 3
-    assert found.left.told(folders.FORMAT).startswith("3 images in a format that is not read (blue/drawing.svg")
+    assert found.left.told(folders.FORMAT).startswith("images in a format that is not read: 3 (blue/drawing.svg")
 
 
 @pytest.mark.parametrize("name", ["green.tar.gz", "green.TGZ", "old/green.7z", "green.rar"])
@@ -376,7 +376,7 @@ def test_of_members_of_one_name_the_last_one_counts(tmp_path):
     found = scan(tmp_path)
     assert found.names == ("blue/1.png", "red/1.png")
     assert found.read(1) == PNG[2]
-    assert found.left.told(folders.REPLACED) == "1 members that a later one of the same name replaces (red/1.png)"
+    assert found.left.told(folders.REPLACED) == "members that a later one of the same name replaces: 1 (red/1.png)"
     assert found.left.images == 0
 
 

@@ -52,8 +52,8 @@ def test_the_doctor_lists_the_classes_first_then_what_is_left_out_then_what_is_d
     assert doctor(root)
     said = capsys.readouterr().out.splitlines()
     assert said[:3] == ["30  blue", " 8  red", "ok: 38 images of 2 classes; the folder of an image is its class"]
-    assert "ok: left out: 1 files that are no images (blue/notes.txt)" in said
-    assert "ok: left out: 1 images in a format that is not read (red/raw.heic)" in said
+    assert "ok: left out: files that are no images: 1 (blue/notes.txt)" in said
+    assert "ok: left out: images in a format that is not read: 1 (red/raw.heic)" in said
     assert "ok: all images can be opened: 38 PNG RGB" in said
     assert said[-1] == f"ok: to make a study of them, run maskdit study NAME {root}"
     (root / "red" / "0003.png").write_bytes(b"")
@@ -62,8 +62,8 @@ def test_the_doctor_lists_the_classes_first_then_what_is_left_out_then_what_is_d
     (root / "red" / "most.avif").write_bytes(b"x")
     assert not doctor(root)
     said = capsys.readouterr().out
-    assert "problem: 2 of 38 images are damaged: red/0003.png: damaged (not an image); red/0004.png: damaged" in said
-    assert "problem: 5 of 41 images are left out, more than 0.05 of all (3 images in a format that is not read" in said
+    assert "problem: damaged images: 2 of 38 (red/0003.png: damaged (not an image); red/0004.png: damaged" in said
+    assert "problem: left out: 5 of 41 images, more than 0.05 of all (images in a format that is not read: 3 (" in said
     assert "give maskdit study --left-out and set left_out to 0.13" in said
     assert "run maskdit study NAME" in said.splitlines()[-1]
     assert said.endswith("--skip-bad\n")
@@ -84,8 +84,8 @@ def test_the_doctor_tells_of_photographs_that_are_turned_and_of_moving_ones(home
     frames[0].save(root / "red" / "moving.gif", save_all=True, append_images=frames[1:])
     assert doctor(root)
     said = capsys.readouterr().out
-    assert "1 images are stored turned or mirrored (red/phone.jpg); a study sets them upright" in said
-    assert "1 images have several frames (red/moving.gif); the first one is read" in said
+    assert "images that are stored turned or mirrored: 1 (red/phone.jpg); a study sets them upright" in said
+    assert "images of several frames: 1 (red/moving.gif); the first frame is read" in said
 
 
 def test_the_doctor_leaves_nothing_where_there_is_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_the_command_line_sets_the_numbers(home: Path, capsys: pytest.CaptureFix
     assert {params.pretrain["mine-dit"].batch, params.finetune["mine-dit"].batch, params.vae["mine"].batch} == {4}
     assert params.sample["mine-dit-plain"].images == 20
     said = capsys.readouterr().out
-    assert "held out: 0 images, 0.02 of each class; none of 2 classes (blue, red)" in said
+    assert "held out: 0 images, 0.02 of each class; classes without one: 2 (blue, red)" in said
     assert "batch 4, 40 steps and 36 of finetuning, 20 samples of each evaluation" in said
 
 
@@ -194,18 +194,18 @@ def test_eight_images_are_enough(home: Path) -> None:
 def test_damaged_images_are_left_out_by_one_option_and_the_numbers_fit(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = lay(home / "root", red=40)
     (root / "red" / "0003.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"1 of 40 images are damaged \(red/0003\.png: .*; repair them, or .* --skip-bad"):
+    with pytest.raises(UserError, match=r"damaged images: 1 of 40 \(red/0003\.png: .*; repair them, or .* --skip-bad"):
         study("mine", root, 32)
     fetch = made(home, root, skip_bad=True).fetch["mine"].model_dump()
     assert (fetch["bad"], fetch["images"]) == ("skip", 39)
-    assert "left out: 1 damaged images (red/0003.png)" in capsys.readouterr().out
+    assert "left out: damaged images: 1 (red/0003.png)" in capsys.readouterr().out
 
 
 def test_more_than_five_percent_left_out_needs_a_number_in_params_yaml(home: Path) -> None:
     root = lay(home / "root", red=18)
     for number in range(2):
         (root / "red" / f"{number:04d}.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"2 of 18 images are left out, more than 0\.05 .*set --left-out to 0\.12"):
+    with pytest.raises(UserError, match=r"left out: 2 of 18 images, more than 0\.05 .*set --left-out to 0\.12"):
         study("mine", root, 32, skip_bad=True)
     assert made(home, root, skip_bad=True, left_out=0.12).fetch["mine"].model_dump()["left_out"] == 0.12
 

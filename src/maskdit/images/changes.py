@@ -10,7 +10,7 @@ from maskdit.config.base import UserError
 from maskdit.config.images import Folder
 from maskdit.images.archives import RAW
 from maskdit.images.check import facts, kept_at
-from maskdit.images.folders import shortened, walked
+from maskdit.images.folders import walked
 from maskdit.images.index import state_of
 from maskdit.images.own import SOURCE
 from maskdit.images.scan import scan
@@ -65,7 +65,13 @@ def differences(before: Source, now: Source) -> str:
         "removed": sorted(before.keys() - now.keys()),
         "changed": sorted(name for name in now.keys() & before.keys() if now[name] != before[name]),
     }
-    told = [f"{len(names)} images {what} ({shortened(names)})" for what, names in lists.items() if names]
+    told = [f"{what} {', '.join(names[:3])}{more(names[3:])}" for what, names in lists.items() if names]
     classes, old = ({label for label, *_ in source.values()} for source in (now, before))
-    told += [f"class {name} added" for name in sorted(classes - old)] + [f"class {name} removed" for name in sorted(old - classes)]
-    return f"{', '.join(told)}; it has {len(now)} images now" if told else ""
+    told += [f"added the class {name}" for name in sorted(classes - old)]
+    told += [f"removed the class {name}" for name in sorted(old - classes)]
+    return f"{'; '.join(told)}; it has {len(now):,} images now" if told else ""
+
+
+def more(names: list[str]) -> str:
+    """How many names are not shown."""
+    return f" and {len(names):,} more" if names else ""

@@ -62,7 +62,7 @@ class Left:
 
     def told(self, reason: str) -> str:
         """A reason with its count and first names."""
-        return f"{self.counts[reason]:,} {reason} ({shortened(self.first[reason])})"
+        return f"{reason}: {self.counts[reason]:,} ({shortened(self.first[reason])})"
 
     def joined(self, reasons: Iterable[str] | None = None) -> str:
         """Some reasons, or all, on one line."""

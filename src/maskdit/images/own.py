@@ -42,16 +42,16 @@ def gathered(config: Folder, out: Path) -> tuple[Scanned, Array, dict[str, Any]]
             found.left.add(DAMAGED, fact["name"])
     if opened.bad and config.bad != "skip":
         shown = opened.bad[: LISTED if config.bad == "list" else 1]
-        told = f"{len(opened.bad)} of {len(found)} images are damaged, listed in {listing}"
+        told = f"damaged images: {len(opened.bad)} of {len(found)}, listed in {listing}"
         problems = "; ".join(fact["problem"] for fact in shown)
         advice = f"repair them, or set bad: skip and images: {len(opened.good) - int(found.apart[opened.good].sum())} in {entry}"
-        raise UserError(f"fetch: {told}: {problems}; {advice}")
+        raise UserError(f"fetch: {told} ({problems}); {advice}")
     kept = opened.kept(found)
     demand_most(found.left, len(kept), config.left_out, f"set left_out in {entry}")
     try:
         demand_numbers(config, kept)
     except UserError as error:
-        told = f" ({len(opened.bad)} damaged images are left out, listed in {listing})" if opened.bad else ""
+        told = f" (damaged images that are left out: {len(opened.bad)}, listed in {listing})" if opened.bad else ""
         raise UserError(f"{error}{told}") from None
     heldout = kept.apart if config.validation else split(kept.labels, config.heldout, config.seed)
     demand_training(kept, heldout)
@@ -60,7 +60,7 @@ def gathered(config: Folder, out: Path) -> tuple[Scanned, Array, dict[str, Any]]
     if found.left.counts:
         say(f"fetch: left out {found.left.joined()}")
     if bare := without(kept, heldout):
-        say(f"fetch: no image is held out of {len(bare)} classes ({shortened(bare)}); a larger heldout would hold some out")
+        say(f"fetch: classes without a held-out image: {len(bare)} ({shortened(bare)}); a larger heldout would hold some out")
     return kept, heldout, {"images": images, "layout": found.told, "left_out": found.left.tree()}
 
 
@@ -90,9 +90,7 @@ def demand_numbers(config: Folder, found: Scanned) -> None:
 def demand_most(left: Left, kept: int, allowed: float, advice: str) -> None:
     """Raise UserError if a larger share of the images is left out than allowed."""
     if left.images > allowed * (total := left.images + kept):
-        told = (
-            f"{left.images} of {total} images are left out, more than {allowed:g} of all: {'; '.join(map(left.told, left.reasons))}"
-        )
+        told = f"left out: {left.images} of {total} images, more than {allowed:g} of all ({left.joined(left.reasons)})"
         raise UserError(f"{told}; mend them, or {advice} to {math.ceil(100 * left.images / total) / 100:g}")
 
 

@@ -45,21 +45,24 @@ def pictures(path: Path) -> Iterator[Finding]:
     found = scanned(path)
     yield from (Finding(line, listed=True) for line in lines(found))
     apart = f", {found.apart.sum():,} of them held out" if found.apart.any() else ""
-    yield Finding(f"{len(found):,} images of {len(found.classes)} classes{apart}; {found.told}")
+    classes = f"{len(found.classes):,} class{'es' * (len(found.classes) > 1)}"
+    yield Finding(f"{len(found):,} images of {classes}{apart}; {found.told}")
     for reason in found.left.counts:
         yield Finding(f"left out: {found.left.told(reason)}")
     opened = Opened(found, kept_at(path) if Path("params.yaml").exists() else None)
     fine = not opened.bad
     if opened.bad:
         told = "; ".join(fact["problem"] for fact in opened.bad[:3]) + " …" * (len(opened.bad) > 3)
-        yield Finding(f"{len(opened.bad)} of {len(found):,} images are damaged: {told}", "repair them, or leave them out as below")
+        yield Finding(f"damaged images: {len(opened.bad)} of {len(found):,} ({told})", "repair them, or leave them out as below")
     else:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in opened.report()["kinds"].items())
         yield Finding(f"all images can be opened: {kinds}")
     if turned := opened.names("turned"):
-        yield Finding(f"{len(turned):,} images are stored turned or mirrored ({shortened(turned)}); a study sets them upright")
+        yield Finding(
+            f"images that are stored turned or mirrored: {len(turned):,} ({shortened(turned)}); a study sets them upright"
+        )
     if moving := opened.names("frames"):
-        yield Finding(f"{len(moving):,} images have several frames ({shortened(moving)}); the first one is read")
+        yield Finding(f"images of several frames: {len(moving):,} ({shortened(moving)}); the first frame is read")
     try:
         for fact in opened.bad:
             found.left.add(DAMAGED, fact["name"])

@@ -53,7 +53,7 @@ def data_of(root: Path, seed: int, choice: str, skip_bad: bool, left_out: float,
     scan = scanned(root, choice)
     opened = Opened(scan, kept_at(root))
     if opened.bad and not skip_bad:
-        told = f"{len(opened.bad)} of {len(scan)} images are damaged ({opened.bad[0]['problem']})"
+        told = f"damaged images: {len(opened.bad)} of {len(scan)} ({opened.bad[0]['problem']})"
         raise UserError(f"{root}: {told}; repair them, or leave them out with --skip-bad")
     for fact in opened.bad:
         scan.left.add(DAMAGED, fact["name"])
@@ -74,7 +74,7 @@ def data_of(root: Path, seed: int, choice: str, skip_bad: bool, left_out: float,
     told += f"left out: {scan.left.joined()}\n" if scan.left.counts else ""
     told += f"held out: {heldout.sum():,} images" + (f", {share:g} of each class" if share else "")
     if bare := without(found, heldout):
-        told += f"; none of {len(bare)} classes ({shortened(bare)})"
+        told += f"; classes without one: {len(bare)} ({shortened(bare)})"
     return Data(entry, found.labels, heldout, told)
 
 
