@@ -104,9 +104,8 @@ def left_out(params: Params, found: Found) -> Markup:
         path = output(params, node) / "report.json"
         tree = read_json(path) if node.startswith("fetch/") and path.exists() else {}
         if "left_out" in tree:
-            reasons = [
-                f"{reason}: {known['count']:,} ({', '.join(known['first'][:3])})" for reason, known in tree["left_out"].items()
-            ]
+            known = tree["left_out"].items()
+            reasons = [f"{reason}: {part['count']:,} ({', '.join(part['first'][:3])})" for reason, part in known]
             lines.append(f"{node}: {tree['layout']}. Left out: {'; '.join(reasons) or 'nothing'}.")
     return PIECES.items(lines) if lines else Markup("")
 
