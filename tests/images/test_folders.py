@@ -79,6 +79,17 @@ def test_a_split_may_lie_deeper_and_its_classes_too(tmp_path):
     assert found.apart.sum() == 8
 
 
+@pytest.mark.parametrize("above", ["", "train/"], ids=["classes", "their own folder above"])
+@pytest.mark.parametrize("form", [tar, zipped])
+def test_archives_of_a_split_are_read_as_its_folders_are(form, above, tmp_path):
+    for part in ("train", "test"):
+        names = [f"{above.replace('train', part)}{name}" for name in SORTED]
+        form(tmp_path / f"{part}.{'tar' if form is tar else 'zip'}", list(zip(names, PNG * 2, strict=True)))
+    found = scan(tmp_path)
+    assert counts(found) == {"blue": 8, "red": 8}
+    assert found.apart.sum() == 8
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [
@@ -151,6 +162,10 @@ def test_an_image_without_a_label_is_left_out_and_numbers_are_in_their_order(tmp
     found = scan(tmp_path)
     assert found.classes == tuple(map(str, range(12)))
     assert found.left.told(folders.UNLABELLED) == "images without a label: 1 (12.png)"
+    for number in range(2):
+        (tmp_path / f"{number}.png").unlink()
+    assert (left := scan(tmp_path).left).told(folders.IMAGELESS) == "labels without an image: 2 (0.png, 1.png)"
+    assert left.images == 3
 
 
 @pytest.mark.parametrize(
@@ -180,6 +195,7 @@ def test_json_of_another_use_changes_nothing(tmp_path):
     }
     found = scan(lay(tmp_path, SORTED, **others))
     assert counts(found) == {"blue": 4, "red": 4}
+    assert found.left.counts == {archives.OTHER: 4}
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["flat", "in a folder"])
@@ -195,6 +211,20 @@ def test_the_shards_of_a_webdataset_are_no_classes_but_their_notes_tell_them(not
     assert found.classes == ("1", "10"), "in the order of the numbers"
     assert counts(found) == {"1": 4, "10": 4}
     assert not found.left.counts
+
+
+def test_shards_that_are_named_for_testing_are_held_out(tmp_path):
+    for part in ("train-000000", "train-000001", "val-000000"):
+        members = [
+            (f"{part[-1]}{number}.{end}", data) for number in "123" for end, data in (("png", PNG[0]), ("cls", number.encode()))
+        ]
+        tar(tmp_path / f"data-{part}.tar", members)
+    found = scan(tmp_path)
+    assert counts(found) == {"1": 3, "2": 3, "3": 3}
+    assert {name.split("/")[0] for name, apart in zip(found.names, found.apart, strict=True) if apart} == {"data-val-000000"}
+    assert "the parts for testing are held out" in found.told
+    (tmp_path / "data-val-000000.tar").rename(tmp_path / "data-more-000000.tar")
+    assert not scan(tmp_path).apart.any()
 
 
 def test_a_webdataset_that_was_unpacked_is_read_as_its_shards_are(tmp_path):

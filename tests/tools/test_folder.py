@@ -1,5 +1,6 @@
 """What the doctor says of a folder of images, and what a study makes of it: sizes that fit, and words that tell them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from maskdit.cli import main
 from maskdit.config.base import UserError
 from maskdit.config.load import load
 from maskdit.config.params import Params
+from maskdit.images.dataset import Images
+from maskdit.images.fetch import fetch
 from maskdit.tools.doctor import doctor
 from maskdit.tools.study import study
 from maskdit.tools.study_sizes import held_out, rounded, scaled
@@ -86,6 +89,26 @@ def test_the_doctor_tells_of_photographs_that_are_turned_and_of_moving_ones(home
     said = capsys.readouterr().out
     assert "images that are stored turned or mirrored: 1 (red/phone.jpg); a study sets them upright" in said
     assert "images of several frames: 1 (red/moving.gif); the first frame is read" in said
+
+
+def test_a_name_that_is_no_text_is_shown_with_its_bytes_escaped(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = lay(home / "root", **{os.fsdecode(b"gr\xfcn"): 8, "red\x1b[31m": 2})
+    (root / "red\x1b[31m" / os.fsdecode(b"\xe9.heic")).write_bytes(b"x")
+    doctor(root)
+    study("mine", root, 32, left_out=0.5)
+    said = capsys.readouterr().out
+    assert said.count("gr\\udcfcn") == 1
+    assert "red\\x1b[31m/\\udce9.heic" in said
+    said.encode()
+    assert "\x1b" not in said
+
+
+def test_what_the_study_has_opened_is_not_opened_again_by_fetch(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = made(home, lay(home / "root", red=10)).fetch["mine"]
+    monkeypatch.setattr("maskdit.images.check.examined", lambda *words: pytest.fail("an image was opened again"))
+    (home / "out").mkdir()
+    fetch(entry, out=home / "out")
+    assert Images.load(home / "out").pixels[:].shape == (10, 32, 32, 3)
 
 
 def test_the_doctor_leaves_nothing_where_there_is_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

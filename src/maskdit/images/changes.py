@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from maskdit.artifacts.atomic import digest, read_json, sha256, write_json
-from maskdit.config.base import UserError
+from maskdit.config.base import UserError, printable
 from maskdit.config.images import Folder
 from maskdit.images.archives import RAW
 from maskdit.images.check import facts, kept_at
@@ -69,7 +69,7 @@ def differences(before: Source, now: Source) -> str:
     classes, old = ({label for label, *_ in source.values()} for source in (now, before))
     told += [f"added the class {name}" for name in sorted(classes - old)]
     told += [f"removed the class {name}" for name in sorted(old - classes)]
-    return f"{'; '.join(told)}; it has {len(now):,} images now" if told else ""
+    return printable(f"{'; '.join(told)}; it has {len(now):,} images now") if told else ""
 
 
 def more(names: list[str]) -> str:

@@ -69,6 +69,15 @@ def pieces(found: Found) -> Iterator[range]:
             yield range(start, min(start + CHUNK, last))
 
 
+def kept(path: Path) -> list[Fact] | None:
+    """The results in a file; None if there are none, or another process has just removed them."""
+    try:
+        found: list[Fact] = read_json(path)
+    except UserError:
+        return None
+    return found
+
+
 def facts(found: Found, home: Path | None, decoded: bool = True) -> Iterator[Fact]:
     """The results of `examined` for all images in order, or of `hashed` where a hash is enough.
 
@@ -81,8 +90,9 @@ def facts(found: Found, home: Path | None, decoded: bool = True) -> Iterator[Fac
             name = digest([VERSION, found.state(rows)])
             files = [home / f"{name}{end}" for end in ENDS] if home else []
             used.update(files)
-            if whole := next((path for path in files[: 1 if decoded else 2] if path.exists()), None):
-                yield from read_json(whole)
+            known = next(filter(None, map(kept, files[: 1 if decoded else 2])), None)
+            if known and len(known) == len(rows):
+                yield from known
                 continue
             results = []
             for fact in pool.map(lambda row: (examined if decoded else hashed)(found, row), rows):
@@ -117,11 +127,11 @@ class Opened:
                 self.good.append(row)
                 self.facts.append(fact)
 
-    def kept(self, found: Found) -> Any:
+    def only(self, found: Found) -> Any:
         """The good images, with checksums; of the type of `found`."""
-        kept = found.only(np.array(self.good, int))
-        kept.records["crc"] = [fact["crc"] for fact in self.facts]
-        return kept
+        good = found.only(np.array(self.good, int))
+        good.records["crc"] = [fact["crc"] for fact in self.facts]
+        return good
 
     def report(self) -> dict[str, Any]:
         """Formats and problems."""

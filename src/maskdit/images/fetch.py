@@ -145,7 +145,7 @@ def checked(found: Found, policy: str, part: str, declared: int, report: dict[st
         say(f"fetch: {len(opened.bad)} damaged images left out; report.json names them")
     demand_count(part, len(opened.good), declared)
     FINISHED.append(home)
-    kept: Found = opened.kept(found)
+    kept: Found = opened.only(found)
     return kept
 
 

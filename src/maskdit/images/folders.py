@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from maskdit.config.base import UserError
+from maskdit.config.base import UserError, printable
 from maskdit.images import archives
 from maskdit.images.archives import FOLDER, IMAGES, LARGEST, LINK, NOWHERE, ODD, OTHER, OUTSIDE, PRIVATE, RAW, SPECIAL, Member
 
@@ -16,11 +16,14 @@ UNREAD: tuple[str, ...] = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".
 UNREAD += (".icns", ".eps", ".exr", ".hdr", ".pfm", ".dds", ".dib", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2")
 UNREAD += (".raf", ".dcm")
 PACKED = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".7z", ".rar")
+TRAIN = {"train", "training"}  # folders, or archives, of a split
+APART = {"test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev", "heldout", "held-out", "holdout"}
 NOTES = (".cls", ".json")  # files that may tell classes
 FORMAT = "images in a format that is not read"
 CIRCLE = "links that lead back into a folder that they are in"
 REPLACED = "members that a later one of the same name replaces"
 UNLABELLED = "images without a label"
+IMAGELESS = "labels without an image"
 DAMAGED = "damaged images"
 NEVER = {PRIVATE, OTHER, CIRCLE, REPLACED}  # reasons that concern no image of the data
 FIRST = 20  # names that are kept of each reason
@@ -48,7 +51,7 @@ class Left:
         """Count something that is left out."""
         self.counts[reason] += 1
         if len(names := self.first.setdefault(reason, [])) < FIRST:
-            names.append(name)
+            names.append(printable(name))
 
     @property
     def images(self) -> int:
@@ -188,10 +191,12 @@ def join(found: Contents, more: dict[str, Held], path: Path) -> None:
 
 
 def archive(found: Contents, path: Path, relative: str) -> None:
-    """Add the members of an archive, whose names begin at the folder that it is in."""
+    """Add the members of an archive, whose names begin at the folder that it is in; train.zip and the like stand for a folder."""
     members = list(archives.members_of(path))
     known = {member.name: member for member in members if member.kind != ODD}
     home = f"{relative.rpartition('/')[0]}/".lstrip("/")
+    if path.stem.lower() in TRAIN | APART and not all(f"{name}/".startswith(f"{path.stem}/") for name in known):
+        home += f"{path.stem}/"
     mine: dict[str, Held] = {}
     for each in members:
         member = followed(each, known) if each.kind == LINK else each

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskdit.config.base import UserError
-from maskdit.images.folders import UNLABELLED, Contents, Held
+from maskdit.images.archives import OTHER
+from maskdit.images.folders import APART, IMAGELESS, TRAIN, UNLABELLED, Contents, Held
 
-TRAIN = {"train", "training"}
-APART = {"test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev", "heldout", "held-out", "holdout"}
 FIELDS = ("cls", "label", "class", "class_id", "class_index")  # of a note in JSON; the first one that is there counts
 TABLE = "dataset.json"  # of data sets in EDM's and StyleGAN's layout
 SHARD = re.compile(r"(?:.*[-_])?\d{4,}")  # how the archives of a WebDataset are named
@@ -45,8 +44,22 @@ def classes_of(found: Contents, read: Read, choice: str) -> Classes:
                 for name in sorted(found.images.keys() - labels.keys()):
                     found.omit(UNLABELLED, name)
                 numbers = all(re.fullmatch(r"\d{1,9}", label) for label in labels.values())
-                return Classes(labels, tuple(sorted(set(labels.values()), key=int if numbers else None)), frozenset(), told)
+                names = tuple(sorted(set(labels.values()), key=int if numbers else None))
+                apart = parts_of(found)
+                return Classes(labels, names, apart, f"{told}; the parts for testing are held out" if apart else told)
+    for _, name in found.notes:
+        found.left.add(OTHER, name)
     return by_folders(found, choice)
+
+
+def parts_of(found: Contents) -> frozenset[str]:
+    """The images of folders or archives that are named as parts for testing, if the others are named as parts for training."""
+    words = {}
+    for name, archive, _ in own(found):
+        stem = archive.rpartition("/")[2].rpartition(".")[0]
+        words[name] = {word.lower() for word in (*name.split("/")[:-1], *re.split(r"[-_. ]", stem))}
+    apart = frozenset(name for name, known in words.items() if known & APART)
+    return apart if all(words[name] & TRAIN for name in words.keys() - apart) and len(apart) < len(words) else frozenset()
 
 
 def by_table(found: Contents, read: Read) -> dict[str, str]:
@@ -65,7 +78,10 @@ def by_table(found: Contents, read: Read) -> dict[str, str]:
                 labels[archive, f"{home}/{image}".replace("\\", "/").lstrip("/")] = worded(label)
         except (TypeError, ValueError):
             raise UserError(f"{where}: labels must be pairs of an image and the number of its class; correct it") from None
-    return {name: labels[archive, inside] for name, archive, inside in own(found) if (archive, inside) in labels}
+    there = {(archive, inside): name for name, archive, inside in own(found)}
+    for key in sorted(labels.keys() - there.keys()):
+        found.left.add(IMAGELESS, key[1])
+    return {there[key]: labels[key] for key in sorted(there.keys() & labels.keys())}
 
 
 def by_notes(found: Contents, read: Read) -> dict[str, str]:

@@ -46,7 +46,7 @@ def gathered(config: Folder, out: Path) -> tuple[Scanned, Array, dict[str, Any]]
         problems = "; ".join(fact["problem"] for fact in shown)
         advice = f"repair them, or set bad: skip and images: {len(opened.good) - int(found.apart[opened.good].sum())} in {entry}"
         raise UserError(f"fetch: {told} ({problems}); {advice}")
-    kept = opened.kept(found)
+    kept = opened.only(found)
     demand_most(found.left, len(kept), config.left_out, f"set left_out in {entry}")
     try:
         demand_numbers(config, kept)

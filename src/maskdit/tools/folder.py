@@ -1,12 +1,12 @@
 """What `maskdit doctor` finds in a folder or archive of images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from maskdit.config.base import UserError
+from maskdit.config.base import UserError, printable
 from maskdit.config.images import Folder
 from maskdit.images.check import Opened, kept_at
 from maskdit.images.folders import DAMAGED, shortened
@@ -26,9 +26,10 @@ class Finding:
     listed: bool = False
 
     def __str__(self) -> str:
+        text = printable(self.text)
         if self.listed:
-            return self.text
-        return f"problem: {self.text}\n  fix: {self.fix}" if self.fix else f"ok: {self.text}"
+            return text
+        return f"problem: {text}\n  fix: {printable(self.fix)}" if self.fix else f"ok: {text}"
 
 
 def scanned(path: Path, choice: str = "auto") -> Scanned:
@@ -45,8 +46,7 @@ def pictures(path: Path) -> Iterator[Finding]:
     found = scanned(path)
     yield from (Finding(line, listed=True) for line in lines(found))
     apart = f", {found.apart.sum():,} of them held out" if found.apart.any() else ""
-    classes = f"{len(found.classes):,} class{'es' * (len(found.classes) > 1)}"
-    yield Finding(f"{len(found):,} images of {classes}{apart}; {found.told}")
+    yield Finding(f"{len(found):,} images of {counted(found.classes)}{apart}; {found.told}")
     for reason in found.left.counts:
         yield Finding(f"left out: {found.left.told(reason)}")
     opened = Opened(found, kept_at(path) if Path("params.yaml").exists() else None)
@@ -73,6 +73,11 @@ def pictures(path: Path) -> Iterator[Finding]:
         yield Finding(what, advice)
     skip = " --skip-bad" if opened.bad else ""
     yield Finding(f"to make a study of {'them' if fine else 'the others'}, run maskdit study NAME {path}{skip}")
+
+
+def counted(classes: Sequence[str]) -> str:
+    """How many classes there are."""
+    return f"{len(classes):,} class{'es' * (len(classes) != 1)}"
 
 
 def lines(found: Scanned) -> Iterator[str]:

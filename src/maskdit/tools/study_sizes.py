@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from maskdit.artifacts.arrays import Array
-from maskdit.config.base import UserError
+from maskdit.config.base import UserError, printable
 from maskdit.evaluation.metrics import NEAR
 from maskdit.images.check import Opened, kept_at
 from maskdit.images.folders import DAMAGED, shortened
 from maskdit.images.own import demand_most, demand_training, split, without
-from maskdit.tools.folder import LEFT_OUT, scanned
+from maskdit.tools.folder import LEFT_OUT, counted, scanned
 
 USUAL = 940  # training images of the demo, for which its steps were chosen
 SHARES = (0.1, 0.15, 0.2)  # held out: the first that takes an image of each class, if it has at least three
@@ -57,7 +57,7 @@ def data_of(root: Path, seed: int, choice: str, skip_bad: bool, left_out: float,
         raise UserError(f"{root}: {told}; repair them, or leave them out with --skip-bad")
     for fact in opened.bad:
         scan.left.add(DAMAGED, fact["name"])
-    found = opened.kept(scan)
+    found = opened.only(scan)
     demand_most(scan.left, len(found), left_out, "set --left-out")
     apart = bool(found.apart.any())
     if apart and wish is not None:
@@ -70,12 +70,12 @@ def data_of(root: Path, seed: int, choice: str, skip_bad: bool, left_out: float,
     entry |= {"validation": int(heldout.sum())} if apart else {}
     entry |= {"heldout": share, "seed": seed} | ({"classes": choice} if choice != "auto" else {})
     entry |= {"left_out": left_out} if left_out != LEFT_OUT else {}
-    told = f"{len(found):,} images of {len(found.classes)} classes from {root}; {scan.told}\n"
-    told += f"left out: {scan.left.joined()}\n" if scan.left.counts else ""
-    told += f"held out: {heldout.sum():,} images" + (f", {share:g} of each class" if share else "")
+    lines = [f"{len(found):,} images of {counted(found.classes)} from {root}; {scan.told}"]
+    lines += [f"left out: {scan.left.joined()}"] if scan.left.counts else []
+    told = f"held out: {heldout.sum():,} images" + (f", {share:g} of each class" if share else "")
     if bare := without(found, heldout):
         told += f"; classes without one: {len(bare)} ({shortened(bare)})"
-    return Data(entry, found.labels, heldout, told)
+    return Data(entry, found.labels, heldout, "\n".join(map(printable, [*lines, told])))
 
 
 def held_out(labels: Array, wish: float | None) -> float:
