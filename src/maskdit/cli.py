@@ -119,8 +119,6 @@ def parser(first: str = "") -> Parser:
     study.add_argument("--skip-bad", action="store_true", help="leave out damaged images")
     text = "largest fraction of the images that may be left out (default 0.05)"
     study.add_argument("--left-out", type=float, default=0.05, metavar="FRACTION", help=text)
-    text = "the folder that names a class (default: auto, the first; refused if either may be meant)"
-    study.add_argument("--classes", choices=("auto", "first", "last", "path"), default="auto", help=text)
     plan = verbs.add_parser("plan", help="Print what a study costs: jobs, device-hours, wall time, disk.")
     plan.add_argument("bench", metavar="STUDY", help="an entry of table:")
     plan.add_argument("--device", metavar="NAME", help="a100, h100, h200, l40s or cpu (default: the one last used, else a100)")
@@ -139,6 +137,9 @@ def parser(first: str = "") -> Parser:
     verify.add_argument("name", metavar="STUDY|EVALUATION", help="an entry of table:, or of sample: for one row")
     doctor = verbs.add_parser("doctor", help="Check a folder, a file or this machine, and say how to fix what is wrong.")
     doctor.add_argument("path", type=Path, nargs="?", metavar="PATH", help="images, latents, weights, a run, a reference batch")
+    text = "which of the folders above an image is its class (default: auto, the first; refused if another may be meant)"
+    for entry in (study, doctor):
+        entry.add_argument("--classes", choices=("auto", "first", "last", "path"), default="auto", help=text)
     verbs.add_parser("check", help="Check params.yaml; DVC does so before each step.")
     show = verbs.add_parser("show", help="Print a study's table and the paths of its results.")
     show.add_argument("bench", metavar="STUDY", nargs="?", default="demo", help="an entry of table: (default: demo)")

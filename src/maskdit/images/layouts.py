@@ -16,6 +16,7 @@ FIELDS = ("cls", "label", "class", "class_id", "class_index")  # of a note in JS
 TABLE = "dataset.json"  # of data sets in EDM's and StyleGAN's layout
 SHARD = re.compile(r"(?:.*[-_])?\d{4,}")  # how the archives of a WebDataset are named
 NUMBERED = re.compile(r"(?:.*/)?\d{5}/img\d{8}\.\w+")  # how EDM's dataset_tool names images
+WORDS = {"auto": "folder", "first": "first folder", "last": "last folder", "path": "path"}
 Read = Callable[[Held], bytes]
 
 
@@ -182,7 +183,7 @@ def by_folders(found: Contents, choice: str) -> Classes:
     if choice == "auto" and of and all(map(NUMBERED.fullmatch, of)):
         told = f"its images are named as EDM's dataset_tool names them, but no {TABLE} tells their classes"
         raise UserError(f"{found.root}: {told}; add it, or set classes: first to go by folders")
-    told = "the folder of an image is its class" + (f"; {' and '.join(split[1:])} held out" if split else "")
+    told = f"the {WORDS[choice]} of an image is its class" + (f"; {' and '.join(split[1:])} held out" if split else "")
     return Classes(of, names, apart, told)
 
 
@@ -220,7 +221,9 @@ def demand_one_level(found: Contents, below: Mapping[str, tuple[str, ...]]) -> N
             one, two = sorted(inside)[:2]
             told = f"its images lie two folders deep ({name}/{one}, {name}/{two}), and either may be the class"
             choices = f"first ({name}), last ({one}) or path ({name}/{one})"
-            raise UserError(f"{found.root}: {told}; choose with --classes of maskdit study, or classes: in params.yaml: {choices}")
+            raise UserError(
+                f"{found.root}: {told}; choose with --classes of maskdit doctor and study (classes: in params.yaml): {choices}"
+            )
 
 
 def demand_images(found: Contents, paths: set[tuple[str, ...]], first: int | None, apart: set[str]) -> None:

@@ -47,7 +47,7 @@ def gathered(config: Folder, out: Path) -> tuple[Scanned, Array, dict[str, Any]]
         advice = f"repair them, or set bad: skip and images: {len(opened.good) - int(found.apart[opened.good].sum())} in {entry}"
         raise UserError(f"fetch: {told} ({problems}); {advice}")
     kept = opened.only(found)
-    demand_most(found.left, len(kept), config.left_out, f"set left_out in {entry}")
+    demand_most(found.left, len(kept), config.left_out, f"left_out: {{:g}} in {entry}")
     try:
         demand_numbers(config, kept)
     except UserError as error:
@@ -87,11 +87,16 @@ def demand_numbers(config: Folder, found: Scanned) -> None:
     demand_count("validation", apart, config.validation)
 
 
-def demand_most(left: Left, kept: int, allowed: float, advice: str) -> None:
-    """Raise UserError if a larger share of the images is left out than allowed."""
-    if left.images > allowed * (total := left.images + kept):
+def demand_most(left: Left, kept: int, allowed: float, option: str) -> None:
+    """Raise UserError if a larger share of the images is left out than allowed; {} in `option` is the share that is needed."""
+    if (share := left_share(left, kept)) and left.images > allowed * (total := left.images + kept):
         told = f"left out: {left.images} of {total} images, more than {allowed:g} of all ({left.joined(left.reasons)})"
-        raise UserError(f"{told}; mend them, or {advice} to {math.ceil(100 * left.images / total) / 100:g}")
+        raise UserError(f"{told}; mend them, or allow it with {option.format(share)}")
+
+
+def left_share(left: Left, kept: int) -> float:
+    """The share of the images that is left out, rounded up to a hundredth."""
+    return math.ceil(100 * left.images / max(1, left.images + kept)) / 100
 
 
 def demand_training(found: Scanned, heldout: Array) -> None:

@@ -29,16 +29,16 @@ WAIT, BUSY = 0.05, 0.25  # the loader limits a training if more of its time wait
 WIDTHS = {"mu": 2048, "sigma": 2048, "mu_s": 2023, "sigma_s": 2023}  # statistics of FID and sFID
 
 
-def doctor(path: Path | None) -> bool:
-    """`maskdit doctor [PATH]`: print all findings; returns whether nothing is wrong."""
+def doctor(path: Path | None, classes: str = "auto") -> bool:
+    """`maskdit doctor [PATH]`: print all findings; returns whether nothing is wrong. classes: as in `layouts.classes_of`."""
     fine = True
-    for finding in machine() if path is None else examine(path):
+    for finding in machine() if path is None else examine(path, classes):
         print(finding, flush=True)
         fine = fine and not finding.fix
     return fine
 
 
-def examine(path: Path) -> Iterator[Finding]:
+def examine(path: Path, classes: str = "auto") -> Iterator[Finding]:
     """Findings about a path, by its contents; raises UserError if they are of no known kind."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
@@ -70,7 +70,7 @@ def examine(path: Path) -> Iterator[Finding]:
     elif path.suffix in (".pt", ".pth", ".safetensors") or "config.json" in names:
         yield from weights(path)
     elif path.suffix.lower() in (".tar", ".zip") or (folder and not made):
-        yield from pictures(path)
+        yield from pictures(path, classes)
     elif not made:
         raise UserError(f"{path}: not images, latents, weights, a reference batch or a run; name one of these")
 

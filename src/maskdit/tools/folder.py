@@ -10,7 +10,7 @@ from maskdit.config.base import UserError, printable
 from maskdit.config.images import Folder
 from maskdit.images.check import Opened, kept_at
 from maskdit.images.folders import DAMAGED, shortened
-from maskdit.images.own import demand_most
+from maskdit.images.own import left_share
 from maskdit.images.scan import Scanned, scan
 
 LEFT_OUT = Folder.model_fields["left_out"].default
@@ -41,38 +41,36 @@ def scanned(path: Path, choice: str = "auto") -> Scanned:
     return found
 
 
-def pictures(path: Path) -> Iterator[Finding]:
+def pictures(path: Path, choice: str = "auto") -> Iterator[Finding]:
     """The classes and their counts, what is left out and why, and whether each image can be opened."""
-    found = scanned(path)
+    found = scanned(path, choice)
     yield from (Finding(line, listed=True) for line in lines(found))
     apart = f", {found.apart.sum():,} of them held out" if found.apart.any() else ""
     yield Finding(f"{len(found):,} images of {counted(found.classes)}{apart}; {found.told}")
     for reason in found.left.counts:
         yield Finding(f"left out: {found.left.told(reason)}")
     opened = Opened(found, kept_at(path) if Path("params.yaml").exists() else None)
-    fine = not opened.bad
+    fine, options = not opened.bad, f" --classes {choice}" * (choice != "auto")
     if opened.bad:
         told = "; ".join(fact["problem"] for fact in opened.bad[:3]) + " …" * (len(opened.bad) > 3)
         yield Finding(f"damaged images: {len(opened.bad)} of {len(found):,} ({told})", "repair them, or leave them out as below")
+        options += " --skip-bad"
     else:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in opened.report()["kinds"].items())
         yield Finding(f"all images can be opened: {kinds}")
     if turned := opened.names("turned"):
         yield Finding(
-            f"images that are stored turned or mirrored: {len(turned):,} ({shortened(turned)}); a study sets them upright"
+            f"images stored turned or mirrored: {len(turned):,} ({shortened(turned)}); a study sets them upright"
         )
     if moving := opened.names("frames"):
         yield Finding(f"images of several frames: {len(moving):,} ({shortened(moving)}); the first frame is read")
-    try:
-        for fact in opened.bad:
-            found.left.add(DAMAGED, fact["name"])
-        demand_most(found.left, len(opened.good), LEFT_OUT, "give maskdit study --left-out and set left_out")
-    except UserError as error:
-        fine = False
-        what, _, advice = str(error).rpartition("; ")
-        yield Finding(what, advice)
-    skip = " --skip-bad" if opened.bad else ""
-    yield Finding(f"to make a study of {'them' if fine else 'the others'}, run maskdit study NAME {path}{skip}")
+    for fact in opened.bad:
+        found.left.add(DAMAGED, fact["name"])
+    if (share := left_share(found.left, len(opened.good))) > LEFT_OUT:
+        fine, options = False, f"{options} --left-out {share:g}"
+        told = f"left out: {found.left.images} of {found.left.images + len(opened.good)} images, more than {LEFT_OUT:g} of all"
+        yield Finding(told, "mend them, or allow it as below")
+    yield Finding(f"to make a study of {'them' if fine else 'the others'}, run maskdit study NAME {path}{options}")
 
 
 def counted(classes: Sequence[str]) -> str:

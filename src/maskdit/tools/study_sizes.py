@@ -58,7 +58,7 @@ def data_of(root: Path, seed: int, choice: str, skip_bad: bool, left_out: float,
     for fact in opened.bad:
         scan.left.add(DAMAGED, fact["name"])
     found = opened.only(scan)
-    demand_most(scan.left, len(found), left_out, "set --left-out")
+    demand_most(scan.left, len(found), left_out, "--left-out {:g}")
     apart = bool(found.apart.any())
     if apart and wish is not None:
         raise UserError(f"--heldout {wish:g}: {root} says itself which images are held out ({scan.told}); leave the option out")
