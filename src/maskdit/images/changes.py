@@ -1,18 +1,14 @@
 """Whether the user's folder still holds the images that were fetched from it, whatever the times of its files."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from maskdit.artifacts.atomic import digest, read_json, sha256, write_json
+from maskdit.artifacts.atomic import read_json, write_json
 from maskdit.config.base import UserError, printable
 from maskdit.config.images import Folder
-from maskdit.images.archives import RAW
 from maskdit.images.check import facts, kept_at
-from maskdit.images.folders import walked
-from maskdit.images.index import state_of
-from maskdit.images.own import SOURCE
+from maskdit.images.own import COMPARED, SOURCE, files, state
 from maskdit.images.scan import scan
 
 Source = dict[str, list[Any]]  # name -> class, size, sha256
@@ -24,30 +20,28 @@ def changes(config: Folder, made: Path) -> str:
     '' if they do not, if the root is gone, or if the artifact does not know. Files are read only if one was written, added or
     removed since they were compared last.
     """
-    root, source = Path(config.root), made / SOURCE
-    if not root.exists() or not source.exists():
+    root = Path(config.root)
+    if not root.exists() or not (made / SOURCE).exists():
         return ""
-    state = digest([config.classes, sha256(source), files(root)])
-    home, told = None, None
+    try:
+        return compared(config, made, root)
+    except (OSError, UserError) as error:  # of the folder, which may be refused by now
+        return printable(f"it cannot be read as before ({error})")
+
+
+def compared(config: Folder, made: Path, root: Path) -> str:
+    """What `changes` says of a folder that is there; raises UserError or OSError if it cannot be read."""
+    now = state(config, made, files(root))
+    home = None
     with suppress(OSError, UserError):  # a project that is read only is compared anew each time
         home = kept_at(root)
-        if (known := home / "compared").exists() and (seen := read_json(known, "state", "told"))["state"] == state:
+        if (known := home / COMPARED).exists() and (seen := read_json(known, "state", "told"))["state"] == now:
             return str(seen["told"])
-    try:
-        told = differences(read_json(source, "images")["images"], present(config, home))
-    except UserError as error:
-        told = f"it cannot be read as before: {error}"
+    told = differences(read_json(made / SOURCE, "images")["images"], present(config, home))
     if home:
         with suppress(OSError, UserError):
-            write_json(home / "compared", {"state": state, "told": told})
+            write_json(home / COMPARED, {"state": now, "told": told})
     return told
-
-
-def files(root: Path) -> list[tuple[str, int, int, int]]:
-    """The files below a root, with their sizes and times."""
-    if root.is_file():
-        return [("", *state_of(root))]
-    return [(os.fspath(seen.path.relative_to(root)), *state_of(seen.path)) for seen in walked(root) if seen.kind == RAW]
 
 
 def present(config: Folder, home: Path | None) -> Source:

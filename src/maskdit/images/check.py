@@ -81,68 +81,69 @@ def kept(path: Path) -> list[Fact] | None:
 def facts(found: Found, home: Path | None, decoded: bool = True) -> Iterator[Fact]:
     """The results of `examined` for all images in order, or of `hashed` where a hash is enough.
 
-    They are kept in `home`, and reused for files that have not changed.
+    They are kept in `home`, and reused for files that have not changed; a bar shows those that are made.
     """
-    used = set()
-
-    def each() -> Iterator[Fact]:
-        for rows in pieces(found):
-            name = digest([VERSION, found.state(rows)])
-            files = [home / f"{name}{end}" for end in ENDS] if home else []
-            used.update(files)
-            known = next(filter(None, map(kept, files[: 1 if decoded else 2])), None)
+    parts = []
+    for rows in pieces(found):
+        name = digest([VERSION, found.state(rows)])
+        parts.append((rows, [home / f"{name}{end}" for end in ENDS] if home else []))
+    usable = 1 if decoded else 2  # files that tell enough
+    todo = sum(len(rows) for rows, files in parts if not any(path.exists() for path in files[:usable]))
+    bar = progress(range(todo), f"{'open' if decoded else 'hash'} {todo} images", todo)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for rows, files in parts:
+            known = next(filter(None, map(kept, files[:usable])), None)
             if known and len(known) == len(rows):
                 yield from known
                 continue
             results = []
             for fact in pool.map(lambda row: (examined if decoded else hashed)(found, row), rows):
+                next(bar, None)
                 results.append(fact)
                 yield fact
             if files:
                 write_json(files[not decoded], results)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        coming = each()
-        for _ in progress(range(len(found)), f"{'open' if decoded else 'hash'} {len(found)} images", len(found)):
-            yield next(coming)
-        next(coming, None)  # keeps the last results
+    next(bar, None)
+    used = {path for _, files in parts for path in files}
     for path in {path for end in ENDS for path in home.glob("?" * 64 + end)} - used if home else ():
         path.unlink(missing_ok=True)
 
 
 class Opened:
-    """What opening the images of a data set has shown."""
+    """What opening the images of a data set has shown; of each good one little is kept, for there may be millions.
 
-    def __init__(self, found: Found, home: Path | None, first: bool = False) -> None:
+    names: the good images of which a field is true. hashes: size and sha256 by name, if they are wanted, of the damaged ones too.
+    """
+
+    def __init__(self, found: Found, home: Path | None, first: bool = False, hashes: bool = False) -> None:
         """first: stop at the first damaged image."""
         self.good: list[int] = []
-        self.facts: list[Fact] = []  # of the good ones
+        self.sums: list[int] = []  # CRC-32 of the good ones
         self.bad: list[Fact] = []
+        self.kinds: Counter[str] = Counter()
+        self.names: dict[str, list[str]] = {"odd": [], "turned": [], "frames": []}
+        self.hashes: dict[str, list[Any]] = {}
         for row, fact in enumerate(facts(found, home)):
+            if hashes:
+                self.hashes[fact["name"]] = [fact.get("bytes"), fact.get("sha256")]
             if "problem" in fact:
-                self.bad.append(fact)
+                self.bad.append({name: fact[name] for name in ("name", "problem")})
                 if first:
                     break
-            else:
-                self.good.append(row)
-                self.facts.append(fact)
+                continue
+            self.good.append(row)
+            self.sums.append(fact["crc"])
+            self.kinds[f"{fact['format']} {fact['mode']}"] += 1
+            for field, names in self.names.items():
+                if fact[field]:
+                    names.append(fact["name"])
 
     def only(self, found: Found) -> Any:
         """The good images, with checksums; of the type of `found`."""
         good = found.only(np.array(self.good, int))
-        good.records["crc"] = [fact["crc"] for fact in self.facts]
+        good.records["crc"] = self.sums
         return good
 
     def report(self) -> dict[str, Any]:
         """Formats and problems."""
-        kinds = Counter(f"{fact['format']} {fact['mode']}" for fact in self.facts)
-        odd = [fact["name"] for fact in self.facts if fact["odd"]]
-        return {
-            "kinds": dict(kinds),
-            "misnamed": odd,
-            "damaged": [{name: fact[name] for name in ("name", "problem")} for fact in self.bad],
-        }
-
-    def names(self, field: str) -> list[str]:
-        """The good images of which a field is true."""
-        return [fact["name"] for fact in self.facts if fact[field]]
+        return {"kinds": dict(self.kinds), "misnamed": self.names["odd"], "damaged": self.bad}

@@ -7,19 +7,21 @@ from typing import Any
 import numpy as np
 
 from maskdit.artifacts.arrays import Array
-from maskdit.artifacts.atomic import write_json
+from maskdit.artifacts.atomic import digest, sha256, write_json
 from maskdit.config.base import UserError
 from maskdit.config.images import Folder
+from maskdit.images.archives import ODD, RAW
 from maskdit.images.check import Opened, kept_at
 from maskdit.images.dataset import demand_count
-from maskdit.images.folders import DAMAGED, Left, shortened
-from maskdit.images.index import Found
+from maskdit.images.folders import DAMAGED, Left, shortened, walked
+from maskdit.images.index import Found, state_of
 from maskdit.images.scan import Scanned, scan
 from maskdit.runtime import progress
 from maskdit.runtime.progress import say
 from maskdit.runtime.random import generator
 
 SOURCE = "source.json"  # the class, size and sha256 of each image, by name
+COMPARED = "compared"  # the last comparison of a folder with its artifact
 LISTED = 20  # maximum number of damaged images that an error names
 
 
@@ -29,15 +31,16 @@ def gathered(config: Folder, out: Path) -> tuple[Scanned, Array, dict[str, Any]]
     Raises UserError if images are damaged, more are left out than the entry allows, or their number is not the declared one.
     """
     root, entry = Path(config.root), f"fetch.{progress.KEY}"
+    before = files(root) if root.exists() else []
     found = scan(root, config.classes)
     demand_split(config, found, entry)
     if config.bad != "skip":
         demand_numbers(config, found)
     home = kept_at(root)
-    opened = Opened(found, home)
+    opened = Opened(found, home, hashes=True)
     listing = home / "damaged.json"
     if opened.bad:
-        write_json(listing, opened.report()["damaged"])
+        write_json(listing, opened.bad)
         for fact in opened.bad:
             found.left.add(DAMAGED, fact["name"])
     if opened.bad and config.bad != "skip":
@@ -56,7 +59,8 @@ def gathered(config: Folder, out: Path) -> tuple[Scanned, Array, dict[str, Any]]
     heldout = kept.apart if config.validation else split(kept.labels, config.heldout, config.seed)
     demand_training(kept, heldout)
     write_json(out / SOURCE, {"images": source(found, opened)})
-    images = opened.report() | {"turned": opened.names("turned"), "several_frames": opened.names("frames")}
+    write_json(home / COMPARED, {"state": state(config, out, before), "told": ""})
+    images = opened.report() | {"turned": opened.names["turned"], "several_frames": opened.names["frames"]}
     if found.left.counts:
         say(f"fetch: left out {found.left.joined()}")
     if bare := without(kept, heldout):
@@ -64,11 +68,22 @@ def gathered(config: Folder, out: Path) -> tuple[Scanned, Array, dict[str, Any]]
     return kept, heldout, {"images": images, "layout": found.told, "left_out": found.left.tree()}
 
 
+def files(root: Path) -> list[tuple[str, int, int, int]]:
+    """The files below a root, with their sizes and times, and the folders."""
+    if root.is_file():
+        return [("", *state_of(root))]
+    there = [seen for seen in walked(root) if seen.kind != ODD]
+    return [(str(seen.path.relative_to(root)), *(state_of(seen.path) if seen.kind == RAW else (0, 0, 0))) for seen in there]
+
+
+def state(config: Folder, made: Path, there: list[tuple[str, int, int, int]]) -> str:
+    """What a comparison of the folder with an artifact depends on."""
+    return digest([config.classes, sha256(made / SOURCE), there])
+
+
 def source(found: Scanned, opened: Opened) -> dict[str, list[Any]]:
     """The class, size and sha256 of each image, damaged ones too."""
-    facts = sorted([*opened.facts, *opened.bad], key=lambda fact: fact["name"])
-    labels = [found.classes[label] for label in found.labels.tolist()]
-    return {fact["name"]: [label, fact.get("bytes"), fact.get("sha256")] for fact, label in zip(facts, labels, strict=True)}
+    return {name: [found.classes[label], *opened.hashes[name]] for name, label in zip(found.names, found.labels, strict=True)}
 
 
 def demand_split(config: Folder, found: Scanned, entry: str) -> None:

@@ -56,13 +56,11 @@ def pictures(path: Path, choice: str = "auto") -> Iterator[Finding]:
         yield Finding(f"damaged images: {len(opened.bad)} of {len(found):,} ({told})", "repair them, or leave them out as below")
         options += " --skip-bad"
     else:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in opened.report()["kinds"].items())
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in opened.kinds.items())
         yield Finding(f"all images can be opened: {kinds}")
-    if turned := opened.names("turned"):
-        yield Finding(
-            f"images stored turned or mirrored: {len(turned):,} ({shortened(turned)}); a study sets them upright"
-        )
-    if moving := opened.names("frames"):
+    if turned := opened.names["turned"]:
+        yield Finding(f"images stored turned or mirrored: {len(turned):,} ({shortened(turned)}); a study sets them upright")
+    if moving := opened.names["frames"]:
         yield Finding(f"images of several frames: {len(moving):,} ({shortened(moving)}); the first frame is read")
     for fact in opened.bad:
         found.left.add(DAMAGED, fact["name"])
