@@ -42,7 +42,8 @@ from maskdit.images.dataset import Images, npz_images
 from maskdit.images.download import allowed, name_of
 from maskdit.images.fetch import fetch
 from maskdit.images.imagenet import in_tables
-from maskdit.images.index import Found, scan
+from maskdit.images.index import Found
+from maskdit.images.scan import scan
 from maskdit.latents.autoencoder import geometry
 from maskdit.latents.dataset import Latents
 from maskdit.latents.published import Webdataset
@@ -516,14 +517,14 @@ ESCAPES = {
     "absolute": [member("/evil.png", png())],
     "dots at the end": [member("red/..", png())],
     "symlink": [member("red/link.png", kind=tarfile.SYMTYPE, link="/etc/passwd")],
-    "symlink to a folder": [member("blue", kind=tarfile.SYMTYPE, link="/tmp"), member("blue/evil.png", png())],
+    "symlink to a folder": [member("red/blue", kind=tarfile.SYMTYPE, link="/tmp"), member("red/blue/evil.png", png())],
     "hardlink": [member("red/hard.png", kind=tarfile.LNKTYPE, link="../../secret")],
     "hardlink to a symlink": [
         member("red/link.png", kind=tarfile.SYMTYPE, link="/etc/passwd"),
         member("red/hard.png", kind=tarfile.LNKTYPE, link="red/link.png"),
     ],
-    "chain of 1000 symlinks": [member(f"l{number}", kind=tarfile.SYMTYPE, link=f"l{number + 1}") for number in range(1000)]
-    + [member("l1000", kind=tarfile.SYMTYPE, link="../" * 50), member("l0/evil.png", png())],
+    "chain of 1000 symlinks": [member(f"red/l{number}", kind=tarfile.SYMTYPE, link=f"l{number + 1}") for number in range(1000)]
+    + [member("red/l1000", kind=tarfile.SYMTYPE, link="../" * 50), member("red/l0/evil.png", png())],
     "character device": [member("red/null.png", kind=tarfile.CHRTYPE)],
     "block device": [member("red/disk.png", kind=tarfile.BLKTYPE)],
     "pipe": [member("red/pipe.png", kind=tarfile.FIFOTYPE)],
@@ -548,8 +549,8 @@ def test_of_16_escapes_from_a_tar_none_writes_a_file_elsewhere(name, tmp_path, m
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     out = tmp_path / "out"
     out.mkdir()
-    config = Folder(source="folder", root=str(tmp_path / "root"), bad="skip", resolution=4, images=count, heldout=0.0, seed=0)
-    fetch(config, out=out)
+    entry = {"source": "folder", "root": str(tmp_path / "root"), "bad": "skip", "resolution": 4, "images": count, "left_out": 0.999}
+    fetch(Folder.model_validate(entry), out=out)
     new = [path for path in tmp_path.rglob("*") if path not in before and out not in path.parents and path != out]
     assert {path.relative_to(tmp_path).parts[0] for path in new} == {"scratch"}
     assert not [path for path in tmp_path.rglob("*") if path.is_symlink() or path.stat().st_mode & 0o6000]
@@ -558,7 +559,7 @@ def test_of_16_escapes_from_a_tar_none_writes_a_file_elsewhere(name, tmp_path, m
 
 
 def test_a_zip_slip_writes_nothing_and_its_members_are_left_out(tmp_path):
-    names = ("../evil.png", "red/../../evil.png", "/evil.png", "red/.evil.png", "//h/evil.png", "red//evil.png", "./../evil.png")
+    names = ("../evil.png", "red/../../evil.png", "red/.evil.png", "./../evil.png", "..\\evil.png")
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         for name in ("red/good.png", *names):
             archive.writestr(name, png())
@@ -567,6 +568,14 @@ def test_a_zip_slip_writes_nothing_and_its_members_are_left_out(tmp_path):
             odd.external_attr = kind << 16
             archive.writestr(odd, "/etc/passwd")
     assert scan(tmp_path).names == ("red/good.png",)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
+
+
+def test_absolute_names_of_an_archive_are_read_where_they_lie_and_written_nowhere(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in ("/red/evil.png", "//red//more.png", "C:\\red\\other.png"):
+            archive.writestr(name, png())
+    assert sorted(name.rpartition("/")[2] for name in scan(tmp_path).names) == ["evil.png", "more.png", "other.png"]
     assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
 
 
@@ -634,9 +643,12 @@ def test_of_10_tar_headers_that_claim_what_is_not_there_each_is_refused_at_once(
 
 
 def test_tars_in_tars_are_opened_once(tmp_path):
-    for depth, count in ((1, 1), (2, 1), (3, 0), (300, 0)):
+    for depth in (1, 2):
         (tmp_path / "x.tar").write_bytes(tar_in_tar(depth))
-        assert len(scan(tmp_path)) == count
+        assert len(scan(tmp_path)) == 1
+    for depth in (3, 300):
+        (tmp_path / "x.tar").write_bytes(tar_in_tar(depth))
+        assert "x.tar: a.tar: images in it cannot be read at random" in refusal(scan, tmp_path)
 
 
 @pytest.mark.parametrize("offset", [2**33, 2**62, 2**63, 2**64 - 1])
@@ -652,7 +664,7 @@ def test_a_zip_that_points_outside_of_itself_is_refused(offset, tmp_path):
 LISTING = """
 import re, sys, time
 from pathlib import Path
-from maskdit.images.index import scan
+from maskdit.images.scan import scan
 def highest():  # not ru_maxrss, which begins with that of the process before exec
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 before, began = highest(), time.monotonic()

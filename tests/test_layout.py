@@ -54,7 +54,7 @@ def test_git_ignores_what_is_made_and_the_user_s_images_even_as_links(tmp_path):
     assert done.stdout == "?? .gitignore\n"
 
 
-STEPS_OF_OLD = r"snakemake (?!-)\S*(artifacts/|results/metrics/)|\btee\b|--(images|latents|samples|features)\b"
+STEPS_OF_OLD = r"snakemake (?!-)\S*(artifacts/|results/metrics/)|\btee\b|--(images|latents|features)\b|--samples [a-z]+/"
 
 
 def test_the_docs_name_targets_and_commands_that_exist():

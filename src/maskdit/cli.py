@@ -115,7 +115,14 @@ def parser(first: str = "") -> Parser:
     study.add_argument("name", metavar="NAME", help="the prefix of its keys")
     study.add_argument("root", type=Path, metavar="ROOT", help="a folder CLASS/image, or tar or zip files with this layout")
     study.add_argument("--resolution", type=int, default=32, metavar="PIXELS", help="side of the images (default 32)")
-    study.add_argument("--heldout", type=float, default=0.1, metavar="FRACTION", help="fraction of held-out images (default 0.1)")
+    text = "by the number of images"
+    study.add_argument("--heldout", type=float, metavar="FRACTION", help=f"fraction of held-out images (default: {text}, from 0.1)")
+    study.add_argument("--steps", type=int, metavar="N", help=f"steps of pretraining; others in proportion (default: {text})")
+    study.add_argument("--batch", type=int, metavar="N", help=f"images per step (default: {text}, up to the demo's)")
+    study.add_argument("--samples", type=int, metavar="N", help=f"samples of each evaluation (default: {text}, up to the demo's)")
+    study.add_argument("--skip-bad", action="store_true", help="leave out damaged images")
+    text = "largest fraction of the images that may be left out (default 0.05)"
+    study.add_argument("--left-out", type=float, default=0.05, metavar="FRACTION", help=text)
     plan = verbs.add_parser("plan", help="Print what a study costs: jobs, device-hours, wall time, disk.")
     plan.add_argument("bench", metavar="STUDY", help="an entry of table:")
     plan.add_argument("--device", metavar="NAME", help="a100, h100, h200, l40s or cpu (default: the one last used, else a100)")
@@ -134,6 +141,9 @@ def parser(first: str = "") -> Parser:
     verify.add_argument("name", metavar="STUDY|EVALUATION", help="an entry of table:, or of sample: for one row")
     doctor = verbs.add_parser("doctor", help="Check a folder, a file or this machine, and say how to fix what is wrong.")
     doctor.add_argument("path", type=Path, nargs="?", metavar="PATH", help="images, latents, weights, a run, a reference batch")
+    text = "which of the folders above an image is its class (default: auto, the first; refused if another may be meant)"
+    for entry in (study, doctor):
+        entry.add_argument("--classes", choices=("auto", "first", "last", "path"), default="auto", help=text)
     verbs.add_parser("check", help="Check params.yaml; DVC does so before each step.")
     show = verbs.add_parser("show", help="Print a study's table and the paths of its results.")
     show.add_argument("bench", metavar="STUDY", nargs="?", default="demo", help="an entry of table: (default: demo)")
@@ -188,9 +198,11 @@ def dispatch(arguments: dict[str, Any]) -> None:
             show(**arguments)
         case "check":
             from maskdit.artifacts.engine_handoff import demand_inside
+            from maskdit.artifacts.freshness import Freshness
             from maskdit.config.load import load
 
-            load()
+            for line in Freshness(load()).moved_sources():
+                print(line)
             if "DVC_STAGE" in os.environ:
                 demand_inside()
         case "study":

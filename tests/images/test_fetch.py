@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,8 +22,10 @@ from maskdit.config.images import Fetch
 from maskdit.images import imagenet, imagenet_download
 from maskdit.images.dataset import Images
 from maskdit.images.decode import centre_crop, decode
-from maskdit.images.fetch import fetch, split
-from maskdit.images.index import Encoded, scan
+from maskdit.images.fetch import fetch
+from maskdit.images.index import Encoded
+from maskdit.images.own import split
+from maskdit.images.scan import scan
 
 ENTRY = TypeAdapter(Fetch)
 WNIDS = ("n01440764", "n02123045", "n07753592")
@@ -112,7 +115,7 @@ def test_every_form_gives_the_same_images_and_classes(tmp_path, lay):
     np.testing.assert_array_equal(images.pixels[3], wanted[3])
     assert [int(images.heldout[images.labels == label].sum()) for label in range(3)] == [1, 1, 1]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("index.json", "labels.npy", "heldout.npy", "records.npy", "store.json", "report.json")
+        *("index.json", "labels.npy", "heldout.npy", "records.npy", "store.json", "report.json", "source.json")
     }, "nothing is unpacked"
 
 
@@ -127,7 +130,7 @@ def test_the_split_is_of_each_class_and_by_the_seed():
 def test_a_hostile_tar_gives_its_harmless_images_only_and_writes_nothing(tmp_path):
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
-        for name in ("../evil/a.png", "/abs/b.png", "red/../../c.png", "red/good.png", "red/also.png"):
+        for name in ("../evil/a.png", "red/../../c.png", "red/good.png", "red/also.png"):
             member = tarfile.TarInfo(name)
             member.size = len(encoded(0, 0))
             tar.addfile(member, io.BytesIO(encoded(0, 0)))
@@ -138,7 +141,9 @@ def test_a_hostile_tar_gives_its_harmless_images_only_and_writes_nothing(tmp_pat
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "x.tar").write_bytes(stream.getvalue())
     before = sorted(tmp_path.rglob("*"))
-    assert scan(tmp_path / "root").names == ("red/also.png", "red/good.png")
+    found = scan(tmp_path / "root")
+    assert found.names == ("red/also.png", "red/good.png")
+    assert found.left.images == 6
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -156,18 +161,31 @@ def damaged(tmp_path):
     return tmp_path / "root"
 
 
-def test_damaged_images_follow_the_policy(damaged, tmp_path):
-    with pytest.raises(UserError, match=r"cut\.JPEG: damaged .*; repair it, or set bad: skip to leave it out"):
+def test_damaged_images_follow_the_policy(damaged, tmp_path, monkeypatch):
+    monkeypatch.setattr("maskdit.runtime.progress.KEY", "mine")
+    advice = r"set bad: skip and images: 14 in fetch\.mine$"
+    with pytest.raises(UserError, match=rf"damaged images: 2 of 16, listed in .* \(\S*cut\.JPEG: damaged .*{advice}") as refusal:
         fetched(folder(damaged, images=16), tmp_path / "fail")
-    with pytest.raises(UserError, match=r"2 damaged images: .*cut\.JPEG.*empty\.JPEG") as refusal:
+    listing = Path(re.findall("listed in (.*?) \\(", str(refusal.value))[0])
+    assert [Path(bad["name"]).name for bad in read_json(listing)] == ["cut.JPEG", "empty.JPEG"]
+    with pytest.raises(UserError, match=r"damaged images: 2 of 16, .*cut\.JPEG.*empty\.JPEG") as refusal:
         fetched(folder(damaged, bad="list", images=16), tmp_path / "list")
     assert "\n" not in str(refusal.value)
-    images = fetched(folder(damaged, bad="skip", images=14), tmp_path / "skip")
+    with pytest.raises(
+        UserError, match=r"left out: 2 of 16 images, .*allow it with left_out: 0\.13 in fetch\.mine"
+    ):
+        fetched(folder(damaged, bad="skip", images=14), tmp_path / "few")
+    with pytest.raises(
+        UserError, match=r"14 images found, .*images: 13 in fetch\.mine; set images: 14.*damaged images that are left out: 2,"
+    ):
+        fetched(folder(damaged, bad="skip", images=13, left_out=0.13), tmp_path / "skip")
+    images = fetched(folder(damaged, bad="skip", images=14, left_out=0.13), tmp_path / "skip")
     assert images.pixels[:].shape == (14, SIDE, SIDE, 3)
-    report = read_json(tmp_path / "skip" / "report.json")["images"]
-    assert report["kinds"] == {"JPEG CMYK": 1, "JPEG RGB": 12, "PNG RGB": 1}
-    assert report["misnamed"] == [f"{WNIDS[0]}/really-a-png.JPEG"]
-    assert [Path(bad["name"]).name for bad in report["damaged"]] == ["cut.JPEG", "empty.JPEG"]
+    report = read_json(tmp_path / "skip" / "report.json")
+    assert report["images"]["kinds"] == {"JPEG CMYK": 1, "JPEG RGB": 12, "PNG RGB": 1}
+    assert report["images"]["misnamed"] == [f"{WNIDS[0]}/really-a-png.JPEG"]
+    assert [Path(bad["name"]).name for bad in report["images"]["damaged"]] == ["cut.JPEG", "empty.JPEG"]
+    assert report["left_out"] == {"damaged images": {"count": 2, "first": [f"{WNIDS[0]}/cut.JPEG", f"{WNIDS[0]}/empty.JPEG"]}}
 
 
 def test_a_wrong_number_of_images_names_the_right_one(tmp_path):

@@ -10,9 +10,11 @@ import subprocess
 import sys
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from browser import CHROMIUM, browser
@@ -315,6 +317,16 @@ def test_provenance_says_what_is_stale_and_why_and_that_changes_were_uncommitted
     assert "sample/demo-maskdit-guided" in absent
     assert "sample/demo-dit-plain" not in absent, "a record was made from it"
     assert '<g class="not-here"><title>sample/demo-dit-plain: not here' in text
+
+
+def test_what_was_left_out_of_the_images_is_told_by_reason(home, tmp_path, monkeypatch):
+    home = shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(home)
+    known = {"damaged images": {"count": 1200, "first": [f"red/{HOSTILE}.png", "b.png", "c.png", "d.png"]}}
+    write_json(Path("artifacts/raw/demo/report.json"), {"images": {}, "layout": "the folder is the class", "left_out": known})
+    report(load().report["demo"], results=home / "results", out=home / "r.html")
+    line = f"fetch/demo: the folder is the class. Left out: damaged images: 1,200 (red/{HOSTILE}.png, b.png, c.png)."
+    assert f"<li>{escape(line)}</li>" in (home / "r.html").read_text()
 
 
 def test_results_of_another_folder_are_refused_for_their_provenance_is_not_here(home, tmp_path, monkeypatch):

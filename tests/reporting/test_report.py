@@ -353,12 +353,13 @@ def test_curves_of_nothing_are_refused(tmp_path):
         curves(Curves(title="T", evals=("a",)), metrics=tmp_path, out=tmp_path / "c.csv")
 
 
-def test_a_grid_shows_real_images_and_samples_of_each_class(tmp_path):
+@pytest.mark.parametrize("heldout", [True, False])
+def test_a_grid_shows_real_images_and_samples_of_each_class_held_out_if_there_are_some(tmp_path, heldout):
     raw, samples = tmp_path / "raw", tmp_path / "samples"
     raw.mkdir()
     samples.mkdir()
     red, blue = (np.full((8, 4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
-    Images(red, np.arange(8) % 2, np.ones(8, bool), ("a", "b")).save(raw)
+    Images(red, np.arange(8) % 2, np.full(8, heldout), ("a", "b")).save(raw)
     np.save(samples / "images-0000.npy", blue)
     np.save(samples / "labels.npy", np.arange(8) % 2)
     write_json(samples / "index.json", {"shards": ["images-0000.npy"], "checkpoint": {"model": "DiT"}, "protocol": PROTOCOL})

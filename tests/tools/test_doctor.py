@@ -2,7 +2,6 @@
 
 import json
 import re
-import zipfile
 
 import numpy as np
 import pytest
@@ -92,13 +91,6 @@ def test_what_is_not_known_is_refused_in_one_line(tmp_path):
         with pytest.raises(UserError) as refusal:
             list(examine(path))
         assert "\n" not in str(refusal.value)
-
-
-def test_an_archive_of_images_is_looked_at_as_a_folder_is(tmp_path):
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        for name in ("a/1.png", "b/2.png"):
-            archive.writestr(name, b"not looked into here")
-    assert "2 images of 2 classes" in next(iter(examine(tmp_path / "x.zip"))).text
 
 
 def test_this_machine_is_looked_at_without_a_path(capsys):

@@ -39,6 +39,8 @@ if fresh:
     try:
         demand_known(params, (word for option, word in pairwise(sys.argv) if option not in NO_TARGETS))
         set_stamps(fresh)
+        for line in fresh.moved_sources():
+            print(line, file=sys.stderr)
     except UserError as error:
         raise WorkflowError(str(error))
     except OSError as error:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +47,7 @@ class Freshness:
         self.manifests: dict[str, Manifest | str | None] = {}
         self.verdicts: dict[str, Verdict] = {}
         self.differences: dict[tuple[str, str, bool], str] = {}
+        self.changed: dict[str, str] = {}
 
     def manifest(self, node: str) -> Manifest | str | None:
         """The manifest of a node's artifact, None if there is no artifact, or what is wrong with it."""
@@ -86,7 +88,7 @@ class Freshness:
         if why := damage(out, found, SMALL if is_result(out) else 0):
             return Verdict("stale", why, own=True)
         config, inherited = found.lineage[node].config, next(self.inherited(node, found), "")
-        why = self.differs(node, config)
+        why = self.differs(node, config) or self.moved(node)
         longer = bool(why) and not inherited and node.startswith(TRAININGS) and not self.differs(node, config, longer=True)
         if longer and (before := self.inserted(node)):
             why += f"; milestone {before[0]} comes before its last step, so it starts again from step 0"
@@ -98,6 +100,25 @@ class Freshness:
         if key not in self.differences:
             self.differences[key] = difference(config, self.entry(node), longer)
         return self.differences[key]
+
+    def moved(self, node: str) -> str:
+        """How the user's folder of images has changed since a node was fetched from it; '' for other nodes."""
+        if node not in self.changed:
+            self.changed[node] = ""
+            entry = self.entry(node)
+            if getattr(entry, "source", "") == "folder" and self.known(node):
+                changes = import_module("maskdit.images.changes").changes  # only who has such a folder waits for it
+                if told := changes(entry, output(self.params, node)):
+                    self.changed[node] = f"{entry.root} has changed since it was fetched: {told}"  # type: ignore[attr-defined]
+        return self.changed[node]
+
+    def moved_sources(self) -> list[str]:
+        """A line for each folder of the user's that has changed, with what is made again."""
+        lines = []
+        for node in (node for node in self.edges if node.startswith("fetch/") and self.moved(node)):
+            after = self.with_consumers({node}, set(), set()) & self.unmade
+            lines.append(f"{node}: {self.moved(node)}. {len(after)} nodes are made again; maskdit status lists them")
+        return lines
 
     def entry(self, node: str) -> Section:
         """The entry of a node."""
@@ -126,6 +147,8 @@ class Freshness:
                 yield f"{ancestor} was made with {why}"
             elif (there := self.known(ancestor)) and there.lineage.get(ancestor, origin).digest != origin.digest:
                 yield f"it was made from another {ancestor} than the one that is here"
+            elif why := self.moved(ancestor):
+                yield f"{ancestor}: {why}"
         for reader, origin in found.lineage.items():
             for run, files in origin.read.items():
                 yield from self.reread(reader, run, files)

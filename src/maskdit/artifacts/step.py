@@ -61,9 +61,13 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
     usual = {**inputs(params, verb, key), "out": output(params, node)}
     paths = usual | paths
     asked = any(options.values()) or os.environ.get("MASKDIT_FORCE") == "1" or "RANK" in os.environ
-    if paths == usual and not asked and Freshness(params).verdict(node) == CURRENT:
+    fresh = Freshness(params)
+    if paths == usual and not asked and fresh.verdict(node) == CURRENT:
         say(f"{node}: {paths['out']} is current, nothing to do; MASKDIT_FORCE=1 makes it again")
         return
+    for source in sorted(params.upstream(verb, key)):
+        if source.startswith("fetch/") and (told := fresh.moved(source)):
+            say(f"{source}: {told}; run maskdit fetch {source[6:]}, this step goes by what was fetched before")
     if "RANK" not in os.environ and (slurm.job() or STEPS[verb] != "training.train"):
         slurm.supersede(verb, key, share)
     keep_log(log_file(verb, key, share), goes_on="RANK" in os.environ or STEPS[verb] == "training.train")

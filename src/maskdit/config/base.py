@@ -36,11 +36,16 @@ def new(neutral: Any) -> Any:
     return Field(default=neutral, exclude_if=lambda value: value == neutral)
 
 
+def printable(line: str) -> str:
+    """A line in which control characters, and bytes of a file's name that are no text, are escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+
+
 class UserError(Exception):
     """A mistake the user can fix: one line that names the file or key and says what to do. Quoted text is made printable."""
 
     def __init__(self, line: str) -> None:
-        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line[:LONGEST]))
+        super().__init__(printable(line[:LONGEST]))
 
 
 class Section(BaseModel):

@@ -1,14 +1,15 @@
 """The section `fetch` of params.yaml: one model per source of images or weights."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import StringConstraints
+from pydantic import StringConstraints, model_validator
 
-from maskdit.config.base import Count, Family, Fraction, Line, Natural, Section, Seed, Sha, Url
+from maskdit.config.base import Count, Family, Fraction, Line, Natural, Section, Seed, Sha, Url, new
 
 VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"  # weights of an autoencoder in diffusers' layout, next to config.json
 Root = Annotated[Line, StringConstraints(min_length=1)]
-Policy = Literal["fail", "skip", "list"]  # damaged images: fail at the first, skip them, or list all and then fail
+Policy = Literal["fail", "skip", "list"]  # damaged images: fail, skip them, or list all and then fail
+Naming = Literal["auto", "first", "last", "path"]  # which folder above an image names its class
 
 
 class Pictures(Section):
@@ -52,11 +53,24 @@ class Fashion(Pictures):
 
 
 class Folder(Divided):
-    """The user's own images: ROOT/CLASS/…/image, or tar or zip files that contain CLASS/…/image. Root may be one such file."""
+    """The user's own images: ROOT/CLASS/…/image, or tar or zip files that contain CLASS/…/image. Root may be one such file.
+
+    docs/own-images.md has the other layouts.
+    """
 
     source: Literal["folder"]
     root: Root  # relative to the project, or absolute
     bad: Policy
+    orientation: Literal["ignore", "apply"] = new("ignore")  # apply: turn photographs as EXIF says; ADM ignores it for ImageNet
+    classes: Naming = new("auto")  # the folder that names a class; auto: the first, or a dataset.json or notes beside the images
+    validation: Natural = new(0)  # expected number of images below test/ or val/, held out; `images` then counts those below train/
+    left_out: Fraction = new(0.05)  # largest share of the images that may be left out, because they are damaged or not read
+
+    @model_validator(mode="after")
+    def _one_split(self) -> Self:
+        if self.validation and self.heldout:
+            raise ValueError("heldout must be 0.0 with validation: the folder itself says which images are held out")
+        return self
 
 
 class ImageNet(Pictures):

@@ -12,6 +12,7 @@ from maskdit.artifacts.atomic import read_json, save_array, write_json
 from maskdit.config.base import UserError
 from maskdit.images.archives import header_length
 from maskdit.images.index import Encoded, Found
+from maskdit.runtime import progress
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Images:
             case "array":
                 pixels: Any = read_array(folder / "images.npy", mapped=True)
             case "store":
-                pixels = Encoded(Found.load(folder), shape[1])
+                pixels = Encoded(Found.load(folder), shape[1], upright=index.get("orientation") == "apply")
             case "npz":
                 pixels = npz_images(folder / "batch.npz")
                 return cls(pixels, np.full(len(pixels), -1), np.zeros(len(pixels), bool), ())
@@ -61,7 +62,8 @@ class Images:
 def demand_count(field: str, found: int, declared: int) -> None:
     """Raise UserError unless the number of items that were found is the one that params.yaml declares."""
     if found != declared:
-        raise UserError(f"fetch: {found} {field} found, params.yaml declares {field}: {declared}; correct it, or the data")
+        declaration = f"params.yaml declares {field}: {declared} in fetch.{progress.KEY}"
+        raise UserError(f"fetch: {found} {field} found, {declaration}; set {field}: {found}, or correct the data")
 
 
 def _npz_header(path: Path) -> tuple[tuple[int, ...], int | None]:

@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,17 +12,37 @@ from PIL import Image, UnidentifiedImageError
 from maskdit.config.base import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no others: some of Pillow's decoders run programs
+TURNS = {  # EXIF's orientation: what sets the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 LONGEST = 100  # maximum aspect ratio: the crop of a thinner image would need too much memory
 
 warnings.simplefilter("error", Image.DecompressionBombWarning)  # set once at import, because filters are not thread-safe
 
 
-def decode(data: bytes, name: str = "image") -> Image.Image:
-    """Decode an image to RGB, ignoring EXIF's orientation as ADM does. Raises UserError if it is damaged or far too large."""
-    try:
+def decode(data: bytes, name: str = "image", upright: bool = False) -> Image.Image:
+    """Decode an image to RGB; of several frames the first. upright: turn it as EXIF says, which ADM does not do for ImageNet.
+
+    Raises UserError if it is damaged or far too large.
+    """
+    with refused(name):
         image = opened(data)
         image.load()
-        return flat(image)
+        turn = TURNS.get(orientation(image)) if upright else None
+        return flat(image) if turn is None else flat(image).transpose(turn)
+
+
+@contextmanager
+def refused(name: str) -> Iterator[None]:
+    """Raise UserError for whatever a decoder raises within."""
+    try:
+        yield
     except Exception as error:  # decoders raise all kinds of errors for malformed bytes
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())[:160]
         raise UserError(f"{name}: damaged ({reason or type(error).__name__})") from None
@@ -34,16 +56,44 @@ def opened(data: bytes) -> Image.Image:
     return image
 
 
+def orientation(image: Image.Image) -> int:
+    """EXIF's orientation of a loaded image; 1, upright, if it has none that can be read. A TIFF is already turned."""
+    with suppress(Exception):  # EXIF of strangers
+        return int(image.getexif().get(0x0112, 1))
+    return 1
+
+
+def frames(image: Image.Image) -> bool:
+    """Whether an image has several frames or pages; a photograph's second picture for a preview or for depth is none."""
+    with suppress(Exception):  # of a later frame
+        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+    return False
+
+
 def flat(image: Image.Image) -> Image.Image:
-    """Convert to RGB with 8 bits, the upper ones of 16, and transparency on white. Raises ValueError for floating-point pixels."""
+    """Convert to RGB with 8 bits and transparency on white.
+
+    Raises ValueError for floating-point pixels, and for whole numbers that fill neither 8 nor 16 bits.
+    """
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
     if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(in_8_bits(np.asarray(image).astype(np.int64))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         clear = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
     return image.convert("RGB")
+
+
+def in_8_bits(values: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Grey values as they are if they fit in 8 bits, and the upper 8 bits of 16.
+
+    Raises ValueError for others: whether 4095 is white, as with 12 bits, or dark grey cannot be known.
+    """
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or 2**8 <= high < 2**14 or high >= 2**16:
+        raise ValueError(f"its values from {low} to {high} fill neither 8 nor 16 bits; scale them to 0 to 255")
+    return (values >> (8 if high >= 2**8 else 0)).astype(np.uint8)
 
 
 def centre_crop(image: Image.Image, side: int) -> NDArray[np.uint8]:

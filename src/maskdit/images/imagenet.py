@@ -16,7 +16,8 @@ import numpy as np
 from maskdit.config.base import UserError
 from maskdit.config.images import ImageNet
 from maskdit.images.archives import TABLE, tar_members
-from maskdit.images.index import RECORD, Found, classified, gathered, listed
+from maskdit.images.folders import listed
+from maskdit.images.index import RECORD, Found, classified, gathered
 
 REVISION = "49e2ee26f3810fb5a7536bbf732a7b07389a47b5"  # of ILSVRC/imagenet-1k on the hub
 COMPETITION = "imagenet-object-localization-challenge"

@@ -4,7 +4,7 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from maskdit.artifacts.arrays import read_array
 from maskdit.artifacts.atomic import read_json, save_array, write_json
 from maskdit.config.base import UserError
-from maskdit.images.archives import DEFLATED, IMAGES, LARGEST, STORED, TABLE, entries_of, harmless, header_length, inflated
+from maskdit.images import archives
+from maskdit.images.archives import DEFLATED, IMAGES, LARGEST, RAW, STORED, TABLE, Member, header_length, inflated
 from maskdit.images.decode import centre_crop, decode
+from maskdit.images.layouts import shared
 
 RECORD = np.dtype([("container", "<u4"), ("kind", "u1"), ("offset", "<u8"), ("length", "<u8"), ("crc", "<u4")])  # crc 0: unknown
 THREADS = min(8, os.cpu_count() or 1)
@@ -45,35 +47,18 @@ class Found:
         return replace(self, records=self.records[rows], names=names, labels=self.labels[rows])
 
     def state(self, rows: range) -> list[Any]:
-        """Location of some images, and size and modification time of their containers: changes if a container is written."""
+        """Location of some images, and size and times of their containers: changes if a container is written."""
         part = self.records[rows.start : rows.stop]
-        states = {number: (self.root / self.containers[number]).stat() for number in np.unique(part["container"]).tolist()}
+        states = {number: state_of(self.root / self.containers[number]) for number in np.unique(part["container"]).tolist()}
         return [
-            [self.containers[number], states[number].st_size, states[number].st_mtime_ns, *place]
+            [self.containers[number], *states[number], *place]
             for number, *place in part[["container", "kind", "offset", "length"]].tolist()
         ]
 
     def read(self, row: int) -> bytes:
         """The encoded bytes of an image. Raises UserError if its container is missing, changed or damaged."""
-        record = self.records[row]
-        container = int(record["container"])
-        path, size = self.root / self.containers[container], self.sizes[container]
-        offset, length = int(record["offset"]), int(record["length"])
-        try:
-            if record["kind"] == TABLE:
-                return _Table(str(path), size).row(offset, length)
-            opened = _Opened(str(path), size)  # this reference keeps the file open while it is read
-            if record["kind"] in (STORED, DEFLATED):
-                header = os.pread(opened.number, 30, offset)
-                if not header.startswith(b"PK\3\4") or len(header) < 30:
-                    raise OSError(f"no member at byte {offset}")
-                offset += header_length(header)
-            data = os.pread(opened.number, length, offset)
-            if len(data) != length:
-                raise OSError(f"ends before byte {offset + length}")
-            return inflated(data) if record["kind"] == DEFLATED else data
-        except (OSError, zlib.error) as error:
-            raise UserError(f"{path}: cannot be read ({error}); repair it and run fetch again") from None
+        container, kind, offset, length, _ = self.records[row].tolist()
+        return read_at(self.root / self.containers[container], self.sizes[container], kind, offset, length)
 
     def save(self, folder: Path) -> None:
         """Write the index, without the images, into a folder."""
@@ -87,6 +72,31 @@ class Found:
         tree = read_json(folder / "store.json", "root", "containers", "sizes", "names")
         containers, sizes, names = (tuple(tree[name]) for name in ("containers", "sizes", "names"))
         return cls(Path(tree["root"]), containers, sizes, read_array(folder / "records.npy"), names, np.full(len(names), -1), ())
+
+
+def state_of(path: Path) -> tuple[int, int, int]:
+    """Size and times of a file: another one if it is written, even where its modification time is set back."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def read_at(path: Path, size: int, kind: int, offset: int, length: int) -> bytes:
+    """The bytes at a place of a container of a known size. Raises UserError if it is missing, changed or damaged."""
+    try:
+        if kind == TABLE:
+            return _Table(str(path), size).row(offset, length)
+        opened = _Opened(str(path), size)  # this reference keeps the file open while it is read
+        if kind in (STORED, DEFLATED):
+            header = os.pread(opened.number, 30, offset)
+            if not header.startswith(b"PK\3\4") or len(header) < 30:
+                raise OSError(f"no member at byte {offset}")
+            offset += header_length(header)
+        data = os.pread(opened.number, length, offset)
+        if len(data) != length:
+            raise OSError(f"ends before byte {offset + length}")
+        return inflated(data) if kind == DEFLATED else data
+    except (OSError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); repair it and run fetch again") from None
 
 
 @lru_cache(256)
@@ -136,72 +146,57 @@ class _Table:
 
 
 def gathered(root: Path, files: Sequence[Path]) -> Found:
-    """The images in some files below a root, sorted by name and without labels. Raises UserError if one is too large."""
+    """The images in some files below a root, by their suffixes, sorted by name and without labels.
+
+    Raises UserError if one is too large.
+    """
     containers: list[str] = []
     sizes: list[int] = []
-    found: list[tuple[str, tuple[int, ...]]] = []  # names and records
+    found: list[tuple[str, int, Member]] = []
     for path in files:
         relative = str(path.relative_to(root))
-        entries = list(entries_of(path, relative))
-        if too_large := [name for name, _, _, length in entries if length > LARGEST]:
+        images = list(images_of(path, relative))
+        if too_large := [name for name, member in images if member.length > LARGEST]:
             raise UserError(f"{path}: {too_large[0]} is larger than {LARGEST >> 20} MiB; remove it")
-        if entries:
-            found += [(name, (len(containers), *where, 0)) for name, *where in entries]
+        if images:
+            found += [(name, len(containers), member) for name, member in images]
             containers.append(relative)
             sizes.append(path.stat().st_size)
-    found.sort(key=lambda each: each[0])
-    names, records = tuple(name for name, _ in found), np.array([record for _, record in found], RECORD)
+    return ordered(root, containers, sizes, found)
+
+
+def images_of(path: Path, relative: str) -> Iterable[tuple[str, Member]]:
+    """The images of one file by name: the file itself, or the members of an archive. Links in an archive are left out."""
+    if path.suffix.lower() in IMAGES:
+        return [(relative, Member(relative, RAW, 0, path.stat().st_size))]
+    files = (member for member in archives.members_of(path) if member.kind < archives.FOLDER)
+    return ((member.placed, member) for member in files if member.name.lower().endswith(IMAGES))
+
+
+def ordered(root: Path, containers: Sequence[str], sizes: Sequence[int], images: Iterable[tuple[str, int, Member]]) -> Found:
+    """Images without labels, sorted by name, from the name of each, the number of its container, and its place there."""
+    found = sorted(images, key=lambda each: each[0])
+    records = np.array([(number, member.kind, member.offset, member.length, 0) for _, number, member in found], RECORD)
+    names = tuple(name for name, *_ in found)
     return Found(root, tuple(containers), tuple(sizes), records, names, np.full(len(names), -1), ())
 
 
 def classified(names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Labels and sorted classes of images: the class is the first folder of the name that not all images share."""
     parts = [name.split("/") for name in names]
-    depth = 0
-    while parts and all(len(part) > depth + 2 for part in parts) and len({part[depth] for part in parts}) == 1:
-        depth += 1
+    depth = shared(tuple(part[:-1]) for part in parts)
     found = [part[depth] if len(part) > depth + 1 else "" for part in parts]
     classes = tuple(sorted(set(found)))
     number = {name: label for label, name in enumerate(classes)}
     return np.array([number[name] for name in found], np.int64), classes
 
 
-def listed(root: Path, links: bool = True) -> list[Path]:
-    """Images and archives below a root, sorted by name. Follows links to folders at the top only: deeper ones may form a cycle."""
-    if root.is_file():
-        return [root]
-    found: list[Path] = []
-    with os.scandir(root) as inside:
-        entries = sorted((entry for entry in inside if harmless(entry.name)), key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=links):
-            found += listed(Path(entry.path), links=False)
-        elif entry.name.lower().endswith((*IMAGES, ".tar", ".zip")) and entry.is_file():
-            found.append(Path(entry.path))
-    return found
-
-
-def scan(root: Path) -> Found:
-    """All images below a root, which is a folder or an archive, with their classes.
-
-    Raises UserError if the root does not exist, an archive is damaged, or an image is not in a class folder.
-    """
-    if not root.exists():
-        raise UserError(f"{root}: no such file or folder; name one that contains CLASS/image, or tar or zip files with that layout")
-    if root.is_file() and root.suffix.lower() not in (".tar", ".zip"):
-        raise UserError(f"{root}: not a folder, .tar or .zip (a .tar.gz does not allow random access: decompress it)")
-    found = gathered(root.parent if root.is_file() else root, listed(root))
-    labels, classes = classified(found.names)
-    if "" in classes:  # as label 0
-        raise UserError(f"{root}: {found.names[labels.argmin()]} is not in a folder; the folder of an image names its class")
-    return replace(found, labels=labels, classes=classes)
-
-
 class Encoded:
     """Acts as an array (N, side, side, 3) of uint8 that reads, decodes and crops images when it is indexed."""
 
-    def __init__(self, found: Found, side: int) -> None:
-        self.found, self.side = found, side
+    def __init__(self, found: Found, side: int, upright: bool = False) -> None:
+        """upright: turn each image as its EXIF says."""
+        self.found, self.side, self.upright = found, side, upright
         self.shape = (len(found), side, side, 3)
 
     def __len__(self) -> int:
@@ -221,4 +216,4 @@ class Encoded:
         data, known = self.found.read(row), self.found.records[row]["crc"]
         if known and zlib.crc32(data) != known:
             raise UserError(f"{self.found.names[row]}: changed since it was fetched; run fetch again")
-        return centre_crop(decode(data, self.found.names[row]), self.side)
+        return centre_crop(decode(data, self.found.names[row], self.upright), self.side)

@@ -86,15 +86,20 @@ def first(pixels: Any, labels: Array, numbers: Array, classes: Sequence[int], co
 
 
 def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
-    """Draw one row per class: the first held-out real images on the left, the first samples of the class on the right."""
+    """Draw one row per class: the first held-out real images on the left, the first samples of the class on the right.
+
+    Where no image is held out, real images of the training are shown.
+    """
     real = Images.load(images)
     shown = config.classes or range(len(real.classes))
     if max(shown) >= len(real.classes):
         raise UserError(f"{images}: has {len(real.classes)} classes, but the grid lists class {max(shown)}; correct its classes")
     index = read_json(samples / "index.json", "shards", "checkpoint", "protocol")
     drawn, labels = images_of(samples)
+    unseen = real.rows(heldout=True)
+    told, known = ("real, held out", unseen) if len(unseen) else ("real, of the training", real.rows(heldout=False))
     sides = {
-        "real, held out": first(real.pixels, real.labels, real.rows(heldout=True), shown, config.columns),
+        told: first(real.pixels, real.labels, known, shown, config.columns),
         f"{index['checkpoint']['model']}, guidance {index['protocol']['guidance']:g}": first(
             drawn, labels, np.arange(drawn.shape[0]), shown, config.columns
         ),

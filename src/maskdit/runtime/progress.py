@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from maskdit.config.base import UserError
+from maskdit.config.base import UserError, printable
 from maskdit.runtime.logs import note_in_log
 
 LOG_SECONDS = 10.0
@@ -23,7 +23,7 @@ def first_rank() -> bool:
 def say(line: str) -> None:
     """Print a line to stderr at once, from rank 0 only."""
     if first_rank():
-        print(f"{KEY} {line}".lstrip(), file=sys.stderr, flush=True)
+        print(printable(f"{KEY} {line}".lstrip()), file=sys.stderr, flush=True)
 
 
 def tensorboard(name: str) -> Callable[[dict[str, float]], None]:

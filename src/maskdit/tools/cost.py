@@ -139,7 +139,7 @@ class Costs:
                 return self.drawn(entry)
             case Reconstruct():
                 data, family = params.pictures(entry.dataset), params.entry("fetch", entry.extractor).family
-                count = data.validation if isinstance(data, ImageNet) else data.images - data.training
+                count = getattr(data, "validation", 0) or data.images - data.training
                 autoencoder = self.scale(entry.vae) * (ENCODER + DECODER)
                 flops = count * (autoencoder * data.resolution**2 + 2 * NETWORKS[family])
                 return Cost(flops, "tf32", 0.0, entry.shards)

@@ -7,7 +7,6 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,10 @@ from maskdit.artifacts.manifest import MANIFEST, inputs_of, lineage
 from maskdit.config.base import UserError
 from maskdit.config.load import load
 from maskdit.images.dataset import Images, npz_shape
-from maskdit.images.index import scan
 from maskdit.latents.dataset import Latents
 from maskdit.runtime.device import demand_kernels, gpus, native
 from maskdit.runtime.random import generator
+from maskdit.tools.folder import Finding, pictures
 
 SEEN = 256  # samples that a check reads
 SPREAD = (0.3, 1.6)  # accepted standard deviation of a network's input: 0.5 here, near 1 with the scale of SD's autoencoder
@@ -30,23 +29,16 @@ WAIT, BUSY = 0.05, 0.25  # the loader limits a training if more of its time wait
 WIDTHS = {"mu": 2048, "sigma": 2048, "mu_s": 2023, "sigma_s": 2023}  # statistics of FID and sFID
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check; `fix` says what to do, '' if nothing is wrong."""
-
-    text: str
-    fix: str = ""
-
-
-def doctor(path: Path | None) -> bool:
-    """`maskdit doctor [PATH]`: print all findings; returns whether nothing is wrong."""
-    found = list(machine() if path is None else examine(path))
-    for finding in found:
-        print(f"problem: {finding.text}\n  fix: {finding.fix}" if finding.fix else f"ok: {finding.text}")
-    return not any(finding.fix for finding in found)
+def doctor(path: Path | None, classes: str = "auto") -> bool:
+    """`maskdit doctor [PATH]`: print all findings; returns whether nothing is wrong. classes: as in `layouts.classes_of`."""
+    fine = True
+    for finding in machine() if path is None else examine(path, classes):
+        print(finding, flush=True)
+        fine = fine and not finding.fix
+    return fine
 
 
-def examine(path: Path) -> Iterator[Finding]:
+def examine(path: Path, classes: str = "auto") -> Iterator[Finding]:
     """Findings about a path, by its contents; raises UserError if they are of no known kind."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
@@ -68,6 +60,9 @@ def examine(path: Path) -> Iterator[Finding]:
             yield from latents(Latents.load(path))
         elif "classes" in index:
             yield from images(Images.load(path))
+            report = read_json(path / "report.json") if "report.json" in names else {}
+            for reason, known in report.get("left_out", {}).items():
+                yield Finding(f"left out: {known['count']:,} {reason}")
         else:
             yield Finding(f"{path}: {index.get('kind', 'an artifact')}")
     elif path.suffix == ".npz":
@@ -75,7 +70,7 @@ def examine(path: Path) -> Iterator[Finding]:
     elif path.suffix in (".pt", ".pth", ".safetensors") or "config.json" in names:
         yield from weights(path)
     elif path.suffix.lower() in (".tar", ".zip") or (folder and not made):
-        yield from pictures(path)
+        yield from pictures(path, classes)
     elif not made:
         raise UserError(f"{path}: not images, latents, weights, a reference batch or a run; name one of these")
 
@@ -89,7 +84,8 @@ def artifact(path: Path) -> Iterator[Finding]:
             lineage(found, load())
             yield Finding(f"{path}: made with the current params.yaml")
     except UserError as error:
-        yield Finding(*re.split("[:;] (?=[^:;]*$)", str(error)))  # the advice comes last
+        told, *advice = re.split("[:;] (?=[^:;]*$)", str(error))  # the advice comes last
+        yield Finding(told, "".join(advice))
 
 
 def sampled(count: int) -> Array:
@@ -225,13 +221,6 @@ def training(path: Path) -> Iterator[Finding]:
         yield Finding(f"MFU {busy:.2f}, {wait:.1%} of the time waits for data: bound by the device")
     if rows[-1]["skipped"]:
         yield Finding(f"{rows[-1]['skipped']:.0f} steps had no finite gradient", "use bf16 or tf32 instead of fp16, or a lower lr")
-
-
-def pictures(path: Path) -> Iterator[Finding]:
-    """Whether a folder or archive contains images in classes, as a study needs them."""
-    if not (found := scan(path)):
-        raise UserError(f"{path}: contains no images; name a folder CLASS/image, or tar or zip files with this layout")
-    yield Finding(f"{len(found)} images of {len(found.classes)} classes; to make a study of them, run maskdit study NAME {path}")
 
 
 def machine() -> Iterator[Finding]:

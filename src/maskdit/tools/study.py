@@ -11,7 +11,7 @@ from maskdit.artifacts.atomic import replacing
 from maskdit.config import yaml_subset
 from maskdit.config.base import Key, UserError
 from maskdit.config.load import load, validate
-from maskdit.images.index import scan
+from maskdit.tools.study_sizes import Wishes, data_of, fitted
 
 LIKE = "demo"
 PARAMS = Path("params.yaml")
@@ -66,10 +66,23 @@ def inserted(text: str, verb: str, new: dict[str, Any], anchor: str = "") -> str
     return "".join([*lines[:end], *block, *lines[end:]])
 
 
-def study(name: str, root: Path, resolution: int, heldout: float) -> None:
-    """Add a study of a folder of images to params.yaml, with the demo's sizes; all other lines stay unchanged.
+def study(
+    name: str,
+    root: Path,
+    resolution: int,
+    heldout: float | None = None,
+    *,
+    steps: int | None = None,
+    batch: int | None = None,
+    samples: int | None = None,
+    skip_bad: bool = False,
+    left_out: float = 0.05,
+    classes: str = "auto",
+) -> None:
+    """Add a study of a folder of images to params.yaml, with numbers that fit them; all other lines stay unchanged.
 
-    Raises UserError for a name that is taken or not a key, a folder without images, and entries that would not be valid.
+    Raises UserError for a name that is taken or not a key, a folder without images or with damaged ones, and entries that would
+    not be valid.
     """
     try:
         TypeAdapter(Key).validate_python(name)
@@ -83,24 +96,23 @@ def study(name: str, root: Path, resolution: int, heldout: float) -> None:
             raise UserError(f"params.yaml: {verb}.{LIKE}: missing; restore it, because a new study copies the entries of {LIKE}")
     if Path.cwd().is_relative_to(root.resolve()):
         raise UserError(f"'{root}' contains this project; name the folder of the images")
-    if not (images := len(scan(root))):
-        raise UserError(f"{root}: contains no images; name a folder CLASS/image, or tar or zip files with this layout")
     before = PARAMS.read_bytes().decode()
     text = before.replace("\r\n", "\n")
     tree = yaml_subset.read(text)
     new = entries(tree, name)
-    fetch = {"source": "folder", "root": str(root), "bad": "fail", "resolution": resolution, "images": images, "heldout": heldout}
-    new["fetch"][name] = {**fetch, "seed": new["fetch"][name]["seed"]}
+    data = data_of(root, new["fetch"][name]["seed"], classes, skip_bad, left_out, heldout)
+    new["fetch"][name] = {**data.entry, "resolution": resolution}
     for verb in ("table", "curves", "efficiency"):
         new[verb][name]["title"] = f"DiT and MaskDiT on {root.resolve().name} at {resolution} pixels"
     new["claims"] = {f"{name}-claims": ledger(tree, name)}
     new["report"][name]["ledger"] = f"{name}-claims"
+    numbers = fitted(new, data, Wishes(steps, batch, samples))
     whole = {verb: {**known, **new.get(verb, {})} for verb, known in tree.items()}
     try:
         validate(whole)
     except UserError as error:
         reason = str(error).removeprefix("params.yaml: ")
-        sizes = f"{images} images and --resolution {resolution}"
+        sizes = f"{len(data.labels)} images and --resolution {resolution}"
         raise UserError(f"{root}: the demo's settings do not fit {sizes}: {reason}") from None
     for verb, known in new.items():
         text = inserted(text, verb, known, f"{name}-{verb}")
@@ -112,4 +124,5 @@ def study(name: str, root: Path, resolution: int, heldout: float) -> None:
         raise UserError("params.yaml: adding entries would change others; write the entries of each step as the demo's are written")
     with replacing(PARAMS.resolve()) as temporary:
         temporary.write_bytes((text.replace("\n", "\r\n") if "\r\n" in before else text).encode())
-    print(f"params.yaml has the study {name}: {images} images from {root}; run snakemake results/table_{name}.csv")
+    print(f"params.yaml has the study {name}: {data.told}\n{numbers}: --heldout, --batch, --steps and --samples set them")
+    print(f"run snakemake results/table_{name}.csv; maskdit plan {name} tells what it costs")

@@ -5,6 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from maskdit.artifacts.atomic import read_json
 from maskdit.artifacts.freshness import Freshness
 from maskdit.artifacts.manifest import Manifest
 from maskdit.artifacts.provenance import VERSIONS
@@ -94,6 +95,19 @@ def provenance(edges: Edges, found: Found, told: dict[str, str], spent: Lines) -
         tried = {"attempts": str(len(lines) or ""), "failed": str(len(failures(lines)) if lines else "")}
         rows.append({"artifact": node, "state": told[node], **code, **origin, **cost, **tried})
     return table(rows, "How each artifact was made")
+
+
+def left_out(params: Params, found: Found) -> Markup:
+    """How the user's images were read, and what was left out of them and why; nothing for other sources."""
+    lines = []
+    for node in found:
+        path = output(params, node) / "report.json"
+        tree = read_json(path) if node.startswith("fetch/") and path.exists() else {}
+        if "left_out" in tree:
+            known = tree["left_out"].items()
+            reasons = [f"{reason}: {part['count']:,} ({', '.join(part['first'][:3])})" for reason, part in known]
+            lines.append(f"{node}: {tree['layout']}. Left out: {'; '.join(reasons) or 'nothing'}.")
+    return PIECES.items(lines) if lines else Markup("")
 
 
 def unfolded(config: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from maskdit.config.reporting import Report
 from maskdit.reporting.records import Records, distance_of, read
 from maskdit.reporting.report.dag import draw
 from maskdit.reporting.report.page import PIECES, page, picture, rows_of, short, table, waterfall
-from maskdit.reporting.report.provenance_tables import ABSENT, STALE, costs, manifests, provenance, refuse_mixed, states
+from maskdit.reporting.report.provenance_tables import ABSENT, STALE, costs, left_out, manifests, provenance, refuse_mixed, states
 from maskdit.reporting.report.summary import summary
 from maskdit.reporting.sample_size import notes
 
@@ -89,7 +89,7 @@ def report(config: Report, *, results: Path, out: Path) -> None:
         "Graph": PIECES.items(unmade or ["Everything in this study was run."])
         + PIECES.boxes(KEY)
         + PIECES.scrolled("Graph", draw(edges, told, bench)),
-        "Provenance": provenance(edges, found, told, spent),
+        "Provenance": left_out(params, found) + provenance(edges, found, told, spent),
         "Costs": costs(edges, spent),
     }
     out.write_text(page(params.table[bench].title, bench, parts, points), encoding="utf-8")
