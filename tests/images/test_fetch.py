@@ -171,9 +171,7 @@ def test_damaged_images_follow_the_policy(damaged, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"damaged images: 2 of 16, .*cut\.JPEG.*empty\.JPEG") as refusal:
         fetched(folder(damaged, bad="list", images=16), tmp_path / "list")
     assert "\n" not in str(refusal.value)
-    with pytest.raises(
-        UserError, match=r"left out: 2 of 16 images, .*allow it with left_out: 0\.13 in fetch\.mine"
-    ):
+    with pytest.raises(UserError, match=r"left out: 2 of 16 images, .*allow it with left_out: 0\.13 in fetch\.mine"):
         fetched(folder(damaged, bad="skip", images=14), tmp_path / "few")
     with pytest.raises(
         UserError, match=r"14 images found, .*images: 13 in fetch\.mine; set images: 14.*damaged images that are left out: 2,"
