@@ -209,7 +209,9 @@ def test_a_second_training_of_a_recipe_is_told_whose_the_first_is(latents, monke
     config = latents.parent / "config.json"
     config.write_text(masked(9, precision="fp32").model_dump_json())
     words = [str(Path(__file__).parents[1]), str(latents), str(config), "none", str(latents.parent)]
-    first = subprocess.Popen([sys.executable, "-c", "import time, os; os.environ['RANK'] = '0'\n" + SLOW + PROGRAM, *words])
+    first = subprocess.Popen(
+        [sys.executable, "-c", "import time, os; os.environ |= {'RANK': '0', 'WORLD_SIZE': '1'}\n" + SLOW + PROGRAM, *words]
+    )
     try:
         while not any(owner_of(lease) for lease in latents.parent.glob("scratch/*/lock.lease")):
             time.sleep(0.05)

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
 def replacing(path: Path, needed: int | None = None) -> Iterator[Path]:
     """A temporary file to write, in the same folder, that takes the name of `path` when the block ends without an error.
 
+    It has the permissions of the file that it replaces, or else those of a new one.
     Raises UserError if it cannot be written; `needed` bytes are named then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,12 +84,19 @@ def replacing(path: Path, needed: int | None = None) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            temporary.chmod(0o666 & ~_umask())
+            as_new(temporary)
+            with suppress(FileNotFoundError):
+                temporary.chmod(path.stat().st_mode & 0o777)
             sync(temporary)
             temporary.replace(path)
             sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def as_new(path: Path) -> None:
+    """Give a file the permissions of a new one: those of tempfile and safetensors can be read by their owner alone."""
+    path.chmod(0o666 & ~_umask())
 
 
 @cache
@@ -101,7 +109,7 @@ def _umask() -> int:
 def write_json(path: Path, tree: Any) -> None:
     """Write a JSON file atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(tree, indent=2) + "\n")
+        temporary.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
@@ -113,7 +121,7 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
 def read_json(path: Path, *fields: str) -> Any:
     """Read a JSON file; raises UserError if it is missing or damaged, or no dictionary with these fields."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         what = "run the step that makes it" if isinstance(error, FileNotFoundError) else "it must be a file that you can read"
         raise UserError(f"{path}: {error.strerror}; {what}") from None

@@ -45,6 +45,12 @@ def load(folder: Path, device: torch.device) -> AutoencoderKL:
     return vae.to(device).eval().requires_grad_(False)
 
 
+def is_one(folder: Path) -> bool:
+    """Whether a folder says that it holds an autoencoder in diffusers' layout."""
+    known = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return isinstance(known, dict) and str(known.get("_class_name", "")).startswith("Autoencoder")
+
+
 def geometry(folder: Path) -> tuple[int, int]:
     """Pixels per latent position along one side, and channels of a latent, from the folder's config.json."""
     config = read_json(folder / "config.json", "block_out_channels", "latent_channels")

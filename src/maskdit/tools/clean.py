@@ -113,7 +113,7 @@ def scratch(fresh: Freshness) -> Iterator[Item]:
     recipes = {digest(fresh.entry(node).recipe()): node for node in fresh.edges if node.startswith(TRAININGS)}  # type: ignore[attr-defined]
     for path in sorted(path for path in scratch_root().glob("*-*") if path.is_dir() and path.suffix != ".gone"):
         told = path / NODE
-        node = told.read_text(errors="replace").strip() if told.is_file() else ""
+        node = told.read_text(errors="replace", encoding="utf-8").strip() if told.is_file() else ""
         node = node if node.count("/") == 1 else ""
         recipe = recipe_of(path)
         owner = recipes.get(recipe, node)
