@@ -27,6 +27,7 @@ from maskdit.weights.names import Tensors
 STEPS_KNOWN_AS = ("step", "train_steps", "global_step")
 EMA = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict")  # names of averaged weights in a checkpoint
 NET = ("model", "net", "state_dict", "module", "model_state_dict")  # of raw ones
+SWAPPED = "current_model_state"  # of raw ones where Lightning's WeightAveraging puts averaged ones in their place
 SD_FACTOR = 8  # pixels per latent of SD's autoencoder, by which DiT's code divides its image_size
 BEGINNINGS = {  # of files that are no weights -> what they are
     b"version https://git-lfs": "a pointer of Git LFS, not the file; run git lfs pull where it comes from",
@@ -169,17 +170,20 @@ def read_file(path: Path) -> Found:
         raise UserError(f"{path}: contains no dictionary of tensors")
     if any(str(name).startswith("transformer_blocks.") for name in tree):
         raise UserError(f"{path}: diffusers' DiT; name its folder, which must have its config.json, in place of the file")
-    lightning = "pytorch-lightning_version" in tree
-    holders = [name for known in (EMA, NET) for name in [each for each in known if isinstance(tree.get(each), Mapping)][:1]]
+    lightning, swapped = "pytorch-lightning_version" in tree, "averaging_state" in tree
+    averages, raw = ((*EMA, "state_dict"), (SWAPPED,)) if swapped else (EMA, NET)
+    holders = [name for known in (averages, raw) for name in [each for each in known if isinstance(tree.get(each), Mapping)][:1]]
     states = {name: tree[name] for name in holders} or {"it": tree}
+    if not holders and (others := [name for name, value in tree.items() if isinstance(value, Mapping)]):
+        raise UserError(f"{path}: has no weights under {', '.join((*EMA, *NET))}; it holds {', '.join(map(str, others[:5]))}")
     found: dict[bool, Tensors] = {}  # by whether they are averaged
     for name, state in states.items():
         for head, tensors in networks(path, name, state, lightning).items():
-            average = name in EMA or names.is_average(head)
+            average = name in averages or names.is_average(head)
             if average in found:
                 raise UserError(f"{path}: holds several networks; save the one to import alone")
             found[average] = tensors
-    if any("n_averaged" in state for state in states.values()):
+    if swapped or any("n_averaged" in state for state in states.values()):
         kind = "averaged weights, as torch's AveragedModel saves them"
     elif len(found) == 2:
         kind = "EMA and raw weights"
@@ -187,7 +191,7 @@ def read_file(path: Path) -> Found:
         kind = "EMA weights alone"
     else:
         kind = "raw weights without EMA" if holders else "weights that may be raw or averaged"
-    kind += " of a Lightning checkpoint" * lightning
+    kind = "a Lightning checkpoint: " * lightning + kind
     ema, net = found.get(True, found.get(False, {})), found.get(False) if True in found else None
     with naming(path):  # DiT's label table is an embedding (N + 1, W), MaskDiT's a linear layer (W, N)
         dit = names.shape(ema, names.TABLE, 2)[0] != names.shape(ema, names.PROJECTION, 4)[0]
