@@ -169,14 +169,13 @@ class Granted:
 
 def granted(number: str) -> Granted:
     """Ask Slurm for the resources of a job."""
+    alone = "unset SLURM_JOB_ID to train on this machine alone"
     try:
         told = asked("squeue", "--noheader", f"--jobs={number}", "--format=%D|%C|%b")
     except UserError as error:
-        if "Invalid job id" not in str(error):
-            raise
-        told = ""
+        raise UserError(f"{error}; {alone}") from None
     if told.count("|") != 2:
-        raise UserError(f"SLURM_JOB_ID: squeue knows no job {number} that runs; unset the variable outside Slurm")
+        raise UserError(f"squeue: knows no job {number} that runs; {alone}")
     nodes, cores, things = told.split("|")
     gpus = re.search(r"gpu(:[\w.-]+)?:\d+", things)
     return Granted(number, int(nodes), int(cores), gpus[0] if gpus else "")

@@ -23,6 +23,7 @@ from maskdit.images.index import scan
 from maskdit.latents.dataset import Latents
 from maskdit.runtime.device import demand_kernels, gpus, native
 from maskdit.runtime.random import generator
+from maskdit.runtime.variables import variable
 
 SEEN = 256  # samples that a check reads
 SPREAD = (0.3, 1.6)  # accepted standard deviation of a network's input: 0.5 here, near 1 with the scale of SD's autoencoder
@@ -268,5 +269,5 @@ def machine() -> Iterator[Finding]:
     free = shutil.disk_usage(".").free / 2**30
     advice = "link artifacts/ to a larger disk; the demo needs 1 GiB, and maskdit plan prints the needs of a study"
     yield Finding(f"{free:.0f} GiB free here", "" if free > 10 else advice)
-    token = "set" if os.environ.get("HF_TOKEN") else "not set; only downloading ImageNet from the Hugging Face Hub needs it"
+    token = "set" if variable("HF_TOKEN") else "not set; only downloading ImageNet from the Hugging Face Hub needs it"
     yield Finding(f"HF_TOKEN is {token}")
