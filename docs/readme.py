@@ -83,8 +83,8 @@ def refresh(study: str) -> None:
         (CLAIMS, "ablation", f"table_{study}-ablation.md"),
         (PERFORMANCE, "bench", BENCH[0]),
     ):
-        blocks += [(path, block, sources[name].read_text())] if name in sources else []
-    texts = {path: path.read_text() for path, _, _ in blocks}
+        blocks += [(path, block, sources[name].read_text(encoding="utf-8"))] if name in sources else []
+    texts = {path: path.read_text(encoding="utf-8") for path, _, _ in blocks}
     for path, block, contents in blocks:
         texts[path] = replaced(path, texts[path], block, contents)
     files |= {path: text.encode() for path, text in texts.items()}

@@ -17,7 +17,7 @@ WIDE, NAME, LINE, GAP = 1180, 110, 16, 6  # pixels
 
 def rooms() -> list[str]:
     """The folders and the file of the command line, from the top down, as the import contract has them."""
-    [contract] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    [contract] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
     return contract["layers"]
 
 
@@ -31,7 +31,12 @@ def sources(room: str) -> list[Path]:
 
 def imported(room: str) -> set[str]:
     """The other rooms that a room imports."""
-    nodes = [node for path in sources(room) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    nodes = [
+        node
+        for path in sources(room)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+    ]
     return {node.module.split(".")[1] for node in nodes if (node.module or "").startswith("maskdit.")} - {room}
 
 
@@ -65,4 +70,4 @@ def drawing() -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs" / "rooms.svg").write_text(drawing())
+    Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs" / "rooms.svg").write_text(drawing(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What no file of the package may do: execute what it reads, or write what a kill leaves half written."""
+"""What no file of the package may do: execute what it reads, write what a kill leaves half written, or guess an encoding."""
 
 import ast
 from collections.abc import Iterator
@@ -121,3 +121,14 @@ def unatomic(source: str) -> Iterator[tuple[str, str]]:
             yield from below(child, function, safe)
 
     yield from below(ast.parse(source), "", False)
+
+
+def unencoded(source: str) -> Iterator[str]:
+    """Lines that read or write text in the encoding of the user's locale. Ruff's rule knows paths by their annotations only."""
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        name, given = name_of(call.func), {each.arg: value(each.value) for each in call.keywords}
+        last, arguments = name.split(".")[-1], [*map(value, call.args), given.get("mode", "r"), "r"]
+        mode = arguments[1 if name == "open" or last == "fdopen" else 0]  # of a path, or of a function of one
+        opens = last in ("open", "fdopen") and name != "tarfile.open" and isinstance(mode, str) and "b" not in mode
+        if (last in ("read_text", "write_text") or opens or given.get("text") is True) and "encoding" not in given:
+            yield f"line {call.lineno}: {ast.unparse(call)}"

@@ -1,5 +1,6 @@
 """The command line: made from the steps' signatures, quick, and one line for each mistake."""
 
+import os
 import re
 import subprocess
 import sys
@@ -76,6 +77,36 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(words, capsys):
         main(words)
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("smaple", "did you mean 'sample'?"), ("stats", "did you mean 'status'?"), ("zzz", "known: bench, ")]
+)
+def test_a_misspelt_command_names_the_nearest(word, said, capsys):
+    with pytest.raises(SystemExit):
+        main([word, "demo"])
+    assert capsys.readouterr().err.startswith(f"maskdit: no command '{word}'; {said}")
+
+
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+def test_a_locale_without_the_letters_of_a_file_stops_no_command(root, tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text(params.read_text(encoding="utf-8").replace("title: ", "title: Größe ", 1), encoding="utf-8")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "table_demo.md").write_text("Größe 3 ± 1\n", encoding="utf-8")
+    program = "import sys, maskdit.cli; maskdit.cli.signature('fetch'); sys.exit(maskdit.cli.main())"
+    for words in (["check"], ["show"], ["fetch", "--help"], ["curves", "demo", "--metrics", "no", "--out", "x.csv"]):
+        done = subprocess.run([sys.executable, "-c", program, *words], env={**os.environ, **ASCII}, capture_output=True)
+        assert b"Traceback" not in done.stderr, done.stderr
+        assert done.returncode == (2 if words[0] == "curves" else 0)
+        if words == ["show"]:
+            assert done.stdout.startswith(b"Gr??e 3 ? 1\n")
+    name = "import sys; sys.argv = ['maskdit', 'study', 'x', 'Gr\\xf6\\xdfe']; import maskdit.cli; sys.exit(maskdit.cli.main())"
+    done = subprocess.run([sys.executable, "-c", name], env={**os.environ, **ASCII}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_unknown_key_names_the_nearest(root, capsys, tmp_path):

@@ -28,7 +28,7 @@ from maskdit.model import checkpoint
 from maskdit.reporting.table_formats import write
 from maskdit.runtime import progress
 from maskdit.runtime.environment import demand_own, scratch
-from maskdit.weights.importing import read_file
+from maskdit.weights.reading import read_file
 
 BIG = np.random.default_rng(0).integers(0, 255, 2**20, np.uint8)  # one MiB
 ROOM = 2**18  # of the disk, or of a file, in bytes

@@ -52,7 +52,7 @@ from maskdit.reporting.pictures import Stacked
 from maskdit.sampling.sample import find
 from maskdit.tools.doctor import examine, training
 from maskdit.weights.export import weights_of
-from maskdit.weights.importing import read_file, read_folder
+from maskdit.weights.reading import read_file, read_folder
 from project import ROOT, TOY, project, run
 
 CONFIGS = 500

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lint import executions, unatomic
+from lint import executions, unatomic, unencoded
 from maskdit.artifacts.step import STEPS
 from maskdit.cli import OTHERS
 from maskdit.config.load import load
@@ -215,6 +215,47 @@ def test_each_of_19_planted_writes_is_found_and_is_allowed_in_a_temporary_file(l
 @pytest.mark.parametrize("line", ["path.open()", "path.open('rb')", "open(path)", "zipfile.ZipFile(path)", "Image.open(stream)"])
 def test_a_reading_is_no_write(line):
     assert list(unatomic(line)) == []
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *(ROOT / "docs").glob("*.py")], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_text_file_is_opened_as_utf8_whatever_the_locale(path):
+    assert list(unencoded(path.read_text(encoding="utf-8"))) == []
+
+
+LOCALES = (
+    "open(path)",
+    "open(path, 'w')",
+    "path.open()",
+    "path.open('a', buffering=1)",
+    "path.open(mode='r')",
+    "(folder / 'x').read_text()",
+    "path.write_text(text)",
+    "os.fdopen(handle, 'w')",
+    "subprocess.run(words, text=True)",
+)
+
+
+@pytest.mark.parametrize("line", LOCALES)
+def test_each_of_9_planted_readings_by_locale_is_found(line):
+    assert len(list(unencoded(line))) == 1
+    assert len(LOCALES) == 9
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "path.open('rb')",
+        "path.open(encoding='utf-8')",
+        "tarfile.open(path)",
+        "archive.open(member)",
+        "Image.open(stream)",
+        "os.open(path, flags)",
+        "path.read_text(encoding='utf-8')",
+        "subprocess.run(words, encoding='utf-8')",
+    ],
+)
+def test_bytes_and_texts_in_utf8_are_no_reading_by_locale(line):
+    assert list(unencoded(line)) == []
 
 
 def test_the_lock_is_exact_and_holds_every_direct_dependency():

@@ -116,6 +116,7 @@ def serve(server: socket.socket) -> list[str]:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    sys.stdout = os.fdopen(1, "w", closefd=False)  # of a kind that may differ from before: a pipe has no position
     os.chdir(where)
     os.umask(mask)
     os.environ.clear()

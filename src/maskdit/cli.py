@@ -7,10 +7,12 @@ import argparse
 import ast
 import atexit
 import gc
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -64,7 +66,7 @@ def against() -> Path | None:
 
 def signature(verb: str) -> tuple[list[str], str]:
     """The names of the paths that a step requires, and its docstring, from the source."""
-    source = (Path(__file__).parent / f"{STEPS[verb].replace('.', '/')}.py").read_text()
+    source = (Path(__file__).parent / f"{STEPS[verb].replace('.', '/')}.py").read_text(encoding="utf-8")
     function = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == verb)
     paths = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
     return [argument.arg for argument, default in paths if default is None], ast.get_docstring(function) or ""
@@ -96,12 +98,17 @@ def parser(first: str = "") -> Parser:
     line = "Turn published weights into a run."
     text = f"{line} Optimiser states are ignored; nothing in the file is executed."
     entry = verbs.add_parser("import", help=line, description=text)
-    entry.add_argument("file", type=Path, metavar="FILE", help="a torch file, or a diffusers folder of a DiT")
+    entry.add_argument(
+        "file", type=Path, metavar="FILE", help="a torch or safetensors file, an index of shards, or a diffusers folder of a DiT"
+    )
     entry.add_argument("--vae", type=Path, required=True, metavar="FOLDER", help="its autoencoder, in diffusers' layout")
     entry.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     entry.add_argument("--format", choices=("upstream", "dit", "diffusers"), help="upstream: MaskDiT's (default: detected)")
     entry.add_argument("--step", type=int, metavar="N", help="its training step, if the file does not state it")
     entry.add_argument("--heads", type=int, nargs="+", default=[], metavar="N", help="heads of encoder and decoder, if unusual")
+    entry.add_argument(
+        "--side", type=int, metavar="N", help="side of the latents, if the file has no positions (32 for 256 pixels)"
+    )
     text = "Write a checkpoint as MaskDiT's torch file or a diffusers folder, or samples for ADM's evaluator."
     entry = verbs.add_parser("export", help="Write a checkpoint or samples in another project's format.", description=text)
     entry.add_argument("run", type=Path, metavar="RUN", help="a run, from artifacts/runs or imported; for npz, samples")
@@ -158,7 +165,7 @@ def show(bench: str) -> None:
     table, report = results / f"table_{bench}.md", results / f"report_{bench}.html"
     if not table.exists():
         raise UserError(f"{table}: no such file; run snakemake results/table_{bench}.csv")
-    print("".join(line for line in table.read_text().splitlines(keepends=True) if not line.startswith("<!--")))
+    print("".join(line for line in table.read_text(encoding="utf-8").splitlines(keepends=True) if not line.startswith("<!--")))
     print(*sorted({*results.glob(f"*_{bench}*")} - {report}), sep="\n")
     print(f"\nopen {report} in a browser" if report.exists() else f"\nno report yet: run snakemake {report}")
 
@@ -209,26 +216,11 @@ def dispatch(arguments: dict[str, Any]) -> None:
             from maskdit.tools.study import study
 
             study(**arguments)
-        case "plan":
+        case "plan" | "status" | "clean" | "verify":
             from maskdit.config.load import load
-            from maskdit.tools.plan import plan
 
-            plan(load(), **arguments)
-        case "status":
-            from maskdit.config.load import load
-            from maskdit.tools.status import status
-
-            status(load(), **arguments)
-        case "clean":
-            from maskdit.config.load import load
-            from maskdit.tools.clean import clean
-
-            clean(load(), **arguments)
-        case "verify":
-            from maskdit.config.load import load
-            from maskdit.tools.verify import verify
-
-            if not verify(load(), **arguments):
+            answer = getattr(import_module(f"maskdit.tools.{verb}"), verb)
+            if answer(load(), **arguments) is False:
                 sys.exit(1)
         case "doctor":
             from maskdit.tools.doctor import doctor
@@ -247,6 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # the process belongs to this command
         gc.set_threshold(100_000, 20, 100)  # the million objects of the imports are never garbage,
         atexit.register(gc.freeze)  # and scanning them again at exit would take seconds
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # the locale may lack a letter
         if words and words[0] in OTHERS:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # its output may go to head
     if words[:1] == ["--print-completion"] and words[1:] in ([shell] for shell in SHELLS):
@@ -254,6 +248,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(shtab.complete(parser(), words[1]))
         return 0
+    if words and words[0] not in (known := (*STEPS, *OTHERS)) and not words[0].startswith("-"):
+        from maskdit.config.errors import nearest
+
+        parser("check").error(f"no command '{words[0]}'{nearest(words[0], known)}")
     arguments = vars(parser(words[0] if words else "").parse_args(words))
     os.umask(os.umask(0o022) | 0o002)  # files written here are not world-writable
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # removes half-written files on exit
@@ -272,10 +270,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stop:
         say(str(stop))
         return stopped()
-    except (UserError, OSError, KeyboardInterrupt) as error:
+    except (UserError, OSError, UnicodeEncodeError, KeyboardInterrupt) as error:
         line = str(error)
         if isinstance(error, OSError):
             line = (f"{error.filename}: " if error.filename else "") + fault(error)
+        elif isinstance(error, UnicodeEncodeError):
+            line = f"{ascii(error.object)[:120]}: has letters that {error.encoding} lacks; set LC_ALL=C.UTF-8"
         elif isinstance(error, KeyboardInterrupt):
             line = "interrupted; run the command again to continue"
         print(f"maskdit: {line}", file=sys.stderr)

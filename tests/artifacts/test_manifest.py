@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from maskdit.artifacts import atomic
 from maskdit.artifacts.atomic import digest, named, read_json, replacing, save_array, sha256, write_json
 from maskdit.artifacts.manifest import Known, inputs_of, lineage, manifest_file, read_manifest
 from maskdit.artifacts.publish import demand_replaceable, publishing
@@ -347,6 +349,28 @@ def test_who_reads_while_it_is_replaced_reads_the_old_file_whole(tmp_path):
         assert json.load(reader) == {"old": 1}
     (tmp_path / "plain").write_text("")
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode, "others may read it as they may any file"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o027])
+def test_files_of_an_artifact_have_the_permissions_of_new_ones_whatever_made_them(tmp_path, monkeypatch, mask):
+    monkeypatch.setattr(atomic, "_umask", lambda: mask)
+    with publishing(tmp_path / "folder", "vae/v", {}, {}) as place:
+        save_file({"x": np.zeros(1)}, place / "x.safetensors")
+        assert (place / "x.safetensors").stat().st_mode & 0o777 == 0o600, "as an autoencoder's, by safetensors"
+    with publishing(tmp_path / "x.csv", "table/t", {}, {}, usual=True) as place:
+        place.write_text("a\n")
+        place.chmod(0o600)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) == 4
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {oct(0o666 & ~mask)}
+
+
+def test_a_file_that_is_written_anew_keeps_its_permissions(tmp_path):
+    for mode in (0o600, 0o664, 0o444):
+        (tmp_path / "a.json").touch()
+        (tmp_path / "a.json").chmod(mode)
+        write_json(tmp_path / "a.json", {})
+        assert (tmp_path / "a.json").stat().st_mode & 0o777 == mode
 
 
 def test_a_digest_does_not_depend_on_the_order_of_keys():

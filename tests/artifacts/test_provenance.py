@@ -25,6 +25,7 @@ from maskdit.artifacts.publish import publishing
 from maskdit.artifacts.step import code_of
 from maskdit.cli import main
 from maskdit.config.base import UserError
+from maskdit.runtime.logs import end_log, keep_log, note_in_log
 from maskdit.runtime.process_group import Stopped
 from project import ROOT, TOY, commit, environment, project
 
@@ -185,6 +186,27 @@ def test_each_slurm_job_has_a_ledger_of_its_own_and_all_are_read_in_the_order_of
         compute_log.append({**row, "end": end, "slurm_job": job})
         assert (home / "logs" / "ledger" / f"{job}.jsonl").exists()
     assert [found.get("slurm_job") for found in rows()] == ["12", None, "3"]
+
+
+def test_a_line_that_was_cut_spoils_no_other(home):
+    row = {"verb": "vae", "key": "a", "seconds": 1.0}
+    append(row)
+    whole = compute_log.LEDGER.read_bytes()
+    compute_log.LEDGER.write_bytes(whole + whole[:20])
+    for seconds in (2.0, 3.0):
+        append({**row, "seconds": seconds})
+    assert [found["seconds"] for found in rows()] == [1.0, 2.0, 3.0]
+    assert compute_log.LEDGER.read_text().count("\n") == 4
+
+
+@pytest.mark.parametrize(("before", "goes_on", "after"), [("a lon", True, "a lon\n"), ("a\n", True, "a\n"), ("a lon", False, "")])
+def test_a_log_that_goes_on_after_a_cut_line_begins_a_new_one(tmp_path, before, goes_on, after):
+    log = tmp_path / "x.log"
+    log.write_text(before)
+    keep_log(log, goes_on)
+    note_in_log("next")
+    end_log()
+    assert log.read_text() == f"{after}next\n"
 
 
 def test_a_refused_step_is_in_the_ledger_and_a_misspelt_one_is_not(home):

@@ -1,6 +1,8 @@
 """YAML as 1.1 and 1.2 read it alike: against PyYAML, which Snakemake uses, and ruamel.yaml, which DVC uses."""
 
+import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,19 @@ def test_what_is_no_text_here_is_the_same_in_both_dialects() -> None:
                 theirs = read(f"a: {word}")["a"]
                 assert (theirs, type(theirs)) == (ours, type(ours)), word
     assert seen == {bool, int, float, type(None)}
+
+
+def test_what_is_accepted_is_the_same_in_both_dialects_text_too() -> None:
+    words = scalars(4_000)
+    accepted = 0
+    for text in [f"a: {word}" for word in words] + [f"{word}: a" for word in words]:
+        try:
+            ours = yaml_subset.read(text)
+        except (yaml.YAMLError, ValueError):
+            continue
+        accepted += 1
+        assert repr(yaml.safe_load(text)) == repr(by_dvc(text)) == repr(ours), text
+    assert accepted > 1000
 
 
 def test_text_that_is_written_is_read_as_the_same_text_by_both() -> None:
@@ -93,6 +108,13 @@ def test_what_is_nested_too_deeply_is_refused_and_breaks_nothing(text: str, tmp_
         ("a: 1\nb: no\n", "line 2: YAML 1.1 and 1.2 read no differently"),
         ("a: {b: 010}\n", "line 1: YAML 1.1 and 1.2 read 010 differently"),
         ("on: 1\n", "line 1: YAML 1.1 and 1.2 read on differently"),
+        ("a: 1e-4\n", "read 1e-4 differently; write it with a decimal point and a signed exponent, as in 1.0e-4, or in quotes"),
+        ("a: 0o17\n", "line 1: YAML 1.1 and 1.2 read 0o17 differently; write it in another way, or in quotes"),
+        ("12: 1\n1e5: 2\n", "line 2: YAML 1.1 and 1.2 read 1e5 differently"),
+        ("b: 1\na:\t2\n", "line 2: found character '\\t' that cannot start any token"),
+        ("b: 1\na: x\x85c: 2\n", "line 2: '\\x85' ends a line in YAML 1.1 only; remove it"),
+        ("a: &a [*a]\n", "line 1: *a stands for what it is in; write it without the alias"),
+        ("a: &a\n  b: {c: *a}\n", "line 2: *a stands for what it is in"),
         ("a: *nowhere\n", "line 1: found undefined alias"),
         ("a: \x00\n", "control characters are not allowed"),
         ("a: " + "9" * 5000 + "\n", "Exceeds the limit"),
@@ -106,6 +128,27 @@ def test_what_is_wrong_is_told_in_one_line_with_its_place(text: str, said: str, 
         yaml_subset.read_file(path)
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("merged", ["{{<<: [{}]}}", "[{}]"], ids=["merges", "lists"])
+def test_aliases_of_aliases_that_stand_for_too_much_are_refused_at_once(merged: str) -> None:
+    lines = ["a: &a0 {x: 1}"]
+    lines += [f"b{n}: &a{n + 1} {merged.format(', '.join([f'*a{n}'] * 9))}" for n in range(12)]
+    began = time.monotonic()
+    with pytest.raises(yaml.MarkedYAMLError, match="its aliases stand for more than 100,000 values; write fewer"):
+        yaml_subset.read("\n".join(lines))
+    assert time.monotonic() - began < 1
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "params.yaml")
+    with pytest.raises(UserError, match=r"params\.yaml: not a file"):
+        yaml_subset.read_file(tmp_path / "params.yaml")
+
+
+def test_a_mark_of_bytes_at_the_start_and_letters_of_any_alphabet_are_read(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes("\ufeffa: Größe 猫\r\n".encode())
+    assert yaml_subset.read_file(tmp_path / "x.yaml") == {"a": "Größe 猫"}
 
 
 def test_keys_that_a_merge_brings_may_be_typed_again() -> None:

@@ -104,3 +104,16 @@ def test_a_lost_result_comes_back_from_the_cache(clone: Path, tmp_path: Path) ->
     says(where, "dvc", "checkout")
     assert nodes(says(where, "dvc", "repro", *TABLES)) == set()
     assert records(where) == records(clone)
+
+
+def test_an_experiment_in_a_folder_of_its_own_goes_on_from_the_project_s_states_and_leaves_its_own_there(
+    handed: Path, tmp_path: Path
+) -> None:
+    where = twin(handed, tmp_path)
+    longer = ("-S", "pretrain.demo-maskdit.milestones=[2, 4, 6]")
+    said = says(where, "dvc", "exp", "run", "--temp", *longer, "pretrain@demo-maskdit")
+    assert nodes(said) == {"pretrain@demo-maskdit"}
+    assert f"{where}/.scratch/pretrain-" in said
+    assert "resuming from step 4" in said
+    assert len([*(where / ".scratch").glob("pretrain-*/state-000000006.json")]) == 1
+    assert not [*(where / ".dvc" / "tmp" / "exps").glob("**/params.yaml")], "DVC has removed the folder"

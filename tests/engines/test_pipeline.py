@@ -178,6 +178,34 @@ def test_two_ranks_train_what_one_does_and_publish_it_once(by_snakemake: Path, t
     assert "Traceback" not in said
 
 
+def test_a_group_of_one_publishes_and_a_process_of_several_that_no_step_has_started_is_refused(
+    by_snakemake: Path, tmp_path: Path
+) -> None:
+    where = twin(by_snakemake, tmp_path)
+    edit(where / "params.yaml", "    batch: 32\n    mirror: true", "    batch: 16\n    mirror: true")
+    code, said = run(where, "env", "RANK=0", "WORLD_SIZE=2", "maskdit", "encode", "demo")
+    assert code == 2
+    assert said == (
+        "maskdit: encode/demo: RANK=0 and WORLD_SIZE=2 make this one process of several; unset them: "
+        "the step starts its own processes\n"
+    )
+    says(where, "env", "RANK=0", "WORLD_SIZE=1", "maskdit", "encode", "demo")
+    manifest = json.loads((where / "artifacts" / "latents" / "demo" / "manifest.json").read_text())
+    assert manifest["lineage"]["encode/demo"]["config"]["batch"] == 16
+
+
+@pytest.mark.parametrize("engine", ["snakemake", ""])
+def test_torchrun_starts_a_training_but_not_that_of_an_engine(engine: str, by_snakemake: Path, tmp_path: Path) -> None:
+    where = twin(by_snakemake, tmp_path)
+    group = {**environment(where), "RANK": "1", "WORLD_SIZE": "2"}
+    command = ["maskdit", "pretrain", "demo-dit"]
+    if engine:  # its name is among the first words of a process
+        command = ["bash", "-c", '"$@"; exit $?', "snakemake", *command]
+    done = subprocess.run(command, cwd=where, env=group, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert ("make this one process of several" if engine else "start the group with torchrun") in done.stderr
+
+
 def test_a_killed_step_is_not_taken_for_finished(tmp_path: Path) -> None:
     where = project(tmp_path, ROOT / "params.yaml")  # more images than the toy, so that there is time to kill
     command = [*SNAKEMAKE, ".scratch/made/fetch/demo"]

@@ -30,8 +30,7 @@ def test_words_and_exit_code_are_those_of_the_installed_command(words: str, tmp_
 
 
 def test_a_command_that_is_killed_takes_its_work_with_it(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "params.yaml")  # for whose words it waits
-    command = subprocess.Popen(["maskdit", "check"], cwd=tmp_path, env=forked(tmp_path))
+    command = subprocess.Popen(warm.program("import time; time.sleep(60)"), cwd=tmp_path, env=forked(tmp_path))
 
     def at_work() -> list[int]:
         return [each.pid for each in psutil.process_iter(["cwd"]) if each.info["cwd"] == str(tmp_path) and each.pid != command.pid]

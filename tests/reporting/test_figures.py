@@ -1,7 +1,10 @@
 """Figures are laid out for their data: no text over another, no legend over points, nothing cut, at each size of study."""
 
 import itertools
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -212,6 +215,38 @@ def test_dollar_signs_in_class_names_and_titles_begin_no_mathematics(tmp_path, d
     texts = [text.get_text() for text in grid_of.axes[0].get_yticklabels()] + [curves_of.get_suptitle()]
     assert [text.replace(r"\$", "$") for text in texts] == [*DOLLARS, DOLLARS[1]]
     assert not any(map(cbook.is_math_text, texts))
+
+
+def test_bytes_of_a_class_name_that_are_no_utf8_are_shown_as_replaced(tmp_path, drawn):
+    names = (b"Gr\xf6\xdfe", "Größe".encode(), b"\xff")
+    sheet(8, 1, 1, tmp_path, tuple(map(os.fsdecode, names)))
+    assert [text.get_text() for text in drawn[0].axes[0].get_yticklabels()] == ["Gr\ufffd\ufffde", "Größe", "\ufffd"]
+
+
+PLOT = """
+import sys
+from pathlib import Path
+from matplotlib.figure import Figure
+from maskdit.reporting.figures import save
+figure = Figure()
+figure.subplots().plot([1, 2], label="a_b")
+figure.legend()
+figure.suptitle("Größe")
+save(figure, Path(sys.argv[1]), ".png", ".svg")
+"""
+OF_A_USER = "text.usetex: True\nfont.size: 30\nlines.color: red\naxes.prop_cycle: cycler(color='r')\nsavefig.dpi: 300\n"
+
+
+def test_no_figure_depends_on_the_users_matplotlibrc(tmp_path):
+    def drawn_in(folder, text):
+        folder.mkdir()
+        if text:
+            (folder / "matplotlibrc").write_text(text)
+        done = subprocess.run([sys.executable, "-c", PLOT, "x.csv"], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [(folder / f"x{suffix}").read_bytes() for suffix in (".png", ".svg")]
+
+    assert drawn_in(tmp_path / "with", OF_A_USER) == drawn_in(tmp_path / "without", "")
 
 
 def test_a_strip_names_the_class_and_sets_models_and_noises_apart(trained, drawn):

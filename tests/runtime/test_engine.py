@@ -43,7 +43,8 @@ def test_a_step_whose_engine_has_gone_ends_as_by_sigterm_though_its_shell_lives(
 def test_a_rank_ends_with_its_launcher(tmp_path: Path) -> None:
     (tmp_path / "step.py").write_text(STEP)
     launcher = (
-        f"import os, subprocess, time\nos.environ['RANK'] = '0'\nsubprocess.Popen([{sys.executable!r}, 'step.py'])\ntime.sleep(60)"
+        "import os, subprocess, sys, time\nos.environ |= {'RANK': '0', 'WORLD_SIZE': '2'}\n"
+        "subprocess.Popen([sys.executable, 'step.py'])\ntime.sleep(60)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", launcher], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

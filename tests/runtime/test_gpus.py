@@ -27,7 +27,7 @@ with gpus.leased(int(sys.argv[1]) if sys.argv[1] != "all" else None):
 @pytest.fixture(autouse=True)
 def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with three GPUs."""
-    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "MASKDIT_DEVICE", "MASKDIT_RANKS", "RANK"):
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "MASKDIT_DEVICE", "MASKDIT_RANKS", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
@@ -119,7 +119,7 @@ def limited() -> None:
 
 
 @pytest.mark.parametrize(
-    "variables", [{"SLURM_JOB_ID": "7"}, {"MASKDIT_DEVICE": "cpu"}, {"RANK": "0"}, {"CUDA_VISIBLE_DEVICES": ""}]
+    "variables", [{"SLURM_JOB_ID": "7"}, {"MASKDIT_DEVICE": "cpu"}, {"RANK": "0", "WORLD_SIZE": "2"}, {"CUDA_VISIBLE_DEVICES": ""}]
 )
 def test_a_slurm_job_a_rank_and_the_cpu_hold_nothing(variables: dict[str, str], box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in variables.items():

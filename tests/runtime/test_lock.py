@@ -178,7 +178,7 @@ def test_a_lease_that_cannot_be_read_is_ours_and_one_that_was_deleted_is_made_ag
     with Lock(tmp_path / "lock").held() as ours:
         with monkeypatch.context() as patch:
 
-            def stale(path):
+            def stale(path, encoding):
                 raise OSError(errno.ESTALE, "Stale file handle")
 
             patch.setattr(Path, "read_text", stale)

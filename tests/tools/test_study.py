@@ -1,12 +1,15 @@
 """A study of one's own images, from a folder to a table."""
 
 import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
+from ruamel.yaml import YAML
 
 from maskdit.config import yaml_subset
 from maskdit.config.base import UserError
@@ -153,15 +156,56 @@ def test_entries_come_after_the_last_one_with_its_indent_whatever_comments_stand
     assert all(line in left for line in INSIDE.splitlines()), "every line that was there, in its order"
 
 
-def test_a_file_with_windows_lines_and_a_link_stay_what_they_are(home: Path, photos: Path) -> None:
+def test_a_link_and_the_permissions_of_what_it_leads_to_stay(home: Path, photos: Path) -> None:
     (home / "params.yaml").rename(home / "kept.yaml")
-    (home / "kept.yaml").write_bytes(TOY.read_text().replace("\n", "\r\n").encode())
+    (home / "kept.yaml").chmod(0o640)
     (home / "params.yaml").symlink_to("kept.yaml")
     study("mine", photos, 16, skip_bad=True)
-    data = (home / "params.yaml").read_bytes()
     assert (home / "params.yaml").is_symlink()
-    assert data.count(b"\n") == data.count(b"\r\n") > TOY.read_text().count("\n")
+    assert (home / "kept.yaml").stat().st_mode & 0o777 == 0o640
     assert "mine" in load().fetch
+
+
+@pytest.mark.parametrize("ends", ["windows", "mixed", "no end", "a mark of bytes"])
+def test_every_byte_that_was_there_stays_and_new_lines_end_as_those_before_them(ends: str, home: Path, photos: Path) -> None:
+    lines = TOY.read_text().splitlines()
+    before = "".join(
+        f"{line}\r\n" if ends == "windows" or (ends == "mixed" and number > 200) else f"{line}\n"
+        for number, line in enumerate(lines)
+    )
+    before = before[:-1] if ends == "no end" else "\ufeff" * (ends == "a mark of bytes") + before
+    (home / "params.yaml").write_bytes(before.encode())
+    study("mine", photos, 16, 0.2)
+    after = (home / "params.yaml").read_bytes().decode()
+    old, new = (re.findall(r"[^\n]*\n|[^\n]+", text) for text in (before, after))
+    left = iter(new)
+    assert all(line in left or line == old[-1] for line in old), "in their order"
+    added = [place for place, line in enumerate(new) if "mine" in line]
+    assert len(added) > 20
+    assert all(new[place].endswith("\r\n") == new[place - 1].endswith("\r\n") for place in added)
+    assert load().fetch["mine"]
+
+
+AMBIGUOUS = ("no", "on", "y", "null", "12", "010", "1e5", "0o17", "0x1f", "2001-12-14", "1-2")
+
+
+@pytest.mark.parametrize("word", AMBIGUOUS)
+def test_names_and_folders_that_a_version_of_yaml_takes_for_something_else_are_quoted(word: str, home: Path, photos: Path) -> None:
+    (home / word).symlink_to(photos)
+    study(word, Path(word), 16, 0.2)
+    text = (home / "params.yaml").read_text()
+    by_snakemake, by_dvc = yaml.safe_load(text), YAML(typ="safe", pure=True).load(text)
+    assert by_snakemake == by_dvc
+    assert by_snakemake["fetch"][word]["root"] == word
+    assert by_snakemake["sample"][f"{word}-dit-plain"]["study"] == word
+    assert load().fetch[word].model_dump()["root"] == word
+
+
+@pytest.mark.parametrize("name", ["a\tb", "Gr\udcf6\udcdfe", "a\u2028b"], ids=["tab", "latin", "separator"])
+def test_a_folder_whose_name_yaml_cannot_hold_is_refused_by_that(name: str, home: Path, photos: Path) -> None:
+    (home / name).symlink_to(photos)
+    with pytest.raises(UserError, match=r"params\.yaml cannot hold this name"):
+        study("mine", Path(name), 16, 0.2)
 
 
 @pytest.mark.parametrize("root", [".", "", ".."])

@@ -334,7 +334,8 @@ def test_a_second_training_of_a_recipe_is_told_whose_the_first_is(latents, monke
     config = latents.parent / "config.json"
     config.write_text(masked(9, precision="fp32").model_dump_json())
     words = [str(Path(__file__).parents[1]), str(latents), str(config), "none", str(latents.parent)]
-    first = subprocess.Popen([sys.executable, "-c", "import time, os; os.environ['RANK'] = '0'\n" + SLOW + PROGRAM, *words])
+    alone = "import time, os; os.environ |= {'RANK': '0', 'WORLD_SIZE': '1'}\n"
+    first = subprocess.Popen([sys.executable, "-c", alone + SLOW + PROGRAM, *words])
     try:
         while not any(owner_of(lease) for lease in latents.parent.glob("scratch/*/lock.lease")):
             time.sleep(0.05)
@@ -380,7 +381,7 @@ def test_the_environment_sets_the_least_pause_between_states(latents, monkeypatc
             pretrained(latents, f"run{wrong}", masked(2))
 
 
-@pytest.mark.parametrize("wrong", ["", "two", "0", "-1", "2.0", "9999999", "²"])
+@pytest.mark.parametrize("wrong", ["two", "0", "-1", "2.0", "9999999", "²"])
 def test_a_number_of_threads_or_processes_that_is_none_is_refused_by_name(wrong, monkeypatch):
     for name, asked in (("MASKDIT_THREADS", device), ("MASKDIT_RANKS", process_group.local_ranks)):
         monkeypatch.setenv(name, wrong)

@@ -110,7 +110,7 @@ def test_names_and_shapes_at_full_size_are_those_of_the_published_checkpoints():
 
 def test_the_published_shapes_imply_the_published_network():
     tensors = {name: torch.empty(shape, device="meta") for name, shape in published().items()}
-    assert names.architecture(names.unwrapped(tensors), []) == XL
+    assert names.architecture(names.networks(tensors)["model."], []) == XL
 
 
 def test_the_published_names_come_back_byte_by_byte(bring, tmp_path):
@@ -225,9 +225,9 @@ def damaged(kind: str, file: Path) -> object:
 
 
 REFUSALS = {
-    "truncated": "not a file written by torch.save, or truncated",
-    "text": "not a file written by torch.save",
-    "old": "not a file written by torch.save",
+    "truncated": "truncated; get it again",
+    "text": "a web page, not weights",
+    "old": "torch's format before 1.6",
     "missing": "decoder_blocks.0.mlp.fc1.bias is missing",
     "unknown": "extra is not a tensor of this network",
     "shape": "blocks.1.attn.proj.bias is (31,) torch.float32, the network needs (32,) torch.float32",

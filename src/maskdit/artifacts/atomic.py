@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
 def replacing(path: Path, needed: int | None = None) -> Iterator[Path]:
     """A temporary file to write, in the same folder, that takes the name of `path` when the block ends without an error.
 
+    It has the permissions of the file that it replaces, or else those of a new one.
     Raises UserError if it cannot be written; `needed` bytes are named then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,12 +85,19 @@ def replacing(path: Path, needed: int | None = None) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            temporary.chmod(0o666 & ~_umask())
+            as_new(temporary)
+            with suppress(FileNotFoundError):
+                temporary.chmod(path.stat().st_mode & 0o777)
             sync(temporary)
             temporary.replace(path)
             sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def as_new(path: Path) -> None:
+    """Give a file the permissions of a new one: those of tempfile and safetensors can be read by their owner alone."""
+    path.chmod(0o666 & ~_umask())
 
 
 @cache
@@ -112,7 +120,7 @@ def look(path: Path) -> os.stat_result | None:
 def write_json(path: Path, tree: Any) -> None:
     """Write a JSON file atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(tree, indent=2) + "\n")
+        temporary.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
@@ -127,7 +135,7 @@ def read_json(path: Path, *fields: str) -> Any:
     Raises UserError if it is missing or damaged, or no dictionary with these fields; OSError if that cannot be told.
     """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: {fault(error, 'run the step that makes it')}") from None
     except (ValueError, RecursionError):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from maskdit.artifacts.provenance import device
-from maskdit.runtime.environment import visible_gpus
+from maskdit.runtime.variables import group, variable, visible_gpus, whole
 
 LEDGER = Path("logs") / "ledger.jsonl"
 NUMBERS = ("seconds", "device_seconds", "peak_memory", "peak_device_memory", "joules")
@@ -31,7 +31,7 @@ def rows(path: Path = LEDGER) -> list[dict[str, Any]]:
     """The lines of a ledger, those of Slurm's jobs included, without those that were cut by a full disk or are damaged."""
     found = []
     files = [file for file in (path, *sorted(path.with_suffix("").glob("*.jsonl"))) if file.exists()]
-    for line in chain.from_iterable(file.read_text(errors="replace").splitlines() for file in files):
+    for line in chain.from_iterable(file.read_text(errors="replace", encoding="utf-8").splitlines() for file in files):
         with suppress(ValueError, TypeError, KeyError, AttributeError):
             row = json.loads(line)
             known = {name: float(row[name]) for name in NUMBERS if row.get(name) is not None}
@@ -45,12 +45,14 @@ def append(row: dict[str, Any], path: Path = LEDGER) -> None:
 
     Each Slurm job has a file of its own in the ledger's folder, because NFS loses lines that two nodes append at once.
     """
-    if job := os.environ.get("SLURM_JOB_ID"):
+    if job := variable("SLURM_JOB_ID"):
         path = path.with_suffix("") / f"{job}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        os.write(handle, (json.dumps(row) + "\n").encode())
+        size = os.fstat(handle).st_size
+        cut = size and os.pread(handle, 1, size - 1) != b"\n"  # the line before, by a full disk or a kill
+        os.write(handle, ("\n" * bool(cut) + json.dumps(row) + "\n").encode())
     finally:
         os.close(handle)
 
@@ -91,12 +93,12 @@ def recorded(verb: str, key: str, code_of: Callable[[BaseException], int]) -> It
             "device": device(),
             "exit": code,
             "host": platform.node(),
-            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            "slurm_job": variable("SLURM_JOB_ID"),
             **peaks(),
             "joules": taken(before, meters(), seconds),
             **facts,
         }
-        if os.environ.get("RANK", "0") == "0":
+        if (group() or (0, 1))[0] == 0:
             try:
                 append({**row, "attempt": attempt(verb, key)})
             except OSError as error:
@@ -105,8 +107,8 @@ def recorded(verb: str, key: str, code_of: Callable[[BaseException], int]) -> It
 
 def held() -> int:
     """The devices that nobody else can use meanwhile: one a process of the group, or all of a Slurm job."""
-    on_node, nodes, group = (int(os.environ.get(name) or 1) for name in ("SLURM_GPUS_ON_NODE", "SLURM_NNODES", "WORLD_SIZE"))
-    return max(on_node * nodes, group)
+    on_node, nodes = (whole(name, 0) or 1 for name in ("SLURM_GPUS_ON_NODE", "SLURM_NNODES"))
+    return max(on_node * nodes, (group() or (0, 1))[1])
 
 
 def peaks() -> dict[str, int | None]:
@@ -122,7 +124,7 @@ def meters() -> Meters:
     found: Meters = {}
     for zone in sorted(ZONES.glob("intel-rapl:?")):
         with suppress(OSError, ValueError):
-            joules, most = (int((zone / name).read_text()) / 1e6 for name in ("energy_uj", "max_energy_range_uj"))
+            joules, most = (int((zone / name).read_text(encoding="utf-8")) / 1e6 for name in ("energy_uj", "max_energy_range_uj"))
             found[zone.name] = joules, most
     with suppress(OSError, AttributeError):
         nvml = ctypes.CDLL("libnvidia-ml.so.1")

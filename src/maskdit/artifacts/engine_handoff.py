@@ -13,7 +13,7 @@ from maskdit.config.paths import output
 
 def dvc(*words: str) -> None:
     """Run DVC; raises UserError with its first complaint if it fails."""
-    done = subprocess.run([sys.executable, "-m", "dvc", *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "dvc", *words], capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         start = next((place for place, line in enumerate(lines) if "error" in line.lower()), -1)

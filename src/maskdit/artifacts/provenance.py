@@ -12,6 +12,8 @@ from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
+from maskdit.runtime.variables import flag, variable
+
 LOCK = Path("requirements.lock")
 CODE = ("src", str(LOCK))  # whose changes since the commit make it dirty: params.yaml and dvc.lock are recorded otherwise
 VERSIONS = ("maskdit", "torch", "numpy", "diffusers")
@@ -21,7 +23,9 @@ COMMENTS = {".md": "\n<!-- {} -->\n", ".tex": "% {}\n"}
 def git(*arguments: str) -> str:
     """What git says, stripped; '' where there is no repository."""
     try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, encoding="utf-8", errors="replace", check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -29,14 +33,14 @@ def git(*arguments: str) -> str:
 @cache
 def processor() -> str:
     """The processor in words."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def device() -> str:
     """The GPU that torch sees, in words; cpu where there is none, or where the step needs none."""
     torch = sys.modules.get("torch")
-    used = torch is not None and torch.cuda.is_available() and not os.environ.get("MASKDIT_DEVICE")
+    used = torch is not None and torch.cuda.is_available() and not variable("MASKDIT_DEVICE")
     return torch.cuda.get_device_name() if used and torch else "cpu"
 
 
@@ -54,7 +58,7 @@ def made_by() -> dict[str, str]:
         "processor": processor(),
         "cpus": str(os.cpu_count()),
         "device": device(),
-        "deterministic": os.environ.get("MASKDIT_DETERMINISTIC", "0"),
+        "deterministic": str(int(flag("MASKDIT_DETERMINISTIC"))),
         "python": platform.python_version(),
         **{name: version(name) for name in VERSIONS},
     }
@@ -74,8 +78,8 @@ def stamp(file: Path, text: str) -> None:
         chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
         file.write_bytes(data[:33] + chunk + data[33:])  # after the signature and the first chunk
     elif file.suffix == ".svg":
-        head, end, tail = file.read_text().rpartition("</svg>")
-        file.write_text(f"{head}<metadata>{escape(text)}</metadata>\n{end}{tail}")
+        head, end, tail = file.read_text(encoding="utf-8").rpartition("</svg>")
+        file.write_text(f"{head}<metadata>{escape(text)}</metadata>\n{end}{tail}", encoding="utf-8")
     elif file.suffix in COMMENTS:
-        with file.open("a") as stream:
+        with file.open("a", encoding="utf-8") as stream:
             stream.write(COMMENTS[file.suffix].format(text))

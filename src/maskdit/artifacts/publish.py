@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from maskdit.artifacts.atomic import Full, digest, look, read_json, sha256, sync, write_json, writing
+from maskdit.artifacts.atomic import Full, as_new, digest, look, read_json, sha256, sync, write_json, writing
 from maskdit.artifacts.manifest import MANIFEST, Known, Manifest, Origin, manifest_file, read_manifest, written
 from maskdit.artifacts.provenance import made_by, mark, stamp
 from maskdit.config.base import UserError
@@ -143,6 +143,7 @@ def demand_replaceable(out: Path, node: str, usual: bool) -> None:
 
 
 def _known(file: Path) -> Known:
+    as_new(file)
     sync(file)
     return Known(file.stat().st_size, sha256(file))
 

@@ -46,7 +46,7 @@ def set_stamps(fresh: Freshness) -> None:
             path.touch()
             os.utime(path, (OLD, OLD))
         else:
-            path.write_text(secrets.token_hex(8) + "\n")  # equal contents would pass for the same file
+            path.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")  # equal contents would pass for the same file
             age(output(fresh.params, node), OLD)
 
 

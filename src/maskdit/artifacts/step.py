@@ -45,22 +45,27 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
     What it has spent is written to the ledger, however it ends.
     Raises UserError if an input is missing, damaged, stale, or not the one that params.yaml names.
     """
-    from maskdit.artifacts.compute_log import recorded
+    from maskdit.artifacts.compute_log import INSIDE, recorded
     from maskdit.artifacts.freshness import CURRENT, Freshness
+    from maskdit.config.base import UserError
     from maskdit.config.load import load
     from maskdit.config.paths import inputs, output
     from maskdit.runtime import slurm
-    from maskdit.runtime.engine import ending_with_engine
+    from maskdit.runtime.engine import ending_with_engine, engine
     from maskdit.runtime.gpus import leased
     from maskdit.runtime.lock import running
     from maskdit.runtime.logs import keep_log, log_file
     from maskdit.runtime.progress import say
+    from maskdit.runtime.variables import flag, group
 
-    params, node = load(), f"{verb}/{key}"
+    params, node, ranks, training = load(), f"{verb}/{key}", group(), STEPS[verb] == "training.train"
     params.entry(verb, key)
+    if ranks and INSIDE not in os.environ and not (training and engine() is None):  # what it makes, nobody would publish
+        told = f"RANK={ranks[0]} and WORLD_SIZE={ranks[1]} make this one process of several"
+        raise UserError(f"{node}: {told}; unset them: the step starts its own processes")
     usual = {**inputs(params, verb, key), "out": output(params, node)}
     paths = usual | paths
-    asked = any(options.values()) or os.environ.get("MASKDIT_FORCE") == "1" or "RANK" in os.environ
+    asked = any(options.values()) or flag("MASKDIT_FORCE") or bool(ranks)
     fresh = Freshness(params)
     if paths == usual and not asked and fresh.verdict(node) == CURRENT:
         say(f"{node}: {paths['out']} is current, nothing to do; MASKDIT_FORCE=1 makes it again")
@@ -68,11 +73,11 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
     for source in sorted(params.upstream(verb, key)):
         if source.startswith("fetch/") and (told := fresh.moved(source)):
             say(f"{source}: {told}; run maskdit fetch {source[6:]}, this step goes by what was fetched before")
-    if "RANK" not in os.environ and (slurm.job() or STEPS[verb] != "training.train"):
+    if not ranks and (slurm.job() or not training):
         slurm.supersede(verb, key, share)
-    keep_log(log_file(verb, key, share), goes_on="RANK" in os.environ or STEPS[verb] == "training.train")
-    showing = nullcontext() if "RANK" in os.environ else running(verb, key, share)
-    watching = nullcontext() if "RANK" in os.environ and STEPS[verb] == "training.train" else ending_with_engine()
+    keep_log(log_file(verb, key, share), goes_on=bool(ranks) or training)
+    showing = nullcontext() if ranks else running(verb, key, share)
+    watching = nullcontext() if ranks and training else ending_with_engine()
     with showing, watching, leased(gpus_of(verb, share)) as waited:
         if waited and paths == usual and not asked and Freshness(params).verdict(node) == CURRENT:
             say(f"{node}: another process has made it meanwhile")
@@ -87,9 +92,9 @@ def gpus_of(verb: str, share: tuple[int, int] | None) -> int | None:
         return ALONE.get(verb, 1)
     if verb not in SHARDED and STEPS[verb] != "training.train":
         return 0
-    from maskdit.runtime.environment import whole
+    from maskdit.runtime.variables import MOST, whole
 
-    return whole("MASKDIT_RANKS") if "MASKDIT_RANKS" in os.environ else None
+    return whole("MASKDIT_RANKS", most=MOST)
 
 
 def work(
@@ -102,12 +107,13 @@ def work(
     options: dict[str, Path | None],
 ) -> None:
     """What `step` does; `spent` is told what only this function knows."""
-    from maskdit.runtime import device, environment, progress
+    from maskdit.runtime import device, environment, progress, variables
 
     entry, node, out = params.entry(verb, key), f"{verb}/{key}", paths["out"]
-    threads = environment.threads()
+    threads, ranks = variables.threads(), variables.group()
     for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
+    os.environ |= {"MATPLOTLIBRC": os.devnull, "MPLBACKEND": "agg"}  # the user's own may not be readable or installed
     from maskdit.artifacts.manifest import read_manifest
     from maskdit.artifacts.publish import demand_replaceable, publishing
     from maskdit.config.paths import output
@@ -116,12 +122,12 @@ def work(
     demand_replaceable(out, node, usual)
     progress.KEY = key
     training = STEPS[verb] == "training.train"
-    if "RANK" not in os.environ:
+    if not ranks:
         code = spread(verb, key, paths, share, spent)
         if code or (training and code is not None):
             sys.exit(code)
-    if verb in SHARDED and "RANK" in os.environ:
-        share = (int(os.environ["RANK"]) + 1, int(os.environ["WORLD_SIZE"]))
+    if verb in SHARDED and ranks:
+        share = (ranks[0] + 1, ranks[1])
     environment.PART = share
     if share:
         spent["part"] = f"{share[0]}/{share[1]}"
@@ -205,7 +211,7 @@ def code_of(error: BaseException) -> int:
     match error:
         case Stopped():
             return STOPPED
-        case UserError() | OSError():
+        case UserError() | OSError() | UnicodeEncodeError():
             return 2
         case KeyboardInterrupt():
             return 130

@@ -166,7 +166,7 @@ def tidy() -> None:
 
 def resident(field: str) -> int:
     """VmRSS or VmHWM of this process in bytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(field))
     return 1024 * int(line.split()[1])
 
 
@@ -180,7 +180,7 @@ def peak_of(one: Ready, where: torch.device) -> int:
     with mock.patch.object(torch.nn.Module, "zero_grad"), attention(one.case):
         one.once()  # allocates the gradients
         tidy()
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
         before = resident("VmRSS")
         one.once()
     return resident("VmHWM") - before + one.states

@@ -1,13 +1,14 @@
 """Decodes encoded images to RGB pixels, for allowed formats only, and crops them as ADM does."""
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from maskdit.config.base import UserError
 
@@ -22,14 +23,19 @@ TURNS = {  # EXIF's orientation: what sets the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 LONGEST = 100  # maximum aspect ratio: the crop of a thinner image would need too much memory
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MiB: generators of images store their whole recipe there
 
 warnings.simplefilter("error", Image.DecompressionBombWarning)  # set once at import, because filters are not thread-safe
+
+
+class TooThin(ValueError):  # noqa: N818, no fault of the file
+    """An image that is whole, but too long for its width."""
 
 
 def decode(data: bytes, name: str = "image", upright: bool = False) -> Image.Image:
     """Decode an image to RGB; of several frames the first. upright: turn it as EXIF says, which ADM does not do for ImageNet.
 
-    Raises UserError if it is damaged or far too large.
+    Raises UserError if it is damaged, or whole but beyond a limit, which is named.
     """
     with refused(name):
         image = opened(data)
@@ -45,14 +51,23 @@ def refused(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # decoders raise all kinds of errors for malformed bytes
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())[:160]
-        raise UserError(f"{name}: damaged ({reason or type(error).__name__})") from None
+        raise UserError(f"{name}: {beyond(error) or f'damaged ({reason or type(error).__name__})'}") from None
+
+
+def beyond(error: Exception) -> str:
+    """The limit that a whole image exceeds; '' if the error is another one."""
+    if isinstance(error, TooThin):
+        return f"{error}, and the limit is {LONGEST} times as long as wide"
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        return f"{int(re.findall('[0-9]+', str(error))[0]):,} pixels, and the limit is {Image.MAX_IMAGE_PIXELS:,}"
+    return f"its text is longer than the limit of {PngImagePlugin.MAX_TEXT_CHUNK >> 20} MiB" if "MAX_TEXT" in str(error) else ""
 
 
 def opened(data: bytes) -> Image.Image:
-    """An image with known format, mode and size, not decoded yet. Raises Pillow's errors, or ValueError if it is too thin."""
+    """An image with known format, mode and size, not decoded yet. Raises Pillow's errors, or TooThin if it is too thin."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if max(image.size) > LONGEST * min(image.size):
-        raise ValueError(f"{image.width} x {image.height} pixels")
+        raise TooThin(f"{image.width} x {image.height} pixels")
     return image
 
 

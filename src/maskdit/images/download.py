@@ -20,6 +20,7 @@ from maskdit.artifacts.atomic import read_json, sha256, write_json, writing
 from maskdit.config.base import UserError
 from maskdit.images.hub import HubFile
 from maskdit.runtime.progress import LOG_SECONDS, say
+from maskdit.runtime.variables import variable
 
 ATTEMPTS = 5  # maximum number of consecutive retries without progress
 WAIT = 2.0  # seconds before the first retry; doubles with each further one
@@ -269,7 +270,7 @@ def download(url: str | Address, path: Path, wanted: str | None) -> str:
     if path.exists() and (found := sha256(path)) and wanted in (None, found):
         return found
     if address.token is None and (file := HubFile.at(address.url)):
-        if not allowed(endpoint := os.environ.get("HF_ENDPOINT") or address.url):
+        if not allowed(endpoint := variable("HF_ENDPOINT") or address.url):
             raise UserError(f"HF_ENDPOINT: {endpoint}: only https:// addresses are supported")
         return file.take(path, wanted)
     path.parent.mkdir(parents=True, exist_ok=True)

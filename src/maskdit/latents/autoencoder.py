@@ -63,6 +63,12 @@ def decode(vae: AutoencoderKL, latent_BCHW: Tensor, precision: str = "fp32") -> 
         return vae.decode(latent_BCHW.to(vae.dtype)).sample.float()
 
 
+def is_one(folder: Path) -> bool:
+    """Whether a folder says that it holds an autoencoder in diffusers' layout."""
+    known = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return isinstance(known, dict) and str(known.get("_class_name", "")).startswith("Autoencoder")
+
+
 def geometry(folder: Path) -> tuple[int, int]:
     """Pixels per latent position along one side, and channels of a latent, from the folder's config.json."""
     config = read_json(folder / "config.json", "block_out_channels", "latent_channels")

@@ -54,7 +54,16 @@ def _opened(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; rerun the training that makes it") from None
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: not a checkpoint of maskdit ({error}); delete it and rerun the training that makes it") from None
+        raise UserError(f"{path}: damaged, or not a checkpoint of maskdit ({error}); rerun the training if it makes it") from None
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a safetensors file is a checkpoint of this project. Raises UserError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt", backend=backend()) as file:
+            return "maskdit" in (file.metadata() or {})
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or truncated ({error}); get it again, or rerun the step that makes it") from None
 
 
 def facts(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 
 from maskdit.artifacts.atomic import replacing
 
+mpl.rcdefaults()  # a matplotlibrc in the folder does not count
 COLOURS = {"DiT": "#555555", "MaskDiT": "#c0392b"}
 LETTERS_PER_INCH = 9  # of text at 12 points, the size of titles
 THOUSANDS = EngFormatter(sep="")
@@ -47,8 +48,8 @@ def scaled(axis: Any, values: Iterable[float], logarithmic: bool, whole: bool = 
 
 
 def literal(text: str) -> str:
-    """Text that Matplotlib draws as it is, without mathematics between dollar signs."""
-    return text.replace("$", r"\$")
+    """Text that Matplotlib draws as it is, without mathematics between dollar signs; bytes that are no UTF-8 become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("$", r"\$")
 
 
 def fitted(title: str, inches: float) -> str:

@@ -137,7 +137,7 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
     write(frame, config.title, out, tex, table, below)
     for name, record in records.items():  # for `dvc metrics`
         with replacing(out.parent / "scores" / out.stem.removeprefix("table_") / f"{name}.yaml") as temporary:
-            temporary.write_text(yaml_subset.write(record["metrics"]))
+            temporary.write_text(yaml_subset.write(record["metrics"]), encoding="utf-8")
 
 
 def ordered(rows: list[dict[str, Any]]) -> pd.DataFrame:

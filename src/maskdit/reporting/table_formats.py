@@ -78,4 +78,4 @@ def write(frame: pd.DataFrame, title: str, out: Path, tex: str = "", table: str 
         texts[".tex"] = tex
     for suffix, text in texts.items():
         with replacing(out.with_suffix(suffix)) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")

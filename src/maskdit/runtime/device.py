@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from maskdit.config.base import UserError
-from maskdit.runtime.environment import threads, visible_gpus
 from maskdit.runtime.progress import say
+from maskdit.runtime.variables import flag, threads, variable, visible_gpus, whole
 
 if TYPE_CHECKING:  # many steps do not need torch, whose import is slow
     import torch
@@ -34,7 +34,7 @@ def gpus() -> int:
     """
     import torch
 
-    if (wanted := os.environ.get("MASKDIT_DEVICE", "")) not in ("", "cpu"):
+    if (wanted := variable("MASKDIT_DEVICE")) not in (None, "cpu"):
         raise UserError(f"MASKDIT_DEVICE: '{wanted}' is not 'cpu'; correct it, or unset it to use the GPUs that there are")
     if wanted:
         return 0
@@ -54,8 +54,8 @@ def _sign_of_gpus() -> str:
     """What shows that this machine or job has NVIDIA GPUs; '' if nothing does, or if they are hidden from this process."""
     if visible_gpus() == []:
         return ""
-    if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0":
-        return f"Slurm job {os.environ.get('SLURM_JOB_ID')}"
+    if whole("SLURM_GPUS_ON_NODE", 0):
+        return f"Slurm job {variable('SLURM_JOB_ID')}"
     return next((str(path) for path in sorted(NODES.glob("nvidia[0-9]*"))), "")
 
 
@@ -77,15 +77,13 @@ def device() -> "torch.device":
 
     torch.set_num_threads(threads())
     torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions; here fp32 means float32
-    if (wanted := os.environ.get("MASKDIT_DETERMINISTIC", "0")) not in ("0", "1"):
-        raise UserError(f"MASKDIT_DETERMINISTIC: '{wanted}' is neither 0 nor 1; set one of them, or unset it")
-    if wanted == "1":
+    if flag("MASKDIT_DETERMINISTIC"):
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read at the first matrix product on a GPU
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     if not gpus():
         return torch.device("cpu")
-    where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    where = torch.device("cuda", whole("LOCAL_RANK", 0) or 0)
     demand_kernels(where)
     torch.cuda.set_device(where)
     return where
@@ -130,7 +128,7 @@ def settled(precision: str, where: "torch.device", home: Path | None = None, sca
 def _first(path: Path, text: str) -> str:
     """Write `text` to a file unless another process did so first; returns the file's text."""
     mine = path.with_name(f".{os.getpid()}.{path.name}")
-    mine.write_text(text)
+    mine.write_text(text, encoding="utf-8")
     try:
         path.hardlink_to(mine)  # fails if the file exists
     except FileExistsError:
@@ -140,7 +138,7 @@ def _first(path: Path, text: str) -> str:
             mine.replace(path)
     finally:
         mine.unlink(missing_ok=True)
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def half(precision: str) -> "torch.dtype":
@@ -183,10 +181,10 @@ def prepare_compiler(where: "torch.device") -> None:
     """Raise UserError if torch.compile cannot work on this machine: torch itself says so only in the first step."""
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")  # by default 32 processes for each rank
     names = {"CXX": ("g++", "clang++"), **({"CC": ("gcc", "clang")} if where.type == "cuda" else {})}
-    for variable, usual in names.items():
-        words = (os.environ.get(variable, "").split() or [""])[0]
-        if not any(map(shutil.which, [words] if words else usual)):
-            wanted = f"{variable}={words}" if words else usual[0]
+    for name, usual in names.items():
+        words = (variable(name) or "").split()[:1]
+        if not any(map(shutil.which, words or usual)):
+            wanted = f"{name}={words[0]}" if words else usual[0]
             raise UserError(f"compile: true needs a compiler, and {wanted} is not here; {COMPILER}")
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if where.type == "cuda" and not header.exists():
@@ -198,9 +196,9 @@ def free_memory(where: "torch.device") -> tuple[int, int]:
     if where.type == "cuda":
         import torch
 
-        free, whole = torch.cuda.mem_get_info(where)
-        return int(free), int(whole)
-    return system_memory(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        free, total = torch.cuda.mem_get_info(where)
+        return int(free), int(total)
+    return system_memory(whole("LOCAL_WORLD_SIZE") or 1)
 
 
 def system_memory(processes: int) -> tuple[int, int]:
@@ -213,7 +211,7 @@ def system_memory(processes: int) -> tuple[int, int]:
 def group_limits(membership: Path, root: Path) -> Iterator[int]:
     """The limits of memory of this process's control groups, in bytes."""
     with suppress(OSError):
-        for line in membership.read_text().splitlines():
+        for line in membership.read_text(encoding="utf-8").splitlines():
             _, controllers, name = line.split(":", 2)
             top, file = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
             if controllers in ("", "memory"):

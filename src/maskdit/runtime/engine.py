@@ -10,6 +10,7 @@ from threading import Event, Thread
 import psutil
 
 from maskdit.runtime.progress import say
+from maskdit.runtime.variables import group
 
 ENGINES = {"snakemake", "dvc"}
 PAUSE = 5.0  # seconds between two looks
@@ -35,7 +36,7 @@ def gone(process: psutil.Process) -> bool:
 @contextmanager
 def ending_with_engine() -> Iterator[None]:
     """Send this process SIGTERM when its engine, or a rank's launcher, has gone: a training then saves its state and ends."""
-    ours, end = psutil.Process(os.getppid()) if "RANK" in os.environ else engine(), Event()
+    ours, end = psutil.Process(os.getppid()) if group() else engine(), Event()
 
     def watch() -> None:
         while ours is not None and not end.wait(PAUSE):

@@ -1,4 +1,4 @@
-"""Environment variables, and the scratch folder for state that must survive a kill."""
+"""The scratch folder, for state that must survive a kill."""
 
 import os
 import shutil
@@ -7,64 +7,32 @@ from pathlib import Path
 
 from maskdit.config.base import UserError
 from maskdit.runtime import progress
+from maskdit.runtime.variables import flag, variable
 
 NODE = "node"  # the file of a scratch folder that names the node VERB/KEY it was made for
 FINISHED: list[Path] = []  # scratch folders to remove when this process has published its results
 PART: tuple[int, int] | None = None  # (K, N): make the K-th of N shares of a step's shards and do not publish; None: make all
 
 
-def seconds(name: str, otherwise: float) -> float:
-    """A duration from an environment variable. Raises UserError if it is not a number from 0 to 1e9."""
-    text = os.environ.get(name, str(otherwise))
-    with suppress(ValueError):
-        if 0 <= float(text) <= 1e9:
-            return float(text)
-    raise UserError(f"{name}: '{text}' is not a number of seconds; correct it or unset it")
-
-
-def whole(name: str) -> int:
-    """A count from an environment variable that is set. Raises UserError if it is not a whole number from 1 to 1024."""
-    text = os.environ[name]
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= 1024):
-        raise UserError(f"{name}: '{text}' is not a whole number from 1 to 1024; correct it or unset it")
-    return int(text)
-
-
 def maps_files() -> bool:
     """Whether large files are mapped into memory; with MASKDIT_MMAP=0 they are read. Raises UserError for another value."""
-    if (wanted := os.environ.get("MASKDIT_MMAP", "1")) not in ("0", "1"):
-        raise UserError(f"MASKDIT_MMAP: '{wanted}' is neither 0 nor 1; set one of them, or unset it")
-    return wanted == "1"
+    return variable("MASKDIT_MMAP") is None or flag("MASKDIT_MMAP")
 
 
 def image() -> str:
     """The container image of the commands, where they run in one."""
-    return os.environ.get("MASKDIT_CONTAINER", "containers/maskdit.sif")
-
-
-def threads() -> int:
-    """CPU threads of this process: MASKDIT_THREADS, else OMP_NUM_THREADS (set by Snakemake), else half of the cores.
-
-    The workflow's rules also ask for half of the cores: another number of threads would change the last digits of the results.
-    """
-    for name in ("MASKDIT_THREADS", "OMP_NUM_THREADS"):
-        if name in os.environ:
-            return whole(name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // 2)
-
-
-def visible_gpus() -> list[str] | None:
-    """The numbers and UUIDs in CUDA_VISIBLE_DEVICES, none if it hides all GPUs; None if it is not set."""
-    if "CUDA_VISIBLE_DEVICES" not in os.environ:
-        return None
-    words = (word.strip() for word in os.environ["CUDA_VISIBLE_DEVICES"].split(","))
-    return [word for word in words if word not in ("", "-1")]
+    return variable("MASKDIT_CONTAINER") or "containers/maskdit.sif"
 
 
 def scratch_root() -> Path:
-    """The folder of all scratch folders."""
-    return Path(os.environ.get("MASKDIT_SCRATCH", ".scratch"))
+    """The folder of all scratch folders: MASKDIT_SCRATCH, which is relative to the project, or .scratch in it."""
+    return original() / (variable("MASKDIT_SCRATCH") or ".scratch")
+
+
+def original() -> Path:
+    """The project's folder. `dvc exp run --temp` and `--queue` run in a copy, which they remove: then that of the original."""
+    here = Path.cwd()
+    return next((above.parents[2] for above in here.parents if above.parts[-3:] == (".dvc", "tmp", "exps")), Path())
 
 
 def scratch(name: str, root: Path | None = None) -> Path:
@@ -79,7 +47,7 @@ def scratch(name: str, root: Path | None = None) -> Path:
     demand_own(path)
     if progress.KEY and not (path / NODE).exists():
         with suppress(OSError):  # a full disk is told by who needs it
-            (path / NODE).write_text(f"{name.split('-')[0].lstrip('.')}/{progress.KEY}\n")
+            (path / NODE).write_text(f"{name.split('-')[0].lstrip('.')}/{progress.KEY}\n", encoding="utf-8")
     return path
 
 
@@ -91,7 +59,7 @@ def demand_own(path: Path) -> None:
     status = path.stat()
     foreign = path.is_dir() and os.getuid() not in (0, status.st_uid)
     writable = status.st_mode & 0o002 or (status.st_mode & 0o020 and status.st_gid != os.getgid())
-    if (writable or foreign) and not os.environ.get("MASKDIT_SHARED"):
+    if (writable or foreign) and not flag("MASKDIT_SHARED"):
         raise UserError(f"{path}: other users can write to it; run chmod go-w on it, or set MASKDIT_SHARED=1 if you trust them")
 
 

@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from maskdit.config.base import UserError
-from maskdit.runtime.environment import visible_gpus
 from maskdit.runtime.lock import Held, Lock
 from maskdit.runtime.progress import say
+from maskdit.runtime.variables import group, variable, visible_gpus
 
 PAUSE = 2.0  # seconds between two looks for a free GPU
 
@@ -25,7 +25,7 @@ def listed() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     command = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         return []
     rows = [[word.strip() for word in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 2]
@@ -71,7 +71,7 @@ def leased(wanted: int | None) -> Iterator[bool]:
     Yields whether it had to wait.
     Without GPUs, in a Slurm job, which has its own, and with MASKDIT_DEVICE=cpu nothing is held.
     """
-    free = wanted == 0 or {"SLURM_JOB_ID", "MASKDIT_DEVICE", "RANK"} & os.environ.keys()
+    free = wanted == 0 or group() or variable("SLURM_JOB_ID") or variable("MASKDIT_DEVICE")
     uuids = [] if free else listed()
     count = len(uuids) if wanted is None else min(wanted, len(uuids))
     if not count:

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 from maskdit.runtime.engine import engine
 from maskdit.runtime.progress import say
+from maskdit.runtime.variables import variable
 
 BEAT = 10.0  # seconds between two signs of life
 LOST = 60.0  # seconds without one after which an owner is taken for dead
@@ -34,9 +35,9 @@ def me() -> Owner:
     """The process that asks, as a lease names it. `space` tells the process numbers of machines and of containers apart."""
     space = ""
     with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         space = f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    job, restart = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    job, restart = variable("SLURM_JOB_ID"), variable("SLURM_RESTART_COUNT") or "0"
     told = {"host": platform.node(), "process": os.getpid(), "slurm_job": job, "restart": restart, "space": space}
     return {**told, "token": secrets.token_hex(8)}
 
@@ -44,7 +45,7 @@ def me() -> Owner:
 def owner_of(path: Path) -> Owner:
     """The owner that a lease or a sign names; empty if it cannot be read, for instance because it was just begun."""
     with suppress(OSError, ValueError):
-        told = json.loads(path.read_text())
+        told = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(told, dict) and isinstance(told.get("host"), str) and isinstance(told.get("process"), int):
             return told
     return {}
@@ -117,7 +118,7 @@ class Lock:
     @contextmanager
     def held(self, wait: bool = True) -> Iterator["Lock"]:
         """Hold the lock. Without `wait`, a lease that may be of a dead owner counts as held."""
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             for _ in range(5):  # another process may only be asking whether the lock is held
                 if (locked := flock(file)) is not False:
                     break
@@ -130,7 +131,7 @@ class Lock:
 
     def free(self) -> bool:
         """Whether no process is known to hold the lock, which is asked without taking it."""
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             if (locked := flock(file)) is False:
                 return False
             try:
@@ -175,7 +176,7 @@ class Lock:
             handle = os.open(self.lease, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             return False
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         return True
 
@@ -190,7 +191,7 @@ class Lock:
         with suppress(FileNotFoundError):
             self.lease.rename(aside)
             if owner_of(aside) != owner:
-                self.create(aside.read_text())
+                self.create(aside.read_text(encoding="utf-8"))
             aside.unlink()
 
     def ours(self) -> bool:
@@ -199,7 +200,7 @@ class Lock:
         A lease that has been deleted is made again; one that cannot be read now is taken for ours.
         """
         try:
-            told = json.loads(self.lease.read_text())
+            told = json.loads(self.lease.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return self.create(json.dumps({**me(), "token": self.token}) + "\n") or self.ours()
         except (OSError, ValueError):
@@ -242,7 +243,7 @@ def running(verb: str, key: str, part: tuple[int, int] | None) -> Iterator[None]
     def show() -> None:
         if not runs(path):  # a process that will be refused leaves the other's sign
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(owner) + "\n")
+            path.write_text(json.dumps(owner) + "\n", encoding="utf-8")
 
     with suppress(OSError):
         show()

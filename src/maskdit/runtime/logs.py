@@ -40,9 +40,11 @@ def keep_log(path: Path, goes_on: bool) -> None:
     """
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = path.open("a", buffering=1, errors="replace")
+        log = path.open("a", buffering=1, errors="replace", encoding="utf-8")
         if not goes_on:
             log.truncate(0)
+        elif path.read_bytes()[-1:] not in (b"", b"\n"):  # the last line was cut by a kill
+            log.write("\n")
         _kept.append(log)
         sys.stdout, sys.stderr = Tee(sys.stdout, log), Tee(sys.stderr, log)
 

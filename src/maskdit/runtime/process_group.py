@@ -13,7 +13,8 @@ from datetime import timedelta
 from threading import Event
 from typing import Any
 
-from maskdit.runtime.environment import seconds, threads, whole
+from maskdit.config.base import UserError
+from maskdit.runtime.variables import MOST, group, seconds, threads, variable, whole
 
 POLL, LEAVE = 0.02, 5.0  # seconds between two looks for the answers of other ranks, and that a rank that ends waits for them
 GRACE = 60.0  # seconds that the other processes have to end after one has failed; they may be waiting for it forever
@@ -120,9 +121,12 @@ def together() -> Iterator[Ranks]:
 
     from maskdit.runtime.device import gpus
 
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not group():
         yield Ranks(0, 1)
         return
+    if not variable("MASTER_ADDR") or not whole("MASTER_PORT", most=65535):
+        line = "MASTER_ADDR and MASTER_PORT are not"
+        raise UserError(f"RANK and WORLD_SIZE are set, but {line}; start the group with torchrun, or unset RANK and WORLD_SIZE")
     patience = timedelta(seconds=max(1800, seconds(*WATCHDOG)))  # the others wait while rank 0 writes a large checkpoint
     store, rank, world = next(rendezvous("env://", timeout=patience))
     backend = "nccl" if gpus() else "gloo"
@@ -141,8 +145,8 @@ def watched(steps: Iterable[int], world: int) -> Iterator[int]:
 
     Otherwise a collective operation would wait forever for a lost rank. A single process is watched only if the variable is set.
     """
-    limit = seconds(*WATCHDOG) if world > 1 or WATCHDOG[0] in os.environ else 0.0
-    turn = int(os.environ.get("RANK", "0")) / 10  # so that the stacks of several ranks are not interleaved
+    limit = seconds(*WATCHDOG) if world > 1 or variable(WATCHDOG[0]) else 0.0
+    turn = (group() or (0, 1))[0] / 10  # so that the stacks of several ranks are not interleaved
     try:
         for step in steps:
             if limit:
@@ -156,8 +160,8 @@ def watched(steps: Iterable[int], world: int) -> Iterator[int]:
 
 def local_ranks() -> int:
     """Number of processes to train with on this machine: MASKDIT_RANKS, else one per GPU, at least one."""
-    if "MASKDIT_RANKS" in os.environ:
-        return whole("MASKDIT_RANKS")
+    if count := whole("MASKDIT_RANKS", most=MOST):
+        return count
     from maskdit.runtime.device import gpus
 
     return max(1, gpus())

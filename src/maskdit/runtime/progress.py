@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from maskdit.config.base import UserError, printable
 from maskdit.runtime.logs import note_in_log
+from maskdit.runtime.variables import group, variable
 
 LOG_SECONDS = 10.0
 KEY = ""  # key of the entry that this process runs; it starts each line, because several processes may share a terminal
@@ -17,7 +18,7 @@ KEY = ""  # key of the entry that this process runs; it starts each line, becaus
 
 def first_rank() -> bool:
     """Whether this process prints and writes for its group."""
-    return os.environ.get("RANK", "0") == "0"
+    return (group() or (0, 1))[0] == 0
 
 
 def say(line: str) -> None:
@@ -28,7 +29,7 @@ def say(line: str) -> None:
 
 def tensorboard(name: str) -> Callable[[dict[str, float]], None]:
     """A function that writes log rows as TensorBoard events under MASKDIT_TENSORBOARD; a no-op if that is unset or on rank > 0."""
-    folder = os.environ.get("MASKDIT_TENSORBOARD")
+    folder = variable("MASKDIT_TENSORBOARD")
     if folder is None or not first_rank():
         return lambda row: None
     try:

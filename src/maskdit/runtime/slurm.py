@@ -14,6 +14,7 @@ from maskdit.runtime.environment import scratch
 from maskdit.runtime.lock import owner_of, runs, sign
 from maskdit.runtime.process_group import STOPPED, handling
 from maskdit.runtime.progress import say
+from maskdit.runtime.variables import variable, whole
 
 NOTE = "MASKDIT_STOPPED"  # environment variable of a job's tasks: the file that they create when they stop on request
 IMAGE = "MASKDIT_CONTAINER"  # environment variable: the container image in which srun starts a training's tasks
@@ -52,7 +53,7 @@ def asked(*words: str) -> str:
     if not shutil.which(words[0]):
         raise UserError(f"{words[0]} is not here; if this is a container, run the command outside of it, with {IMAGE}=IMAGE")
     began, told = time.monotonic(), False
-    while (done := subprocess.run(words, capture_output=True, text=True)).returncode:
+    while (done := subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace")).returncode:
         line = " ".join(done.stderr.split())
         if not any(sign in line for sign in AWAY) or time.monotonic() - began > PATIENCE:
             raise UserError(f"{words[0]}: {line}")
@@ -65,28 +66,37 @@ def asked(*words: str) -> str:
 
 def is_task() -> bool:
     """Whether srun started this process as a task. Job scripts and interactive shells have SLURM_PROCID, too, but no such step."""
-    step = os.environ.get("SLURM_STEP_ID", "")
-    return step.isdigit() and int(step) < SPECIAL
+    step = whole("SLURM_STEP_ID", 0, 2**32)
+    return step is not None and step < SPECIAL
 
 
 def job() -> str | None:
-    """The number of the job whose script or shell runs this process; None outside Slurm and in tasks of srun."""
-    return None if is_task() else os.environ.get("SLURM_JOB_ID")
+    """The number of the job whose script or shell runs this process.
+
+    None outside Slurm, in tasks of srun, and where Slurm's commands are missing, as in many containers.
+    """
+    number = whole("SLURM_JOB_ID", 0)
+    return None if number is None or is_task() or not shutil.which("squeue") else str(number)
 
 
 def demand_all(processes: int) -> None:
-    """Raise UserError in a task of srun if its training would not use all GPUs of its job, or would be started several times."""
-    if not is_task() or "MASKDIT_DEVICE" in os.environ:
+    """Raise UserError if a training that Slurm's commands have not started would not use all GPUs of its job, or start twice."""
+    number, every = variable("SLURM_JOB_ID"), whole("SLURM_JOB_NUM_NODES") or 1
+    if variable("MASKDIT_DEVICE"):
         return
-    number = os.environ.get("SLURM_JOB_ID")
-    tasks, nodes = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", "1")) for what in ("TASKS", "NODES"))
+    if not is_task():
+        if number and every > 1:
+            line = f"job {number} has {every} nodes, but squeue and srun are not here to start the training on them"
+            raise UserError(f"{line}; run it where they are, or unset SLURM_JOB_ID to train on this machine alone")
+        return
+    tasks, nodes = (whole(f"SLURM_STEP_NUM_{what}") or 1 for what in ("TASKS", "NODES"))
     if tasks > nodes:
         raise UserError(
             f"job {number}: srun starts {tasks} tasks on {nodes} nodes, and each would train with all GPUs of its node; "
             "set --ntasks-per-node=1"
         )
-    gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0) * int(os.environ.get("SLURM_JOB_NUM_NODES") or nodes)
-    if processes < gpus and "MASKDIT_RANKS" not in os.environ:
+    gpus = (whole("SLURM_GPUS_ON_NODE", 0) or 0) * max(every, nodes)
+    if processes < gpus and not variable("MASKDIT_RANKS"):
         raise UserError(
             f"job {number} has {gpus} GPUs, and this training would use {processes} of them: run the command in the job's script "
             "without srun, which then starts it on all nodes, or set MASKDIT_RANKS to the number of processes per node"
@@ -95,12 +105,15 @@ def demand_all(processes: int) -> None:
 
 def place() -> Place:
     """The place of this process as a task of srun; a single node outside Slurm."""
-    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+    nodes = whole("SLURM_STEP_NUM_NODES") or 1
     if nodes == 1:
         return Place()
-    address = os.environ.get(FIRST) or address_of(first_of(os.environ["SLURM_STEP_NODELIST"]))
-    port = PORTS[0] + int(os.environ["SLURM_JOB_ID"]) % PORTS[1]
-    return Place(int(os.environ["SLURM_NODEID"]), nodes, address, port)
+    listed, node = variable("SLURM_STEP_NODELIST"), whole("SLURM_NODEID", 0)
+    if listed is None or node is None:
+        raise UserError("SLURM_STEP_NUM_NODES: is set, but SLURM_STEP_NODELIST or SLURM_NODEID is not; unset it outside Slurm")
+    address = variable(FIRST) or address_of(first_of(listed))
+    port = PORTS[0] + (whole("SLURM_JOB_ID", 0) or 0) % PORTS[1]
+    return Place(node, nodes, address, port)
 
 
 def first_of(nodes: str) -> str:
@@ -122,9 +135,9 @@ def older(number: str, own: str, signed: str | None) -> set[str]:
 
 def stopped() -> int:
     """The exit code of a training that stopped on request. In a job it is 0, with a note, because srun would report a failure."""
-    if NOTE not in os.environ:
+    if not (note := variable(NOTE)):
         return STOPPED
-    Path(os.environ[NOTE]).touch()
+    Path(note).touch()
     return 0
 
 
@@ -133,8 +146,8 @@ def supersede(verb: str, key: str, part: tuple[int, int] | None) -> None:
 
     They are known by the sign that the step runs, and by the comment of Snakemake's plugin, which some sites replace.
     """
-    number = os.environ.get("SLURM_JOB_ID", "")
-    if not number.isdigit() or "SLURM_ARRAY_JOB_ID" in os.environ or not shutil.which("squeue"):
+    number = str(whole("SLURM_JOB_ID", 0) or "")
+    if not number or variable("SLURM_ARRAY_JOB_ID") or not shutil.which("squeue"):
         return  # the tasks of an array share a comment
     mark = sign(verb, key, part)
     signed = owner_of(mark).get("sole_job") if runs(mark) else None
@@ -171,14 +184,21 @@ class Granted:
 
 def granted(number: str) -> Granted:
     """Ask Slurm for the resources of a job."""
-    names, nodes, cores, things = asked("squeue", "--noheader", f"--jobs={number}", "--format=%N|%D|%C|%b").split("|")
+    alone = "unset SLURM_JOB_ID to train on this machine alone"
+    try:
+        told = asked("squeue", "--noheader", f"--jobs={number}", "--format=%N|%D|%C|%b")
+    except UserError as error:
+        raise UserError(f"{error}; {alone}") from None
+    if told.count("|") != 3:
+        raise UserError(f"squeue: knows no job {number} that runs; {alone}")
+    names, nodes, cores, things = told.split("|")
     gpus = re.search(r"gpu(:[\w.-]+)?:\d+", things)
     return Granted(number, names, int(nodes), int(cores), gpus[0] if gpus else "")
 
 
 def contained(job: Granted, command: list[str]) -> tuple[list[str], dict[str, str]]:
     """A command of this Python, and what to add to its environment, in the container image MASKDIT_CONTAINER if that is set."""
-    image = os.environ.get(IMAGE, "")
+    image = variable(IMAGE)
     if not image:
         return command, {}
     tool = next(filter(shutil.which, ("apptainer", "singularity")), None)

@@ -115,7 +115,7 @@ def scratch(fresh: Freshness) -> Iterator[Item]:
     beside = (path for verb in SHARDED for path in Path().glob(f"artifacts/*/.{verb}-*"))
     for path in sorted(path for path in (*scratch_root().glob("*-*"), *beside) if path.is_dir() and path.suffix != ".gone"):
         told = path / NODE
-        node = told.read_text(errors="replace").strip() if told.is_file() else ""
+        node = told.read_text(errors="replace", encoding="utf-8").strip() if told.is_file() else ""
         node = node if node.count("/") == 1 else ""
         recipe = recipe_of(path)
         owner = recipes.get(recipe, node)

@@ -36,7 +36,7 @@ class Cost:
 def has_bf16() -> bool:
     """Whether the CPU of this machine computes in bf16, which `precision: auto` then means."""
     file = Path("/proc/cpuinfo")
-    return bool({"avx512_bf16", "amx_bf16"} & set(file.read_text().split())) if file.exists() else False
+    return bool({"avx512_bf16", "amx_bf16"} & set(file.read_text(encoding="utf-8").split())) if file.exists() else False
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ from maskdit.artifacts.arrays import Array, read_arrays
 from maskdit.artifacts.atomic import read_json
 from maskdit.artifacts.manifest import MANIFEST, inputs_of, lineage
 from maskdit.config.base import UserError
+from maskdit.config.images import INDEX, WEIGHTS
 from maskdit.config.load import load
 from maskdit.images.dataset import Images, npz_shape
 from maskdit.latents.dataset import Latents
 from maskdit.runtime.device import demand_kernels, gpus, native
 from maskdit.runtime.random import generator
+from maskdit.runtime.variables import variable
 from maskdit.tools.folder import Finding, pictures
 
 SEEN = 256  # samples that a check reads
@@ -67,7 +69,7 @@ def examine(path: Path, classes: str = "auto") -> Iterator[Finding]:
             yield Finding(f"{path}: {index.get('kind', 'an artifact')}")
     elif path.suffix == ".npz":
         yield from batch(path)
-    elif path.suffix in (".pt", ".pth", ".safetensors") or "config.json" in names:
+    elif path.name.endswith(WEIGHTS) or "config.json" in names or any(name.endswith(INDEX) for name in names):
         yield from weights(path)
     elif path.suffix.lower() in (".tar", ".zip") or (folder and not made):
         yield from pictures(path, classes)
@@ -185,18 +187,28 @@ def batch(path: Path) -> Iterator[Finding]:
 
 
 def weights(path: Path) -> Iterator[Finding]:
-    """The network, size and step of the weights in a file, and whether they are finite."""
-    from maskdit.model import checkpoint
-    from maskdit.weights.importing import read_file, read_folder
+    """What the weights in a file or folder are, their number, and whether they are finite."""
+    import torch
 
-    if path.suffix == ".safetensors":
+    from maskdit.latents import autoencoder
+    from maskdit.model import checkpoint
+    from maskdit.weights.reading import is_safetensors, read
+
+    if path.is_file() and is_safetensors(path) and checkpoint.is_ours(path):
         facts = checkpoint.facts(path)
         yield Finding(f"{facts['model']}, {facts['phase']}, step {facts['step']}, {facts['parameters']:,} parameters")
         return
-    found = read_folder(path) if path.is_dir() else read_file(path)
-    count = sum(tensor.numel() for tensor in found.ema.values())
-    yield Finding(f"{found.format}: {len(found.ema)} tensors, {count:,} numbers; maskdit import can read it")
-    broken = [name for name, tensor in found.ema.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if autoencoder.is_one(path):
+        factor, channels = autoencoder.geometry(path)
+        tensors = autoencoder.load(path, torch.device("cpu")).state_dict()
+        size = f"{factor} pixels per latent, {channels} channels"
+        yield Finding(f"an autoencoder: {size}, {sum(tensor.numel() for tensor in tensors.values()):,} numbers")
+    else:
+        found = read(path)
+        tensors = found.ema
+        count = sum(tensor.numel() for tensor in tensors.values())
+        yield Finding(f"{found.format}, {found.kind}: {len(tensors)} tensors, {count:,} numbers; maskdit import can read it")
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         yield Finding(f"{broken[0]} and {len(broken) - 1} other tensors are not finite", "get the file again, or an earlier step")
 
@@ -204,7 +216,7 @@ def weights(path: Path) -> Iterator[Finding]:
 def training(path: Path) -> Iterator[Finding]:
     """What limits the speed of a training (data loading, kernel launches or the device), and whether steps were skipped."""
     try:
-        rows = [{name: float(json.loads(line)[name]) for name in LOGGED} for line in path.read_text().splitlines()]
+        rows = [{name: float(json.loads(line)[name]) for name in LOGGED} for line in path.read_text(encoding="utf-8").splitlines()]
     except (ValueError, LookupError, TypeError, RecursionError):
         raise UserError(f"{path}: not the log of a training, or damaged; name another one") from None
     if not rows:
@@ -246,5 +258,5 @@ def machine() -> Iterator[Finding]:
     free = shutil.disk_usage(".").free / 2**30
     advice = "link artifacts/ to a larger disk; the demo needs 1 GiB, and maskdit plan prints the needs of a study"
     yield Finding(f"{free:.0f} GiB free here", "" if free > 10 else advice)
-    token = "set" if os.environ.get("HF_TOKEN") else "not set; only downloading ImageNet from the Hugging Face Hub needs it"
+    token = "set" if variable("HF_TOKEN") else "not set; only downloading ImageNet from the Hugging Face Hub needs it"
     yield Finding(f"HF_TOKEN is {token}")

@@ -109,7 +109,9 @@ def machine(bench: Bench) -> Seen:
         ]
         if shutil.which("nvidia-smi"):
             query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-            told.append("driver " + subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0])
+            told.append(
+                "driver " + subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace").stdout.split("\n")[0]
+            )
     prepare_compiler(bench.where)
     return Seen(", ".join(told), True)
 

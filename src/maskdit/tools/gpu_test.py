@@ -62,7 +62,7 @@ def run(bench: Bench, out: Path, names: tuple[str, ...] = tuple(CHECKS)) -> bool
         rows.append({**row, "seconds": f"{time.perf_counter() - began:.1f}"})
         print(f"{name}: {seen.text}{f' [{verdict}]' * bool(verdict)}\n    expected on an H100: {expected}", flush=True)
         out.parent.mkdir(exist_ok=True)
-        with replacing(out) as fresh, fresh.open("w", newline="") as stream:
+        with replacing(out) as fresh, fresh.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, rows[0])
             writer.writeheader()
             writer.writerows(rows)

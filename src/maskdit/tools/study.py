@@ -47,7 +47,7 @@ def inserted(text: str, verb: str, new: dict[str, Any], anchor: str = "") -> str
 
     Raises UserError if the step's entries are in braces.
     """
-    lines = text.splitlines(keepends=True)
+    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
     step = next((value for key, value in yaml.compose(text, Loader=yaml.CSafeLoader).value if key.value == verb), None)
     if not isinstance(step, yaml.MappingNode) or (step.flow_style and step.value):
         raise UserError(
@@ -60,9 +60,10 @@ def inserted(text: str, verb: str, new: dict[str, Any], anchor: str = "") -> str
         end, indent = start + 1, 2
     while re.match(r"\s*(#.*)?$", lines[end - 1]):  # PyYAML ends a block where the next one begins
         end -= 1
+    ending = "\r\n" if (lines[end - 1] if lines[end - 1].endswith("\n") else lines[0]).endswith("\r\n") else "\n"
     if not lines[end - 1].endswith("\n"):
-        lines[end - 1] += "\n"
-    block = [f"{' ' * indent}{line}\n" for line in yaml_subset.compact(new, anchor)]
+        lines[end - 1] += ending
+    block = [f"{' ' * indent}{line}{ending}" for line in yaml_subset.compact(new, anchor)]
     return "".join([*lines[:end], *block, *lines[end:]])
 
 
@@ -96,8 +97,11 @@ def study(
             raise UserError(f"params.yaml: {verb}.{LIKE}: missing; restore it, because a new study copies the entries of {LIKE}")
     if Path.cwd().is_relative_to(root.resolve()):
         raise UserError(f"'{root}' contains this project; name the folder of the images")
-    before = PARAMS.read_bytes().decode()
-    text = before.replace("\r\n", "\n")
+    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", f"{root} {root.resolve().name}"):
+        raise UserError(
+            f"{root}: params.yaml cannot hold this name, which is not UTF-8 or has control characters; rename the folder"
+        )
+    text = PARAMS.read_bytes().decode()
     tree = yaml_subset.read(text)
     new = entries(tree, name)
     data = data_of(root, new["fetch"][name]["seed"], classes, skip_bad, left_out, heldout)
@@ -123,6 +127,6 @@ def study(
     if not kept:
         raise UserError("params.yaml: adding entries would change others; write the entries of each step as the demo's are written")
     with replacing(PARAMS.resolve()) as temporary:
-        temporary.write_bytes((text.replace("\n", "\r\n") if "\r\n" in before else text).encode())
+        temporary.write_bytes(text.encode())
     print(f"params.yaml has the study {name}: {data.told}\n{numbers}: --heldout, --batch, --steps and --samples set them")
     print(f"run snakemake results/table_{name}.csv; maskdit plan {name} tells what it costs")

@@ -50,7 +50,7 @@ def fitted(
 def chosen(path: Path, memory: Memory, share: int, free: int) -> int:
     """The number that a file holds, if it still divides the share and fits; else the largest that fits, which is put there."""
     with suppress(OSError, ValueError):
-        size = int(path.read_text())
+        size = int(path.read_text(encoding="utf-8"))
         if size > 0 and share % size == 0 and memory.of(size) <= free:
             return size
     size = memory.fitting(share, free)

@@ -18,10 +18,11 @@ from maskdit.artifacts.atomic import Full, digest, read_json, replacing, sha256,
 from maskdit.config.base import UserError
 from maskdit.config.training import Training, milestone_file
 from maskdit.model import checkpoint
-from maskdit.runtime.environment import scratch, seconds
+from maskdit.runtime.environment import scratch
 from maskdit.runtime.lock import Held, Lock, owner_of, words
 from maskdit.runtime.process_group import Ranks
 from maskdit.runtime.progress import say
+from maskdit.runtime.variables import seconds
 from maskdit.training.learner import Learner, State
 
 SAVE_SECONDS = 60.0  # minimum pause between two states; it grows so that states are written for at most 5 % of the time
@@ -249,7 +250,7 @@ class Recovery:
             listed.append({"file": ema, "posthoc": posthoc, **{name: facts[name] for name in ("step", *SPENT)}})
         final = copy("net", last)
         with replacing(out / "log.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last))
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last), encoding="utf-8")
         write_json(out / "index.json", {"milestones": listed, "final": final})
 
 

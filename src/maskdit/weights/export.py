@@ -116,8 +116,6 @@ def write_folder(folder: Path, tensors: Tensors, facts: dict[str, Any], vae: Pat
     net = MaskDiTNetwork(**facts["architecture"], **latents)
     net.net.load_state_dict(tensors)
     net.save_pretrained(folder / "transformer")
-    for path in (folder / "transformer").iterdir():  # safetensors makes files that only their owner can read
-        path.chmod((folder / "transformer" / "config.json").stat().st_mode)
     (folder / "vae").mkdir()
     for name in ("config.json", VAE_WEIGHTS):
         shutil.copyfile(vae / name, folder / "vae" / name)
@@ -132,7 +130,7 @@ def write_folder(folder: Path, tensors: Tensors, facts: dict[str, Any], vae: Pat
     write_json(folder / "model_index.json", index)
     [licence] = [path for path in files("maskdit") or () if path.name == "LICENSE"]
     shutil.copyfile(str(licence.locate()), folder / "LICENSE")
-    (folder / "README.md").write_text(readme)
+    (folder / "README.md").write_text(readme, encoding="utf-8")
 
 
 def write_code(folder: Path, module: str, name: str) -> None:
@@ -142,16 +140,16 @@ def write_code(folder: Path, module: str, name: str) -> None:
     while todo:
         each = todo.pop()
         if each not in sources:
-            text = PACKAGE.joinpath(*each.split(".")).with_suffix(".py").read_text()
+            text = PACKAGE.joinpath(*each.split(".")).with_suffix(".py").read_text(encoding="utf-8")
             todo += IMPORT.findall(text)
             sources[each] = IMPORT.sub(lambda found: f"from .{PREFIX}{found[1].replace('.', '_')} import", text)
     main = sources.pop(module)
     for each, text in sorted(sources.items()):
         beside = PREFIX + each.replace(".", "_")
-        (folder / f"{beside}.py").write_text(text)
+        (folder / f"{beside}.py").write_text(text, encoding="utf-8")
         if f".{beside} import" not in main:
             main += f"\nfrom .{beside} import __name__ as _  # diffusers copies only the files that this one imports\n"
-    (folder / f"{name}.py").write_text(main)
+    (folder / f"{name}.py").write_text(main, encoding="utf-8")
 
 
 def pretraining(run: Manifest) -> int:

@@ -9,23 +9,73 @@ import torch
 from torch import Tensor
 
 from maskdit.config.base import UserError
+from maskdit.model.transformer import positions
 
 Tensors = dict[str, Tensor]
 
+PROJECTION = "x_embedder.proj.weight"  # which every network has
+COUNTERS = {"n_averaged", "num_updates", "decay", "initted", "step"}  # of averages: AveragedModel's, and those of EMA classes
 TABLE = "y_embedder.embedding_table.weight"
 USUAL_HEADS = {1152: 16, 512: 16}  # of the XL encoder and of the decoder; the smaller sizes have 64 channels per head
 WRAPPERS = ("_orig_mod", "module")  # inserted anywhere in a name by torch.compile and DistributedDataParallel
 
 
 def unwrapped(tensors: Tensors) -> Tensors:
-    """A checkpoint's tensors without wrappers and MaskDiT's prefix `model.`. Raises UserError if two get the same name."""
+    """Tensors without the wrappers in their names. Raises UserError if two get the same name."""
     found: Tensors = {}
     for name, tensor in tensors.items():
-        ours = ".".join(part for part in name.split(".") if part not in WRAPPERS).removeprefix("model.")
+        ours = ".".join(part for part in name.split(".") if part not in WRAPPERS)
         if ours in found:
             raise UserError(f"{name}: two tensors have this name")
         found[ours] = tensor
     return found
+
+
+def networks(tensors: Tensors, others: bool = False) -> dict[str, Tensors]:
+    """The networks in a state dict, under our names, by what stands before them there: model. in MaskDiT's own.
+
+    Counters of averages are left out, and so are tensors beside the networks if there may be `others`. Raises UserError if there is
+    no network, and for an unknown tensor.
+    """
+    known = {name: tensor for name, tensor in unwrapped(tensors).items() if name not in COUNTERS}
+    heads = [name.removesuffix(PROJECTION) for name in known if f".{name}".endswith(f".{PROJECTION}")]
+    if not heads:
+        raise UserError(
+            f"neither MaskDiT nor DiT: has no {PROJECTION} among {', '.join(list(known)[:3])} and {len(known)} tensors in all"
+        )
+    found: dict[str, Tensors] = {head: {} for head in heads}
+    for name, tensor in known.items():
+        head = max((head for head in heads if name.startswith(head)), key=len, default=None)
+        if head is not None:
+            found[head][name.removeprefix(head)] = tensor
+        elif not others:
+            raise UserError(f"{name} is not a tensor of this network")
+    return found
+
+
+def is_average(head: str) -> bool:
+    """Whether weights are averaged, by what stands before their names."""
+    return any(word in head for word in ("ema", "average"))
+
+
+def placed(tensors: Tensors, side: int | None) -> Tensors:
+    """Tensors with the fixed positions of encoder and decoder, which are computed where they are missing.
+
+    Each of the two tells the number of tokens; without both, the side of the latents does. Raises UserError without that.
+    """
+    width, _, patch, _ = shape(tensors, PROJECTION, 4)
+    missing = {"pos_embed": width} if "pos_embed" not in tensors else {}
+    if "decoder_layer.linear.weight" in tensors and "decoder_pos_embed" not in tensors:
+        missing["decoder_pos_embed"] = shape(tensors, "decoder_layer.linear.weight", 2)[0]
+    if not missing:
+        return tensors
+    known = next((shape(tensors, name, 3)[1] for name in ("pos_embed", "decoder_pos_embed") if name in tensors), None)
+    if known is None and side is None:
+        raise UserError("has no pos_embed, and does not state the side of its latents; set it with --side N (32 for 256 pixels)")
+    if known is None and (side or 0) % patch:
+        raise UserError(f"x_embedder.proj.weight: a patch of {patch} does not divide a side of {side}; correct --side")
+    across = math.isqrt(known) if known else (side or 0) // patch
+    return {**tensors, **{name: positions(across, wide) for name, wide in missing.items()}}
 
 
 def wrapped(tensors: Tensors) -> Tensors:
@@ -59,7 +109,7 @@ def heads_of(width: int, told: int | None) -> int:
 def architecture(tensors: Tensors, heads: Sequence[int]) -> dict[str, Any]:
     """Arguments of MaskDiT, from the shapes and, if given, `heads`. Raises UserError, naming the tensor, if none fit."""
     told = [*heads, None, None]
-    width, channels, patch, _ = shape(tensors, "x_embedder.proj.weight", 4)
+    width, channels, patch, _ = shape(tensors, PROJECTION, 4)
     tokens = shape(tensors, "pos_embed", 3)[1]
     if math.isqrt(tokens) ** 2 != tokens:
         raise UserError(f"pos_embed: {tokens} positions do not form a square")
