@@ -248,6 +248,14 @@ def test_a_folder_of_images_becomes_a_table(photos: Path, tmp_path: Path) -> Non
     assert set(table.index) == {"mine-dit-plain", "mine-maskdit-guided", "real, held out"}
     assert table["fd_mobilenet"].iloc[:2].between(0, 1e4).all()
     assert table["probe_accuracy"]["real, held out"] > 0.6, "the colours tell the classes"
+    said = says(where, "snakemake", "-n", "--printshellcmds", "results/table_mine.csv")
+    assert nodes(said) == set()
+    assert "has changed" not in said
+    (photos / "green" / "new.png").write_bytes((photos / "green" / "001.png").read_bytes())
+    said = says(where, "snakemake", "-n", "--printshellcmds", "results/table_mine.csv")
+    assert "fetch/mine: data/photos has changed since it was fetched: added green/new.png; it has 244 images now" in said
+    assert nodes(said) >= {"fetch@mine", "encode@mine", "table@mine"}
+    (photos / "green" / "new.png").unlink()
     assert nodes(says(where, "snakemake", "-n", "--printshellcmds", "results/table_mine.csv")) == set()
     report = (where / "artifacts" / "raw" / "mine" / "report.json").read_text()
     assert "cut.jpg" in report

@@ -63,7 +63,7 @@ def gathered(config: Folder, out: Path) -> tuple[Scanned, Array, dict[str, Any]]
     images = opened.report() | {"turned": opened.names["turned"], "several_frames": opened.names["frames"]}
     if found.left.counts:
         say(f"fetch: left out {found.left.joined()}")
-    if bare := without(kept, heldout):
+    if config.heldout and (bare := without(kept, heldout)):
         say(f"fetch: classes without a held-out image: {len(bare)} ({shortened(bare)}); a larger heldout would hold some out")
     return kept, heldout, {"images": images, "layout": found.told, "left_out": found.left.tree()}
 

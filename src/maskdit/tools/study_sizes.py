@@ -18,7 +18,7 @@ from maskdit.tools.folder import LEFT_OUT, counted, scanned
 
 USUAL = 940  # training images of the demo, for which its steps were chosen
 SHARES = (0.1, 0.15, 0.2)  # held out: the first that takes an image of each class, if it has at least three
-SMALL = 1000  # images, below which a larger share is worth it
+SMALL = 500  # images, below which a larger share is worth it
 SCALES = (0.25, 4.0)  # steps relative to the demo's
 FEWEST = 64  # samples
 ROWS = 16  # classes in a grid
