@@ -179,6 +179,14 @@ def test_the_next_command_tells_what_has_changed_and_makes_again_all_that_was_ma
     assert Freshness(own).unmade == set()
 
 
+def test_a_step_that_reads_what_was_fetched_before_says_so(own: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    (Path("photos") / WNIDS[0] / f"{WNIDS[0]}_0.JPEG").unlink()
+    main(["grid", "demo-dit"])  # which ends at its samples, for these are hashes
+    said = capsys.readouterr().err
+    assert "fetch/demo: photos has changed since it was fetched: removed n01440764/n01440764_0.JPEG" in said
+    assert "run maskdit fetch demo, this step goes by what was fetched before" in said
+
+
 def test_an_image_that_replaces_another_makes_the_study_again_and_then_it_is_current(own: Params) -> None:
     (Path("photos") / WNIDS[0] / f"{WNIDS[0]}_0.JPEG").write_bytes(encoded(noise(5), "JPEG"))
     assert {"fetch/demo", "encode/demo", "table/demo"} <= set(hashes.run(own))

@@ -164,17 +164,20 @@ def damaged(tmp_path):
 def test_damaged_images_follow_the_policy(damaged, tmp_path, monkeypatch):
     monkeypatch.setattr("maskdit.runtime.progress.KEY", "mine")
     advice = r"set bad: skip and images: 14 in fetch\.mine$"
-    with pytest.raises(UserError, match=rf"damaged images: 2 of 16, listed in .* \(\S*cut\.JPEG: damaged .*{advice}") as refusal:
+    with pytest.raises(
+        UserError, match=rf"images that cannot be used: 2 of 16, listed in .* \(\S*cut\.JPEG: damaged .*{advice}"
+    ) as refusal:
         fetched(folder(damaged, images=16), tmp_path / "fail")
     listing = Path(re.findall("listed in (.*?) \\(", str(refusal.value))[0])
     assert [Path(bad["name"]).name for bad in read_json(listing)] == ["cut.JPEG", "empty.JPEG"]
-    with pytest.raises(UserError, match=r"damaged images: 2 of 16, .*cut\.JPEG.*empty\.JPEG") as refusal:
+    with pytest.raises(UserError, match=r"images that cannot be used: 2 of 16, .*cut\.JPEG.*empty\.JPEG") as refusal:
         fetched(folder(damaged, bad="list", images=16), tmp_path / "list")
     assert "\n" not in str(refusal.value)
     with pytest.raises(UserError, match=r"left out: 2 of 16 images, .*allow it with left_out: 0\.13 in fetch\.mine"):
         fetched(folder(damaged, bad="skip", images=14), tmp_path / "few")
     with pytest.raises(
-        UserError, match=r"14 images found, .*images: 13 in fetch\.mine; set images: 14.*damaged images that are left out: 2,"
+        UserError,
+        match=r"14 images found, .*images: 13 in fetch\.mine; set images: 14.*images that cannot be used and are left out: 2,",
     ):
         fetched(folder(damaged, bad="skip", images=13, left_out=0.13), tmp_path / "skip")
     images = fetched(folder(damaged, bad="skip", images=14, left_out=0.13), tmp_path / "skip")
@@ -183,7 +186,9 @@ def test_damaged_images_follow_the_policy(damaged, tmp_path, monkeypatch):
     assert report["images"]["kinds"] == {"JPEG CMYK": 1, "JPEG RGB": 12, "PNG RGB": 1}
     assert report["images"]["misnamed"] == [f"{WNIDS[0]}/really-a-png.JPEG"]
     assert [Path(bad["name"]).name for bad in report["images"]["damaged"]] == ["cut.JPEG", "empty.JPEG"]
-    assert report["left_out"] == {"damaged images": {"count": 2, "first": [f"{WNIDS[0]}/cut.JPEG", f"{WNIDS[0]}/empty.JPEG"]}}
+    assert report["left_out"] == {
+        "images that cannot be used": {"count": 2, "first": [f"{WNIDS[0]}/cut.JPEG", f"{WNIDS[0]}/empty.JPEG"]}
+    }
 
 
 def test_a_wrong_number_of_images_names_the_right_one(tmp_path):

@@ -65,7 +65,7 @@ def test_the_doctor_lists_the_classes_first_then_what_is_left_out_then_what_is_d
     (root / "red" / "most.avif").write_bytes(b"x")
     assert not doctor(root)
     said = capsys.readouterr().out
-    assert "problem: damaged images: 2 of 38 (red/0003.png: damaged (not an image); red/0004.png: damaged" in said
+    assert "problem: images that cannot be used: 2 of 38 (red/0003.png: damaged (not an image); red/0004.png: damaged" in said
     assert "problem: left out: 5 of 41 images, more than 0.05 of all\n" in said
     assert said.endswith(f"to make a study of the others, run maskdit study NAME {root} --skip-bad --left-out 0.13\n")
 
@@ -137,7 +137,8 @@ def test_a_folder_of_the_demo_s_size_gets_the_demo_s_numbers(home: Path, capsys:
     said = capsys.readouterr().out
     assert "1,043 images of 3 classes" in said
     assert "held out: 104 images, 0.1 of each class" in said
-    assert "batch 16, 1,000 steps and 900 of finetuning, 256 samples of each evaluation" in said
+    refined = params.finetune["demo-dit"].milestones[-1]
+    assert f"batch 16, 1,000 steps and {refined:,} of finetuning, 256 samples of each evaluation" in said
 
 
 def test_numbers_follow_the_size_of_the_folder_and_so_do_the_keys_that_name_them(
@@ -148,7 +149,8 @@ def test_numbers_follow_the_size_of_the_folder_and_so_do_the_keys_that_name_them
     assert (fetch["images"], fetch["heldout"], fetch["orientation"]) == (36, 0.2, "apply"), "one of each class"
     assert (dit.batch, dit.milestones, dit.warmup) == (16, (6, 75, 150, 250), 12)
     assert (params.vae["mine"].batch, params.vae["mine"].steps) == (8, 150)
-    assert params.finetune["mine-maskdit"].milestones == (220,)
+    refined = rounded(params.finetune["demo-maskdit"].milestones[-1] / 4)
+    assert params.finetune["mine-maskdit"].milestones == (refined,)
     assert {key: entry.step for key, entry in params.sample.items() if key.startswith("mine-dit")} == {
         "mine-dit-0006": 6,
         "mine-dit-0075": 75,
@@ -162,7 +164,7 @@ def test_numbers_follow_the_size_of_the_folder_and_so_do_the_keys_that_name_them
     assert params.claims["mine-claims"].claims["unmasking"].scaled.over == ("mine-maskdit-0250",)
     said = capsys.readouterr().out
     assert "held out: 12 images, 0.2 of each class\n" in said
-    assert "batch 16, 250 steps and 220 of finetuning, 64 samples of each evaluation" in said
+    assert f"batch 16, 250 steps and {refined} of finetuning, 64 samples of each evaluation" in said
 
 
 def test_the_command_line_sets_the_numbers(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +177,8 @@ def test_the_command_line_sets_the_numbers(home: Path, capsys: pytest.CaptureFix
     assert params.sample["mine-dit-plain"].images == 20
     said = capsys.readouterr().out
     assert "held out: 0 images, 0.02 of each class; classes without one: 2 (blue, red)" in said
-    assert "batch 4, 40 steps and 36 of finetuning, 20 samples of each evaluation" in said
+    refined = params.finetune["mine-dit"].milestones[-1]
+    assert f"batch 4, 40 steps and {refined} of finetuning, 20 samples of each evaluation" in said
 
 
 @pytest.mark.parametrize(
@@ -215,11 +218,11 @@ def test_eight_images_are_enough(home: Path) -> None:
 def test_damaged_images_are_left_out_by_one_option_and_the_numbers_fit(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = lay(home / "root", red=40)
     (root / "red" / "0003.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"damaged images: 1 of 40 \(red/0003\.png: .*; repair them, or .* --skip-bad"):
+    with pytest.raises(UserError, match=r"images that cannot be used: 1 of 40 \(red/0003\.png: .*; repair them, or .* --skip-bad"):
         study("mine", root, 32)
     fetch = made(home, root, skip_bad=True).fetch["mine"].model_dump()
     assert (fetch["bad"], fetch["images"]) == ("skip", 39)
-    assert "left out: damaged images: 1 (red/0003.png)" in capsys.readouterr().out
+    assert "left out: images that cannot be used: 1 (red/0003.png)" in capsys.readouterr().out
 
 
 def test_more_than_five_percent_left_out_needs_a_number_in_params_yaml(home: Path) -> None:

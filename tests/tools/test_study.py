@@ -239,7 +239,7 @@ def test_a_folder_of_images_becomes_a_table(photos: Path, tmp_path: Path) -> Non
     command = ("maskdit", "study", "mine", "data/photos", "--resolution", "16", "--heldout", "0.2")
     code, said = run(where, *command)
     assert code == 2
-    assert "damaged images: 1 of 243 (blue/cut.jpg: damaged" in said
+    assert "images that cannot be used: 1 of 243 (blue/cut.jpg: damaged" in said
     said = says(where, *command, "--skip-bad")
     assert "242 images of 3 classes" in said
     assert "snakemake results/table_mine.csv" in said

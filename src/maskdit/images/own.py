@@ -13,7 +13,7 @@ from maskdit.config.images import Folder
 from maskdit.images.archives import ODD, RAW
 from maskdit.images.check import Opened, kept_at
 from maskdit.images.dataset import demand_count
-from maskdit.images.folders import DAMAGED, Left, shortened, walked
+from maskdit.images.folders import BROKEN, Left, shortened, walked
 from maskdit.images.index import Found, state_of
 from maskdit.images.scan import Scanned, scan
 from maskdit.runtime import progress
@@ -42,10 +42,10 @@ def gathered(config: Folder, out: Path) -> tuple[Scanned, Array, dict[str, Any]]
     if opened.bad:
         write_json(listing, opened.bad)
         for fact in opened.bad:
-            found.left.add(DAMAGED, fact["name"])
+            found.left.add(BROKEN, fact["name"])
     if opened.bad and config.bad != "skip":
         shown = opened.bad[: LISTED if config.bad == "list" else 1]
-        told = f"damaged images: {len(opened.bad)} of {len(found)}, listed in {listing}"
+        told = f"images that cannot be used: {len(opened.bad)} of {len(found)}, listed in {listing}"
         problems = "; ".join(fact["problem"] for fact in shown)
         advice = f"repair them, or set bad: skip and images: {len(opened.good) - int(found.apart[opened.good].sum())} in {entry}"
         raise UserError(f"fetch: {told} ({problems}); {advice}")
@@ -54,7 +54,7 @@ def gathered(config: Folder, out: Path) -> tuple[Scanned, Array, dict[str, Any]]
     try:
         demand_numbers(config, kept)
     except UserError as error:
-        told = f" (damaged images that are left out: {len(opened.bad)}, listed in {listing})" if opened.bad else ""
+        told = f" (images that cannot be used and are left out: {len(opened.bad)}, listed in {listing})" if opened.bad else ""
         raise UserError(f"{error}{told}") from None
     heldout = kept.apart if config.validation else split(kept.labels, config.heldout, config.seed)
     demand_training(kept, heldout)

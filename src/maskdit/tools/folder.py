@@ -9,7 +9,7 @@ import numpy as np
 from maskdit.config.base import UserError, printable
 from maskdit.config.images import Folder
 from maskdit.images.check import Opened, kept_at
-from maskdit.images.folders import DAMAGED, shortened
+from maskdit.images.folders import BROKEN, shortened
 from maskdit.images.own import left_share
 from maskdit.images.scan import Scanned, scan
 
@@ -53,7 +53,9 @@ def pictures(path: Path, choice: str = "auto") -> Iterator[Finding]:
     fine, options = not opened.bad, f" --classes {choice}" * (choice != "auto")
     if opened.bad:
         told = "; ".join(fact["problem"] for fact in opened.bad[:3]) + " …" * (len(opened.bad) > 3)
-        yield Finding(f"damaged images: {len(opened.bad)} of {len(found):,} ({told})", "repair them, or leave them out as below")
+        yield Finding(
+            f"images that cannot be used: {len(opened.bad)} of {len(found):,} ({told})", "repair them, or leave them out as below"
+        )
         options += " --skip-bad"
     else:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in opened.kinds.items())
@@ -63,7 +65,7 @@ def pictures(path: Path, choice: str = "auto") -> Iterator[Finding]:
     if moving := opened.names["frames"]:
         yield Finding(f"images of several frames: {len(moving):,} ({shortened(moving)}); the first frame is read")
     for fact in opened.bad:
-        found.left.add(DAMAGED, fact["name"])
+        found.left.add(BROKEN, fact["name"])
     if (share := left_share(found.left, len(opened.good))) > LEFT_OUT:
         fine, options = False, f"{options} --left-out {share:g}"
         told = f"left out: {found.left.images} of {found.left.images + len(opened.good)} images, more than {LEFT_OUT:g} of all"

@@ -12,7 +12,7 @@ from maskdit.artifacts.arrays import Array
 from maskdit.config.base import UserError, printable
 from maskdit.evaluation.metrics import NEAR
 from maskdit.images.check import Opened, kept_at
-from maskdit.images.folders import DAMAGED, shortened
+from maskdit.images.folders import BROKEN, shortened
 from maskdit.images.own import demand_most, demand_training, split, without
 from maskdit.tools.folder import LEFT_OUT, counted, scanned
 
@@ -53,10 +53,10 @@ def data_of(root: Path, seed: int, choice: str, skip_bad: bool, left_out: float,
     scan = scanned(root, choice)
     opened = Opened(scan, kept_at(root))
     if opened.bad and not skip_bad:
-        told = f"damaged images: {len(opened.bad)} of {len(scan)} ({opened.bad[0]['problem']})"
+        told = f"images that cannot be used: {len(opened.bad)} of {len(scan)} ({opened.bad[0]['problem']})"
         raise UserError(f"{root}: {told}; repair them, or leave them out with --skip-bad")
     for fact in opened.bad:
-        scan.left.add(DAMAGED, fact["name"])
+        scan.left.add(BROKEN, fact["name"])
     found = opened.only(scan)
     demand_most(scan.left, len(found), left_out, "--left-out {:g}")
     apart = bool(found.apart.any())
