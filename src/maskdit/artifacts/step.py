@@ -108,6 +108,7 @@ def work(
     threads = environment.threads()
     for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
+    from maskdit.artifacts.freshness import Freshness
     from maskdit.artifacts.manifest import read_manifest
     from maskdit.artifacts.publish import demand_replaceable, publishing
     from maskdit.config.paths import output
@@ -131,6 +132,8 @@ def work(
     if share or (training and not progress.first_rank()):
         run(entry, **inputs, out=out)  # which another process publishes
         return
+    if training and usual and Freshness(params).verdict(node).longer:
+        options = {"published": out}
     numbers = entry.model_dump(mode="json")
     with publishing(out, node, numbers, ancestors, read, "ema-" * training, usual) as place:
         run(entry, **inputs, **options, out=place)
