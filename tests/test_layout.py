@@ -157,7 +157,6 @@ UNATOMIC = {  # where a file may be written as it is, and why
     ("images/fetch.py", "extractor"): PUBLISHED,
     ("latents/vae.py", "take"): PUBLISHED,
     ("latents/vae.py", "train"): PUBLISHED,
-    ("training/recovery.py", "copy"): PUBLISHED,
     ("reporting/report/report.py", "report"): PUBLISHED,
     ("artifacts/provenance.py", "stamp"): PUBLISHED,
     ("runtime/lock.py", "held"): "a lock, which holds nothing",

@@ -73,9 +73,11 @@ def test_a_milestone_at_the_end_makes_only_its_own(made: Params) -> None:
     assert holds(more, "sample/demo-dit-plain") == value(more, "sample/demo-dit-plain")
 
 
-def test_a_milestone_before_the_last_one_says_that_the_training_starts_again(made: Params) -> None:
-    why = Freshness(changed("pretrain", "demo-dit", "milestones", [2, 3, 4])).verdict("pretrain/demo-dit").why
-    assert "milestone 3 comes before its last step, so it starts again from step 0" in why
+def test_a_milestone_before_the_last_one_trains_up_to_it_and_makes_nothing_else(made: Params) -> None:
+    fresh = Freshness(changed("pretrain", "demo-dit", "milestones", [1, 2, 3, 4]))
+    why = fresh.verdict("pretrain/demo-dit").why
+    assert "milestone 1 was not kept: it trains once more up to step 3, the others stay as they are" in why
+    assert fresh.unmade == set(), "no sample is of the new milestones"
 
 
 def test_a_final_sample_is_stale_when_the_training_becomes_longer(made: Params) -> None:

@@ -63,6 +63,19 @@ def test_a_second_snakemake_has_nothing_to_do(by_snakemake: Path, tmp_path: Path
     assert leftovers(where) == []
 
 
+def test_a_milestone_before_the_last_one_makes_no_sample_and_no_finetuning_again(by_snakemake: Path, tmp_path: Path) -> None:
+    where = twin(by_snakemake, tmp_path)
+    edit(where / "params.yaml", "milestones: [2, 4]", "milestones: [2, 3, 4]")
+    edit(where / "params.yaml", "  demo-maskdit-guided:\n", "  demo-dit-3: {<<: *demo-sample, step: 3}\n  demo-maskdit-guided:\n")
+    before = {path: path.read_bytes() for path in (where / "artifacts" / "runs").rglob("*.safetensors")}
+    said = says(where, *SNAKEMAKE)
+    ran = {name for name in nodes(said) if name.split("@")[0] in ("pretrain", "finetune", "sample", "features", "evaluate")}
+    assert ran == {"pretrain@demo-dit", "sample@demo-dit-3", "features@demo-dit-3", "evaluate@demo-dit-3"}
+    assert "milestone 3 was not kept; training once more up to step 3, the others stay" in said
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert "demo: everything is made" in says(where, "maskdit", "status", "demo")
+
+
 def test_each_step_is_in_the_ledger_and_the_report_tells_how_each_artifact_was_made(by_snakemake: Path) -> None:
     lines = [json.loads(line) for line in (by_snakemake / "logs" / "ledger.jsonl").read_text().splitlines()]
     assert {line["exit"] for line in lines} == {0}

@@ -414,7 +414,7 @@ def test_what_a_kill_left_half_written_is_removed(latents, monkeypatch, often):
     for name in (".state-000000009-0-of-2.safetensors.x1", ".net-0000012.safetensors.y2", ".nfs0001", half):
         (folder / name).write_text("half")
     with recovery.Recovery(folder.name, masked(12), process_group.Ranks(0, 1)) as home:
-        assert home.newest() == folder / "state-000000006.json"
+        assert home.newest(12) == folder / "state-000000006.json"
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [".nfs0001"]
     assert not (folder / half).exists()
 

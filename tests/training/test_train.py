@@ -1,6 +1,7 @@
 """The training loop: what it draws, how it goes on, and what it costs."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maskdit.artifacts.atomic import read_json, write_json
+from maskdit.artifacts.manifest import read_manifest
+from maskdit.artifacts.publish import publishing
 from maskdit.config.base import UserError
 from maskdit.config.training import Finetune, kept_tokens
 from maskdit.latents.dataset import Latents
@@ -85,11 +88,97 @@ def test_other_latents_never_go_on_from_the_old_state(latents, capsys):
     assert "resuming from" not in capsys.readouterr().err
 
 
-def test_a_milestone_that_was_passed_without_being_kept_starts_again_and_says_so(latents, capsys):
-    pretrained(latents, "old", masked(6))
-    again = pretrained(latents, "again", masked(3, 6))
-    assert "milestone 3 was not saved" in capsys.readouterr().err
-    assert [mark["step"] for mark in read_json(again / "index.json")["milestones"]] == [3, 6]
+@pytest.fixture
+def steps(monkeypatch):
+    """The steps whose batches are made."""
+    real, made = train.batch_at, []
+    monkeypatch.setattr(train, "batch_at", lambda step, **rest: (made.append(step), real(step, **rest))[1])
+    return made
+
+
+def publish(latents, name, config, published=None):
+    """A training, published with its manifest."""
+    out, numbers = latents.parent / name, config.model_dump(mode="json")
+    with publishing(out, "pretrain/toy", numbers, {}, milestones="ema-") as place:
+        train.pretrain(config, latents=latents, out=place, published=published)
+        numbers["precision"] = config.precision
+    return out
+
+
+@pytest.mark.parametrize("states", ["kept", "deleted"])
+def test_an_inserted_milestone_trains_up_to_it_and_all_others_keep_their_files(latents, capsys, steps, states, monkeypatch):
+    monkeypatch.setattr(train, "LOG_STEPS", 2)
+    config = masked(4, 8, posthoc_ema=[0.05, 0.1])
+    old = publish(latents, "old", config)
+    if states == "deleted":
+        shutil.rmtree(latents.parent / "scratch")
+    digest, log = read_manifest(old).lineage["pretrain/toy"].digest, (old / "log.jsonl").read_bytes()
+    before = {path.name: path.stat().st_ino for path in old.glob("*.safetensors")}
+    steps.clear()
+    capsys.readouterr()
+    longer = config.model_copy(update={"milestones": (2, 4, 6, 8)})
+    new = publish(latents, "old", longer, published=old)
+    assert sorted(steps) == ([0, 1, 4, 5] if states == "kept" else [0, 1, 2, 3, 4, 5]), "with a state of step 4"
+    goal = 2 if states == "kept" else 6
+    assert f"milestone 2 was not kept; training once more up to step {goal}, the others stay" in capsys.readouterr().err
+    assert {name: (new / name).stat().st_ino for name in before} == before
+    assert (new / "log.jsonl").read_bytes() == log != b""
+    assert read_manifest(new).lineage["pretrain/toy"].digest == digest
+    monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "other"))
+    assert weights(new) == weights(publish(latents, "whole", longer)), "as trained at once"
+
+
+def test_inserted_and_appended_milestones_cost_no_step_twice_but_those_before_the_inserted_one(latents, steps, monkeypatch):
+    old = publish(latents, "old", masked(4, 8))
+    steps.clear()
+    new = publish(latents, "new", masked(3, 4, 8, 10), published=old)
+    assert sorted(steps) == [0, 1, 2, 8, 9]
+    monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "other"))
+    assert weights(new) == weights(publish(latents, "whole", masked(3, 4, 8, 10)))
+
+
+def test_a_training_for_an_inserted_milestone_that_is_killed_goes_on_and_keeps_the_later_states(latents, monkeypatch, capsys):
+    monkeypatch.setattr(train, "LOG_STEPS", 3)
+    monkeypatch.setattr(train.Recovery, "due", lambda self: True)
+    old = publish(latents, "old", masked(12))
+    real = train.batch_at
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def dying(step, **rest):
+            if step == 7:
+                raise KeyboardInterrupt
+            return real(step, **rest)
+
+        patch.setattr(train, "batch_at", dying)
+        publish(latents, "killed", masked(8, 12), published=old)
+    capsys.readouterr()
+    new = publish(latents, "new", masked(8, 12), published=old)
+    assert "resuming from step 6" in capsys.readouterr().err
+    [folder] = (latents.parent / "scratch").iterdir()
+    assert {int(path.stem.split("-")[1]) for path in folder.glob("state-*.json")} == {6, 8, 9, 12}
+    publish(latents, "longer", masked(8, 12, 14), published=new)
+    assert "resuming from step 12" in capsys.readouterr().err
+
+
+def test_milestones_that_are_there_are_published_without_a_step_and_without_states(latents, steps):
+    old = publish(latents, "old", masked(4, 8))
+    shutil.rmtree(latents.parent / "scratch")
+    steps.clear()
+    new = publish(latents, "new", masked(8), published=old)
+    assert not steps
+    assert [mark["step"] for mark in read_json(new / "index.json")["milestones"]] == [8]
+    assert (new / "log.jsonl").read_bytes() == (old / "log.jsonl").read_bytes()
+
+
+def test_a_published_milestone_that_is_damaged_is_made_again(latents, steps):
+    old = publish(latents, "old", masked(4, 8))
+    shutil.rmtree(latents.parent / "scratch")
+    path = old / "ema-0000004.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    steps.clear()
+    new = publish(latents, "new", masked(2, 4, 8), published=old)
+    assert sorted(steps) == [0, 1, 2, 3]
+    assert read_manifest(new).files["ema-0000004.safetensors"] != read_manifest(old).files["ema-0000004.safetensors"]
 
 
 def test_finetuning_starts_from_the_pretrained_weights_and_adds_up_what_was_spent(latents):
@@ -206,7 +295,7 @@ def test_ranks_share_the_batch_of_a_step_byte_for_byte(latents):
 def test_a_batch_that_the_ranks_cannot_share_is_refused(latents):
     data = Latents.load(latents)
     with pytest.raises(UserError, match=r"pretrain\.batch: 4 cannot be shared by 3 ranks"):
-        train.loop("pretrain", masked(2), {}, data, train.Past({}, {}), Ranks(0, 3), None)
+        train.loop("pretrain", masked(2), {}, data, train.Past({}, {}), Ranks(0, 3), None, [2])
 
 
 def test_a_cosine_unmasking_runs_to_its_end_and_beyond_without_a_nan(latents, monkeypatch):

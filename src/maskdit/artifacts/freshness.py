@@ -91,7 +91,7 @@ class Freshness:
         why = self.differs(node, config) or self.moved(node)
         longer = bool(why) and not inherited and node.startswith(TRAININGS) and not self.differs(node, config, longer=True)
         if longer and (before := self.inserted(node)):
-            why += f"; milestone {before[0]} comes before its last step, so it starts again from step 0"
+            why += f"; milestone {before[0]} was not kept: it trains once more up to step {before[-1]}, the others stay as they are"
         return Verdict("stale", why or inherited, own=bool(why), longer=longer) if why or inherited else CURRENT
 
     def differs(self, node: str, config: dict[str, Any], longer: bool = False) -> str:
@@ -125,7 +125,7 @@ class Freshness:
         return self.params.entry(*node.split("/"))
 
     def inserted(self, node: str) -> list[int]:
-        """The milestones that a published training lacks before its last one: for them it starts again."""
+        """The milestones that a published training lacks before its last one: up to them it trains once more."""
         done = self.done(node)
         return [step for step in getattr(self.entry(node), "milestones", ()) if step not in done and step < done[-1]]
 

@@ -114,6 +114,7 @@ def work(
     for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
     os.environ |= {"MATPLOTLIBRC": os.devnull, "MPLBACKEND": "agg"}  # the user's own may not be readable or installed
+    from maskdit.artifacts.freshness import Freshness
     from maskdit.artifacts.manifest import read_manifest
     from maskdit.artifacts.publish import demand_replaceable, publishing
     from maskdit.config.paths import output
@@ -137,6 +138,8 @@ def work(
     if share or (training and not progress.first_rank()):
         run(entry, **inputs, out=out)  # which another process publishes
         return
+    if training and usual and Freshness(params).verdict(node).longer:
+        options = {"published": out}
     numbers = entry.model_dump(mode="json")
     with publishing(out, node, numbers, ancestors, read, "ema-" * training, usual) as place:
         run(entry, **inputs, **options, out=place)

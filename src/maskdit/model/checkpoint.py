@@ -75,7 +75,8 @@ def facts(path: Path) -> dict[str, Any]:
         return found
 
 
-def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors on the CPU and their description. Raises UserError as `facts` does."""
+def load(path: Path, *only: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors on the CPU, all or those of these names, and their description. Raises UserError as `facts` does."""
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, facts(path)  # noqa: SIM118, not a dict
+        names = [name for name in file.keys() if not only or name in only]  # noqa: SIM118, not a dict
+        return {name: file.get_tensor(name) for name in names}, facts(path)

@@ -65,9 +65,9 @@ def to_make(fresh: Freshness, targets: Iterable[str]) -> dict[str, float]:
 
 
 def left_of(fresh: Freshness, node: str) -> float:
-    """The share of a longer training that is left; all of it if it starts again."""
+    """The share that is left of a training with other milestones: what was inserted, from step 0, and what comes after the last."""
     last = fresh.params.entry(*node.split("/")).milestones[-1]
-    return 1.0 if fresh.inserted(node) else max(0.0, 1 - fresh.done(node)[-1] / last)
+    return max(fresh.inserted(node), default=0) / last + max(0.0, 1 - fresh.done(node)[-1] / last)
 
 
 def rows(plan: Plan, site: Site) -> Iterator[list[str]]:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from maskdit.artifacts.atomic import Full, digest, read_json, replacing, sha256, write_json, writing
+from maskdit.artifacts.atomic import Full, digest, read_json, sha256, write_json, writing
 from maskdit.config.base import UserError
 from maskdit.config.training import Training, milestone_file
 from maskdit.model import checkpoint
@@ -24,10 +24,10 @@ from maskdit.runtime.process_group import Ranks
 from maskdit.runtime.progress import say
 from maskdit.runtime.variables import seconds
 from maskdit.training.learner import Learner, State
+from maskdit.training.milestones import Milestones
 
 SAVE_SECONDS = 60.0  # minimum pause between two states; it grows so that states are written for at most 5 % of the time
 KEPT = 2  # number of states kept
-SPENT = ("images", "seconds", "device_seconds", "flops")
 
 
 class Recovery:
@@ -38,15 +38,16 @@ class Recovery:
     MASKDIT_STATE_SECONDS sets the minimum pause between two states, for instance a longer one on a slow disk.
     """
 
-    def __init__(self, name: str, config: Training, ranks: Ranks) -> None:
-        self.folder, self.config, self.ranks = scratch(name), config, ranks
+    def __init__(self, name: str, config: Training, ranks: Ranks, published: Path | None = None) -> None:
+        self.folder, self.config, self.ranks, self.published = scratch(name), config, ranks, published
+        self.milestones = Milestones(self.folder, config)
         self.least = seconds("MASKDIT_STATE_SECONDS", SAVE_SECONDS)
         self.saved, self.pause = time.monotonic(), self.least
         self.step: int | None = None  # of the newest state
-        self.kept: dict[str, str] = {}  # sha256 of each file of a milestone
+        self.before = 0  # the next milestone
         self.lines: list[str] = []  # of the log
         self.copies: State = {}  # of this rank's share of a state
-        self.milestone: dict[str, State] = {}  # copies of the weights of a milestone
+        self.weights: dict[str, State] = {}  # copies of those of a milestone
         self.work: Future[None] | None = None
         self.waiting: float | None = None  # since when the training waits for a state
         self.leaving = Event()
@@ -64,6 +65,11 @@ class Recovery:
                 if not left.name.startswith(".nfs"):  # a deleted file that some process still has open
                     left.unlink()
             self._sweep()
+            for record in self.records():
+                with suppress(UserError, OSError, TypeError):
+                    self.milestones.kept |= checkpoint.facts(part_of_first(record)).get("kept", {})
+            if self.published:
+                self.milestones.adopt(self.published)
         self.thread = self.open.enter_context(ThreadPoolExecutor(1))
         return self
 
@@ -82,48 +88,55 @@ class Recovery:
             if file.exists():
                 file.rename(file.with_name(f"{file.name}.{why}"))
 
-    def newest(self) -> Path | None:
-        """The record of the newest intact state; damaged ones are set aside. Raises UserError if only damaged ones were found."""
-        records = self.records()
+    def newest(self, before: int) -> Path | None:
+        """The record of the newest intact state before a step; damaged ones are set aside.
+
+        Raises UserError if only damaged ones were found.
+        """
+        records = [record for record in self.records() if step_of(record) < before]
         for record in records:
             with suppress(UserError, OSError, TypeError), ThreadPoolExecutor() as pool:
                 files = files_of(record)
                 if files and [*pool.map(sha256, files)] == [*files.values()]:
                     return record
             self.aside(record, "damaged")
-        if records or any(self.folder.glob("state-*.damaged")):
+        if records or (any(self.folder.glob("state-*.damaged")) and not self.records()):
             raise UserError(f"{self.folder}: all its states are damaged; remove the folder to restart from step 0")
         return None
 
-    def resume(self, learner: Learner, terms: Tensor) -> dict[str, Any]:
-        """Restore the newest intact state, whatever the number of ranks that wrote it. Returns the progress made until then."""
-        record = self.ranks.from_first(self.newest)
+    def goal(self, missing: list[int]) -> int:
+        """The step up to which the first of the missing milestones, and those after it, are trained: at most to the next state."""
+        later = [step for step in map(step_of, self.records()) if step >= missing[0]]
+        goal = max(step for step in missing if step <= min(later, default=step))
+        if any(step > goal for step in self.milestones.steps if step not in missing):
+            say(f"{self.folder}: milestone {missing[0]} was not kept; training once more up to step {goal}, the others stay")
+        return goal
+
+    def resume(self, learner: Learner, terms: Tensor, before: int) -> dict[str, Any]:
+        """Restore the newest intact state before a step, whatever the number of ranks that wrote it.
+
+        Returns the progress made until then.
+        """
+        self.step, self.lines, self.before = None, [], before
+        record = self.ranks.from_first(partial(self.newest, before))
         if record is None:
             return {}
         loaded = [checkpoint.load(path) for path in files_of(record)]
         parts, done, known = [tensors for tensors, _ in loaded], loaded[0][1], read_json(record)
-        step = done["step"]
-        passed = [mark for mark in self.config.milestones if mark <= step]
-        if lost := [mark for mark in passed if not (self.folder / milestone_file("net", mark)).exists()]:
-            say(f"{self.folder}: step {step} is done, but milestone {lost[0]} was not saved; restarting from step 0")
-            if self.ranks.rank == 0:
-                for each in self.records():
-                    self.aside(each, "passed")
-            return {}
         learner.restore(parts)
         if self.ranks.rank == 0:
             terms.copy_(torch.cat([part["terms"] for part in parts]))
-        self.step, self.kept = step, done.pop("kept", {})
-        if "log" in parts[0]:  # 0.1.0 had the rows in the description
-            done["rows"] = [json.loads(line) for line in parts[0]["log"].numpy().tobytes().strip().splitlines()]
+        self.step, done["rows"] = done["step"], log_of(parts[0], done)
+        done.pop("kept", None)
         for name, devices in (("seconds", 1), ("state_seconds", 1), ("device_seconds", known["world"])):
             done[name] = done.get(name, 0.0) + known.get("waited", 0.0) * devices
-        say(f"{self.folder}: resuming from step {step}")
+        say(f"{self.folder}: resuming from step {self.step}")
         return done
 
     def room(self, learner: Learner) -> None:
         """Raise UserError if the disk has no room for one more state than are kept, which is needed while a state is written."""
-        there = sum(path.stat().st_size for path in self.folder.glob("state-*.safetensors"))
+        files = [path for path in self.folder.glob("state-*.safetensors") if step_of(path) < self.before]
+        there = sum(path.stat().st_size for path in files)
         need = (KEPT + 1) * sum(tensor.nbytes for tensor in learner.state().values()) - there
         free = shutil.disk_usage(self.folder).free
         if free < need:
@@ -157,7 +170,7 @@ class Recovery:
             averages = {f"posthoc-{number}": average for number, average in enumerate(learner.posthoc)}
             for kind, flat in {"ema": learner.average, "net": learner.masters.detach(), **averages}.items():
                 weights = learner.weights(flat)
-                self.milestone[kind] = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
+                self.weights[kind] = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
         if learner.where.type == "cuda":
             torch.cuda.synchronize()
 
@@ -185,9 +198,9 @@ class Recovery:
             files = self.ranks.exchange(f"{name}/files", self._tried(partial(self._part, done, facts)), self.leaving)
             kept = self._tried(partial(self._record, done, files)) if first and all(files) else ""
             if first:
-                self._prune(KEPT if kept else 1)
+                self._prune(KEPT if kept else 1, done["step"])
             if self.ranks.exchange(f"{name}/record", kept, self.leaving)[0]:
-                self.step, self.milestone, self.saved = done["step"], {}, time.monotonic()
+                self.step, self.weights, self.saved = done["step"], {}, time.monotonic()
                 self.pause = max(self.least, 20 * (self.saved - began))
                 return
         free = f"{shutil.disk_usage(self.folder).free / 1e9:.2f} GB free"
@@ -202,15 +215,15 @@ class Recovery:
 
     def _part(self, done: dict[str, Any], facts: dict[str, Any]) -> str:
         """Write this rank's file, on rank 0 those of a milestone before it. Returns its sha256."""
-        for kind, weights in self.milestone.items():
+        for kind, weights in self.weights.items():
             width = {"sigma_rel": self.config.posthoc_ema[int(kind[8:])]} if kind.startswith("posthoc") else {}
             path = self.folder / milestone_file(kind, done["step"])
-            self.kept[path.name] = checkpoint.save(path, weights, {**facts, **width})
+            self.milestones.kept[path.name] = checkpoint.save(path, weights, {**facts, **width})
         path = self.folder / part_file(record_file(done["step"]), self.ranks.rank, self.ranks.world)
         if self.ranks.rank:
             return checkpoint.save(path, self.copies, {"step": done["step"]})
         log = torch.frombuffer(bytearray("".join(self.lines).encode() or b"\n"), dtype=torch.uint8)
-        return checkpoint.save(path, {**self.copies, "log": log}, {**done, "kept": self.kept})
+        return checkpoint.save(path, {**self.copies, "log": log}, {**done, "kept": self.milestones.kept})
 
     def _record(self, done: dict[str, Any], files: list[str]) -> str:
         """Write the record, which makes the state one. Returns its name."""
@@ -220,8 +233,9 @@ class Recovery:
         write_json(path, {**known, "recipe": digest(self.config.recipe())})
         return path.name
 
-    def _prune(self, count: int) -> None:
-        for record in self.records()[count:]:
+    def _prune(self, count: int, step: int) -> None:
+        """Remove all but the newest states up to a step; later ones are of a training whose milestone is made once more."""
+        for record in [record for record in self.records() if step_of(record) <= step][count:]:
             record.unlink()
         self._sweep()
 
@@ -232,31 +246,23 @@ class Recovery:
             if not path.name.startswith(whole):
                 path.unlink()
 
-    def publish(self, out: Path, rows: list[dict[str, Any]]) -> None:
-        """Copy milestones, final weights and log, and write an index of them. Raises UserError if a milestone is damaged."""
-
-        def copy(kind: str, step: int) -> str:
-            name = milestone_file(kind, step)
-            shutil.copyfile(self.folder / name, out / name)
-            if sha256(out / name) != self.kept[name]:
-                raise UserError(f"{self.folder / name}: damaged; remove the folder and train this recipe again")
-            return name
-
-        listed, last = [], self.config.milestones[-1]
-        for step in self.config.milestones:
-            ema = copy("ema", step)
-            posthoc = [copy(f"posthoc-{number}", step) for number in range(len(self.config.posthoc_ema))]
-            facts = checkpoint.facts(out / ema)
-            listed.append({"file": ema, "posthoc": posthoc, **{name: facts[name] for name in ("step", *SPENT)}})
-        final = copy("net", last)
-        with replacing(out / "log.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last), encoding="utf-8")
-        write_json(out / "index.json", {"milestones": listed, "final": final})
+    def publish(self, out: Path) -> None:
+        """Publish the milestones, with the log of the newest states."""
+        rows: dict[int, dict[str, Any]] = {}
+        for record in reversed(self.records()):
+            with suppress(UserError, OSError, TypeError, KeyError):
+                rows |= {row["step"]: row for row in log_of(*checkpoint.load(part_of_first(record), "log"))}
+        self.milestones.publish(out, rows)
 
 
 def record_file(step: int) -> str:
     """File name of the record of a state."""
     return f"state-{step:09d}.json"
+
+
+def step_of(path: Path) -> int:
+    """The step of a state, by the name of its record or of a part."""
+    return int(path.stem.split("-")[1])
 
 
 def part_file(record: str, rank: int, world: int) -> str:
@@ -270,3 +276,15 @@ def files_of(record: Path) -> dict[Path, str]:
     if isinstance(known, str):  # of 0.1.0: one file
         return {record.with_suffix(".safetensors"): known}
     return {record.with_name(part_file(record.name, rank, len(known))): sha for rank, sha in enumerate(known)}
+
+
+def part_of_first(record: Path) -> Path:
+    """The first rank's part of a state, with the progress in its description. Raises UserError or TypeError as `files_of`."""
+    return next(iter(files_of(record)))
+
+
+def log_of(tensors: State, done: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the log in a state; 0.1.0 had them in the description."""
+    if "log" not in tensors:
+        return list(done["rows"])
+    return [json.loads(line) for line in tensors["log"].numpy().tobytes().strip().splitlines()]

@@ -24,7 +24,8 @@ from maskdit.runtime.progress import progress, say, tensorboard
 from maskdit.training.batches import ahead, batch_at
 from maskdit.training.learner import Learner, State
 from maskdit.training.micro_batch import fitted
-from maskdit.training.recovery import SPENT, Recovery
+from maskdit.training.milestones import SPENT
+from maskdit.training.recovery import Recovery
 
 LOG_STEPS = 10  # steps per row of log.jsonl
 PATIENCE = 5  # number of consecutive steps without a finite gradient that ends a training
@@ -42,17 +43,20 @@ class Past:
     flops: float = 0.0
 
 
-def pretrain(config: Pretrain, *, latents: Path, out: Path) -> None:
-    """Train from random weights. Publishes each milestone's EMA weights, the final raw weights, log.jsonl and index.json."""
+def pretrain(config: Pretrain, *, latents: Path, out: Path, published: Path | None = None) -> None:
+    """Train from random weights. Publishes each milestone's EMA weights, the final raw weights, log.jsonl and index.json.
+
+    The milestones of a published training of the same recipe are taken over from there.
+    """
     data = Latents.load(latents)
     architecture: dict[str, Any] = {"side": data.space.side, "channels": data.space.channels, "classes": len(data.space.classes)}
     architecture |= config.model_dump(include={"encoder", "decoder"}, exclude={"encoder": {"revision"}, "decoder": {"revision"}})
     torch.manual_seed(config.seed)
     start = MaskDiT(**architecture).state_dict()
-    train("pretrain", config, architecture, data, Past(start, start), out)
+    train("pretrain", config, architecture, data, Past(start, start), out, published)
 
 
-def finetune(config: Finetune, *, latents: Path, pretrained: Path, out: Path) -> None:
+def finetune(config: Finetune, *, latents: Path, pretrained: Path, out: Path, published: Path | None = None) -> None:
     """Continue from a run's final weights and their EMA with a new optimiser. Publishes the same files as `pretrain`."""
     data = Latents.load(latents)
     index = read_json(pretrained / "index.json", "final")
@@ -61,28 +65,45 @@ def finetune(config: Finetune, *, latents: Path, pretrained: Path, out: Path) ->
     if data.space.vae != facts["space"]["vae"] or list(data.space.scale) != facts["space"]["scale"]:
         raise UserError(f"{latents}: not the latents that {pretrained} was trained on; rerun the pretraining")
     spent = Past(net, ema, **{name: facts[name] for name in SPENT})
-    train("finetune", config, facts["architecture"], data, spent, out)
+    train("finetune", config, facts["architecture"], data, spent, out, published)
 
 
-def train(phase: str, config: Training, architecture: dict[str, Any], data: Latents, past: Past, out: Path) -> None:
+def train(
+    phase: str,
+    config: Training,
+    architecture: dict[str, Any],
+    data: Latents,
+    past: Past,
+    out: Path,
+    published: Path | None = None,
+) -> None:
     """Train on every rank and publish from the first. The recipe directory's name depends on the recipe, but not on its length.
 
-    An interrupted phase resumes, and a longer one extends a shorter one, with the same bits as an uninterrupted run.
+    An interrupted phase resumes, and a longer one extends a shorter one, with the same bits as an uninterrupted run. Of other
+    milestones than those of before only the missing ones are made, if need be from step 0.
     """
     if config.batch > len(data.labels):
         raise UserError(f"{phase}.batch: {config.batch} is larger than the data ({len(data.labels)} latents); lower it")
     recipe = {"phase": phase, **config.recipe(), "architecture": architecture, "latents": data.sha256, "past": identity(past)}
-    with listening(), together() as ranks, Recovery(f"{phase}-{digest(recipe)[:16]}", config, ranks) as home:
-        precision = ranks.from_first(lambda: settled(config.precision, device(), home.folder))
-        rows = loop(phase, config.model_copy(update={"precision": precision}), architecture, data, past, ranks, home)
+    with listening(), together() as ranks, Recovery(f"{phase}-{digest(recipe)[:16]}", config, ranks, published) as home:
+        precision = ranks.from_first(lambda: settled(home.milestones.precision or config.precision, device(), home.folder))
+        while missing := ranks.from_first(home.milestones.missing):
+            loop(phase, config.model_copy(update={"precision": precision}), architecture, data, past, ranks, home, missing)
         if ranks.rank == 0:
-            home.publish(out, rows)
+            home.publish(out)
 
 
 def loop(
-    phase: str, config: Training, architecture: dict[str, Any], data: Latents, past: Past, ranks: Ranks, home: Recovery
-) -> list[dict[str, Any]]:
-    """Run the steps from the newest state to the last milestone. Returns the rows of the log."""
+    phase: str,
+    config: Training,
+    architecture: dict[str, Any],
+    data: Latents,
+    past: Past,
+    ranks: Ranks,
+    home: Recovery,
+    missing: list[int],
+) -> None:
+    """Run the steps from the newest state before the first of the missing milestones, as far as `Recovery.goal` says."""
     # 1. The network on its device, and the progress made so far
     where = device()
     if config.batch % ranks.world:
@@ -95,13 +116,13 @@ def loop(
     patches = net.pos_embed.shape[1]
     terms = torch.zeros(2, device=where)  # sums of the loss terms since the last row of the log
     done: dict[str, Any] = {"step": 0, **dict.fromkeys((*SPENT, "state_seconds"), 0), "rows": []}
-    done |= home.resume(learner, terms)
-    first, last, rows = done["step"], config.milestones[-1], done["rows"]
-    if first < last and config.compile:
+    done |= home.resume(learner, terms, missing[0])
+    first, last, rows = done["step"], ranks.from_first(partial(home.goal, missing)), done["rows"]
+    if config.compile:
         prepare_compiler(where)
-    if first < last and ranks.rank == 0:
+    if ranks.rank == 0:
         home.room(learner)
-    peak = gemm_rate(where, config.precision) if first < last else 1.0
+    peak = gemm_rate(where, config.precision)
     mark, waited = time.perf_counter(), 0.0
 
     def tick() -> None:
@@ -178,13 +199,12 @@ def loop(
             waited = 0.0
 
         # 4. Milestones and recovery
-        milestone = step + 1 in config.milestones
+        milestone = step + 1 in missing
         if milestone or ((step + 1) % LOG_STEPS == 0 and home.due()):
             save(milestone, together=milestone)
     home.wait()
-    if first < last and rows:
+    if rows:
         say(f"{phase}: {last} steps, {rows[-1]['images_per_second']:.0f} images/s, MFU {rows[-1]['mfu']:.2f}")
-    return rows
 
 
 def speed(rows: list[dict[str, Any]], devices: int, kind: str) -> dict[str, Any] | None:
