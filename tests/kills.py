@@ -96,6 +96,7 @@ def kill_training(spec: dict) -> dict:
             if begun is not None or code == 0:
                 seen["steps lost"] += max(0, reached - (begun or 0))
             seen["attempts that went on"] += begun is not None
+            usual *= 1.1 if reached and begun is None else 0.9 if code == 0 else 1.0  # the machine is slower or faster now
             reached = max([reached, *states(scratch)])
             if code == 0:
                 break
@@ -106,7 +107,7 @@ def kill_training(spec: dict) -> dict:
         usual = usual or time.monotonic() - began
         hashes.append(hashed(out, timed=True))
         seen["logs with a step twice or never"] += not once(out, last)
-        seen["left"] += len([path for path in folder.iterdir() if path.name.startswith(".")])
+        seen["left"] += len([*folder.glob(".*/lock.lease")])  # without one, it was killed as it began
         seen["half written"] += half_written(scratch)
     return {**seen, "hashes": sorted(set(hashes)), "runs": len(hashes), "usual": usual}
 
