@@ -218,7 +218,7 @@ def group_limits(membership: Path, root: Path) -> Iterator[int]:
                 folder = top / name.lstrip("/")
                 for each in (folder, *folder.parents[: len(folder.parts) - len(top.parts)]):
                     with suppress(OSError, ValueError):  # the root has none, and `max` is none
-                        yield int((each / file).read_text())
+                        yield int((each / file).read_text(encoding="utf-8"))
 
 
 def peak_memory(where: "torch.device") -> int:
