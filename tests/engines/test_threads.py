@@ -8,7 +8,7 @@ import pytest
 
 from maskdit.config.base import UserError
 from maskdit.model import checkpoint
-from maskdit.runtime.environment import threads as granted
+from maskdit.runtime.variables import threads as granted
 from project import project, says
 
 RELEASE = Path(__file__).parents[1] / "release" / "0.1.0"

@@ -110,6 +110,37 @@ def test_one_that_stays_away_is_an_error_and_superseding_goes_on_without_it(
         slurm.asked("squeue")
 
 
+@pytest.mark.parametrize("nodes", ["1", "2"])
+def test_without_slurms_commands_a_job_of_one_node_trains_there_and_one_of_several_says_so(
+    nodes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", nodes)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm.job() is None
+    slurm.supersede("pretrain", "demo", None)
+    if nodes == "1":
+        slurm.demand_all(1)
+        return
+    with pytest.raises(UserError, match="job 7 has 2 nodes, but squeue and srun are not here to start the training on them"):
+        slurm.demand_all(1)
+
+
+@pytest.mark.parametrize(
+    ("says", "line"),
+    [
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", "squeue: slurm_load_jobs error: Invalid job id"),
+        ("echo 'fatal: Could not establish a configuration source' >&2; exit 1", "squeue: fatal: Could not establish"),
+        ("exit 0", "squeue: knows no job 7 that runs"),
+    ],
+    ids=["of another cluster", "without a configuration", "ended"],
+)
+def test_a_job_that_slurm_does_not_know_is_told_with_the_way_out(says: str, line: str, tool: Path) -> None:
+    (tool / "bin" / "squeue").write_text(f"#!/bin/sh\n{says}\n")
+    with pytest.raises(UserError, match=f"^{line}.*; unset SLURM_JOB_ID to train on this machine alone$"):
+        slurm.granted("7")
+
+
 def test_a_question_that_slurm_refuses_is_asked_once(tool: Path) -> None:
     (tool / "says").write_text("slurm_load_jobs error: Invalid job id specified")
     with pytest.raises(UserError, match="Invalid job id"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from maskdit.artifacts import provenance
 from maskdit.artifacts.compute_log import held
@@ -78,6 +79,9 @@ READ: dict[str, tuple[Callable[[], Any], str]] = {  # each variable that is read
     "MASKDIT_STATE_SECONDS": (lambda: variables.seconds("MASKDIT_STATE_SECONDS", 60.0), "soon"),
     "MASKDIT_WATCHDOG_SECONDS": (lambda: list(process_group.watched([1], 1)), "-1"),
     "MASKDIT_TENSORBOARD": (lambda: progress.tensorboard("x").__name__, ""),
+    "MASKDIT_MMAP": (environment.maps_files, "no"),
+    "MASKDIT_CONTAINER": (environment.image, ""),
+    "LOCAL_WORLD_SIZE": (lambda: device.free_memory(torch.device("cpu"))[1], "0"),
     "LOCAL_RANK": (lambda: variables.whole("LOCAL_RANK", 0), "x"),
     "SLURM_JOB_ID": (lambda: (slurm.job(), slurm.supersede("vae", "demo", None), lock.me()["slurm_job"]), "../x"),
     "SLURM_RESTART_COUNT": (lambda: lock.me()["restart"], ""),

@@ -19,7 +19,7 @@ os.environ.update(MASKDIT_BARS="0")  # several steps share this terminal
 
 # With --sdm apptainer each command runs in this image, but for trainings in a Slurm job: those start srun, which starts the image.
 IMAGE = image()
-IMAGE_OF_TRAINING = None if "SLURM_JOB_ID" in os.environ else IMAGE
+IMAGE_OF_TRAINING = None if os.environ.get("SLURM_JOB_ID") else IMAGE
 if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
     os.environ.update(MASKDIT_CONTAINER=IMAGE)
     if "://" not in IMAGE and not os.path.exists(IMAGE):
