@@ -40,7 +40,10 @@ OF_TRAINING = """
 
 SHELLS = ("bash", "zsh", "tcsh")
 UNUSED = {"npz": ("step", "weights", "vae", "metrics"), "upstream": ("vae", "metrics"), "diffusers": ()}  # by format of an export
-OTHERS = ("handoff", "import", "export", "study", "plan", "status", "clean", "verify", "doctor", "check", "show")  # not steps
+OF_PARAMS = ("plan", "status", "clean", "verify")  # tools that are given what params.yaml says
+TOOLS = {verb: (f"tools.{verb}", verb) for verb in ("study", "doctor", *OF_PARAMS)}  # verb -> module and function
+TOOLS |= {"handoff": ("artifacts.engine_handoff", "handoff"), "import": ("weights.importing", "bring")}
+OTHERS = (*TOOLS, "export", "check", "show")  # not steps
 
 
 class Parser(argparse.ArgumentParser):
@@ -181,16 +184,8 @@ def demand_used(options: dict[str, Any]) -> None:
 
 
 def dispatch(arguments: dict[str, Any]) -> None:
-    """Run a parsed command line."""
+    """Run a parsed command line. A tool that returns False has found something wrong: exit code 1."""
     match verb := arguments.pop("verb"):
-        case "handoff":
-            from maskdit.artifacts.engine_handoff import handoff
-
-            handoff(**arguments)
-        case "import":
-            from maskdit.weights.importing import bring
-
-            bring(**arguments)
         case "export":
             demand_used(arguments)
             if arguments["format"] == "npz":
@@ -212,20 +207,13 @@ def dispatch(arguments: dict[str, Any]) -> None:
                 print(line)
             if "DVC_STAGE" in os.environ:
                 demand_inside()
-        case "study":
-            from maskdit.tools.study import study
+        case verb if verb in TOOLS:
+            if verb in OF_PARAMS:
+                from maskdit.config.load import load
 
-            study(**arguments)
-        case "plan" | "status" | "clean" | "verify":
-            from maskdit.config.load import load
-
-            answer = getattr(import_module(f"maskdit.tools.{verb}"), verb)
-            if answer(load(), **arguments) is False:
-                sys.exit(1)
-        case "doctor":
-            from maskdit.tools.doctor import doctor
-
-            if not doctor(**arguments):
+                arguments["params"] = load()
+            module, name = TOOLS[verb]
+            if getattr(import_module(f"maskdit.{module}"), name)(**arguments) is False:
                 sys.exit(1)
         case _:
             key, share = arguments.pop("key"), arguments.pop("part", None)

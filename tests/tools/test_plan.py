@@ -94,7 +94,7 @@ def test_a_training_never_holds_more_weights_on_disk_than_the_plan_counts(marks,
     def held() -> int:
         return sum(path.stat().st_size for path in latents.parent.rglob("*.safetensors"))
 
-    monkeypatch.setattr(Recovery, "_prune", lambda self, count: (most.append(held()), real(self, count)))
+    monkeypatch.setattr(Recovery, "_prune", lambda self, *words: (most.append(held()), real(self, *words)))
     config = masked(*marks, posthoc_ema=widths, encoder={"patch": 2, "depth": 2, "width": 64, "heads": 2})
     out = pretrained(latents, "out", config)
     weights = next(out.glob("net-*")).stat().st_size

@@ -120,28 +120,28 @@ def images_of(samples: Path) -> tuple[Stacked, Array]:
     return Stacked([samples / shard for shard in shards]), read_array(samples / "labels.npy")
 
 
-def scored(name: str, record: dict[str, Any], results: Path) -> Path | None:
-    """The samples of an evaluation, None if they do not exist; raises UserError if they were remade since the evaluation."""
-    node, folder = f"sample/{name}", results.parent / OUTPUTS["sample"].format(key=name)
+def behind(record: dict[str, Any], node: str, results: Path) -> tuple[Path, bool] | None:
+    """The folder of a node behind a record, and whether it is still what the record was made from; None if it does not exist."""
+    verb, key = node.split("/")
+    folder = results.parent / OUTPUTS[verb].format(key=key)
     if not (folder / MANIFEST).exists():
         return None
     origin = read_manifest(folder).lineage.get(node)
-    if origin is None or origin.digest != record["manifest"]["lineage"][node]["digest"]:
+    return folder, origin is not None and origin.digest == record["manifest"]["lineage"][node]["digest"]
+
+
+def scored(name: str, record: dict[str, Any], results: Path) -> Path | None:
+    """The samples of an evaluation, None if they do not exist; raises UserError if they were remade since the evaluation."""
+    folder, same = behind(record, f"sample/{name}", results) or (None, True)
+    if not same:
         raise UserError(f"{folder}: not the images that {name} was evaluated on; rerun evaluate {name}")
     return folder
 
 
 def class_names(record: dict[str, Any], results: Path) -> Sequence[str]:
     """The class names of the images behind an evaluation; () if that data set does not exist, or was remade since."""
-    key = config_of(record, "encode").get("dataset")
-    node, folder = f"fetch/{key}", results.parent / OUTPUTS["fetch"].format(key=key)
-    if not (folder / MANIFEST).exists():
-        return ()
-    origin = read_manifest(folder).lineage.get(node)
-    if origin is None or origin.digest != record["manifest"]["lineage"][node]["digest"]:
-        return ()
-    names: Sequence[str] = read_json(folder / "index.json", "classes")["classes"]
-    return names
+    folder, same = behind(record, f"fetch/{config_of(record, 'encode').get('dataset')}", results) or (None, False)
+    return read_json(folder / "index.json", "classes")["classes"] if folder and same else ()
 
 
 def strip(config: Strip, *, results: Path, out: Path) -> None:

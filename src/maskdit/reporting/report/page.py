@@ -5,7 +5,6 @@ import csv
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -84,24 +83,6 @@ def picture(path: Path, alt: str, caption: str) -> Markup:
     if not path.exists():
         return PIECES.missing(path.name)
     return PIECES.figure(base64.b64encode(path.read_bytes()).decode(), alt, caption, path.name)
-
-
-def waterfall(rows: Sequence[Row], caption: str) -> Markup:
-    """Factors that multiply, as SVG bars on a logarithmic axis: each begins where the one before ends."""
-    ends, reached = [], 1.0
-    for row in rows:
-        first = 1.0 if row["step"] == "all together" else reached
-        reached = first * float(row["ratio"])
-        ends.append((first, reached))
-    low, high = (log(edge(value for pair in ends for value in pair)) for edge in (min, max))
-    bars = []
-    for place, (row, pair) in enumerate(zip(rows, ends, strict=True)):
-        left, right = ((log(value) - low) / (high - low or 1) * 80 for value in sorted(pair))  # % of the width
-        kind = "whole" if row["step"] == "all together" else "bar"
-        sizes = {"left": f"{left:.2f}", "right": f"{right:.2f}", "width": f"{max(0.4, right - left):.2f}"}
-        bars.append({"y": place * 42, "step": row["step"], "kind": kind, "ratio": short(row["ratio"]), **sizes})
-    told = "; ".join(f"{bar['step']} x {bar['ratio']}" for bar in bars)
-    return PIECES.waterfall(bars, f"{caption}: {told}", 42 * len(bars))
 
 
 def page(title: str, study: str, sections: Mapping[str, str], data: Any) -> str:

@@ -17,7 +17,7 @@ from maskdit.config.params import Params
 from maskdit.config.reporting import Report
 from maskdit.reporting.records import Records, distance_of, read
 from maskdit.reporting.report.dag import draw
-from maskdit.reporting.report.page import PIECES, page, picture, rows_of, short, table, waterfall
+from maskdit.reporting.report.page import PIECES, page, picture, rows_of, short, table
 from maskdit.reporting.report.provenance_tables import ABSENT, STALE, costs, left_out, manifests, provenance, refuse_mixed, states
 from maskdit.reporting.report.summary import summary
 from maskdit.reporting.sample_size import notes
@@ -195,10 +195,10 @@ def speeds(params: Params, results: Path) -> Markup:
             parts.append(PIECES.missing(path.name))
             continue
         machine = pairs[0].get("machine", "") if pairs else ""
-        chain = rows_of(results / f"bench_{key}_waterfall.csv")
-        if chain:
+        if chain := rows_of(results / f"bench_{key}_waterfall.csv"):
             caption = f"Times faster per image than plain DiT in float32; {machine}"
-            parts.append(waterfall(chain, caption) + PIECES.paragraph(caption))
+            steps = "; ".join(f"{row['step']} x {short(row['ratio'])}" for row in chain)
+            parts.append(picture(path.with_suffix(".png"), f"{caption}: {steps}", caption))
         brief = [{name: value for name, value in row.items() if name not in ("machine", "slow", "fast")} for row in pairs]
         parts.append(table(brief, f"Pairs: {machine}", path.name))
         for part in ("waterfall", "factorial"):
