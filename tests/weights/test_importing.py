@@ -417,7 +417,7 @@ def test_an_export_that_the_format_cannot_hold_is_refused(bring, file, capsys, t
     other = bring(tmp_path / "dit.pt", "--heads", 4, "--step", 3, out="dit")
     assert "DiT's own weights" in refused(capsys, "export", other, *words)
     (run / "ema-0000003.safetensors").write_bytes(b"x")
-    assert "truncated" in refused(capsys, "export", run, *words)
+    assert "is not the file that was written: it has 1 bytes" in refused(capsys, "export", run, *words)
     assert not (tmp_path / "x").exists()
 
 
