@@ -134,7 +134,7 @@ MISTAKES = {
         "pretrain.demo-maskdit.maskratio: unknown key; did you mean 'mask_ratio'?",
     ),
     "a word for a number": ("solver_steps: 2", "solver_steps: two", "sample.demo-dit-plain.solver_steps: "),
-    "a number that YAML 1.1 reads as text": ("lr: 1.0e-3", "lr: 1e-3", "finetune.demo-maskdit.lr: "),
+    "a number that YAML 1.1 reads as text": ("lr: 1.0e-3", "lr: 1e-3", "YAML 1.1 and 1.2 read 1e-3 differently"),
     "a step that is no milestone": ("step: 2", "step: 3", "sample.demo-dit-plain.step: 3 is not a milestone of pretrain.demo-dit"),
     "a mask without a decoder": (
         "mask_ratio: 0.0\n    mae",
@@ -167,7 +167,7 @@ def test_a_step_that_fails_shows_its_log_and_leaves_nothing_half_written(fresh: 
     edit(fresh / "params.yaml", "images: 96", "images: 97")
     code, said = run(fresh, *SNAKEMAKE)
     assert code
-    assert "params.yaml declares images: 97; correct it" in said.split("Error in rule fetch")[1]  # with its log, not before
+    assert "params.yaml declares images: 97 in fetch.demo; set images: 96" in said.split("Error in rule fetch")[1]  # with its log, not before
     assert not (fresh / "artifacts" / "raw" / "demo").exists()
     assert leftovers(fresh) == []
 
