@@ -167,7 +167,9 @@ def test_a_step_that_fails_shows_its_log_and_leaves_nothing_half_written(fresh: 
     edit(fresh / "params.yaml", "images: 96", "images: 97")
     code, said = run(fresh, *SNAKEMAKE)
     assert code
-    assert "params.yaml declares images: 97 in fetch.demo; set images: 96" in said.split("Error in rule fetch")[1]  # with its log, not before
+    assert (
+        "params.yaml declares images: 97 in fetch.demo; set images: 96" in said.split("Error in rule fetch")[1]
+    )  # with its log, not before
     assert not (fresh / "artifacts" / "raw" / "demo").exists()
     assert leftovers(fresh) == []
 
