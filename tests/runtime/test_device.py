@@ -250,6 +250,13 @@ def test_the_cpu_can_be_asked_for_where_a_gpu_works(monkeypatch: pytest.MonkeyPa
 WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 
 
+def test_a_process_without_a_gpu_of_its_own_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "gpus", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="LOCAL_RANK: 2, but PyTorch sees 2 GPUs here; start one process for each of them"):
+        device.device()
+
+
 @pytest.mark.parametrize(
     ("capability", "known", "runs"),
     [

@@ -24,6 +24,7 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("SLURM_", "MASKDIT_")) or name in NAMES]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("MASKDIT_DEVICE", "cpu")
 
 
 def given(monkeypatch: pytest.MonkeyPatch, words: str) -> None:

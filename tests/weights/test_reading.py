@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_importing import DECODER, HEADS, SMALL, bring, random_weights, refused, vae  # noqa: F401, fixtures
+from test_importing import DECODER, HEADS, SMALL, bring, dit, random_weights, refused, vae  # noqa: F401, fixtures
 from torch.optim.swa_utils import AveragedModel
 
 from maskdit.artifacts.atomic import digest, read_json, sha256, write_json
@@ -201,6 +201,12 @@ def test_the_doctor_knows_an_autoencoder_our_checkpoints_and_weights_of_others(v
     assert found[0].startswith("upstream, weights that may be raw or averaged: ")
     infinite = {**RAW, "mask_token": RAW["mask_token"] / 0}
     assert "mask_token and 0 other tensors are not finite" in list(examine(saved(tmp_path / "x.ckpt", infinite)))[1].text
+
+
+def test_the_doctor_knows_a_pipeline_of_diffusers(dit, tmp_path):
+    dit.save_pretrained(tmp_path / "transformer")
+    write_json(tmp_path / "model_index.json", {"_class_name": "DiTPipeline"})
+    assert next(examine(tmp_path)).text.startswith("diffusers, weights that may be raw or averaged: ")
 
 
 def test_an_autoencoder_is_no_network(vae):

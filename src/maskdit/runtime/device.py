@@ -81,9 +81,11 @@ def device() -> "torch.device":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read at the first matrix product on a GPU
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-    if not gpus():
+    if not (count := gpus()):
         return torch.device("cpu")
-    where = torch.device("cuda", whole("LOCAL_RANK", 0) or 0)
+    if (place := whole("LOCAL_RANK", 0) or 0) >= count:
+        raise UserError(f"LOCAL_RANK: {place}, but PyTorch sees {count} GPUs here; start one process for each of them")
+    where = torch.device("cuda", place)
     demand_kernels(where)
     torch.cuda.set_device(where)
     return where

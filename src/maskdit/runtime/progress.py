@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,8 +18,10 @@ KEY = ""  # key of the entry that this process runs; it starts each line, becaus
 
 
 def first_rank() -> bool:
-    """Whether this process prints and writes for its group."""
-    return (group() or (0, 1))[0] == 0
+    """Whether this process prints and writes for its group, if it is in one."""
+    with suppress(UserError):  # a step refuses half a group
+        return (group() or (0, 1))[0] == 0
+    return True
 
 
 def say(line: str) -> None:

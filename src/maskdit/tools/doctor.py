@@ -69,7 +69,7 @@ def examine(path: Path, classes: str = "auto") -> Iterator[Finding]:
             yield Finding(f"{path}: {index.get('kind', 'an artifact')}")
     elif path.suffix == ".npz":
         yield from batch(path)
-    elif path.name.endswith(WEIGHTS) or "config.json" in names or any(name.endswith(INDEX) for name in names):
+    elif path.name.endswith(WEIGHTS) or {"config.json", "model_index.json"} & names or any(name.endswith(INDEX) for name in names):
         yield from weights(path)
     elif path.suffix.lower() in (".tar", ".zip") or (folder and not made):
         yield from pictures(path, classes)
