@@ -19,7 +19,7 @@ from maskdit.config.base import UserError
 from maskdit.config.images import INDEX, VAE_WEIGHTS, WEIGHTS
 from maskdit.model.checkpoint import backend, is_ours
 from maskdit.model.transformer import positions
-from maskdit.runtime.environment import demand_own
+from maskdit.runtime.environment import demand_own, maps_files
 from maskdit.runtime.progress import say
 from maskdit.weights import names
 from maskdit.weights.names import Tensors
@@ -129,7 +129,7 @@ def read_torch(path: Path) -> Any:
             if unsafe:
                 line = f"refused, because reading it would need {', '.join(sorted(unsafe))}, which may run code"
                 raise UserError(f"{path}: {line}; save the tensors alone, where you trust the file")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=maps_files())
     except (UnpicklingError, RuntimeError, ValueError, EOFError, TypeError, AttributeError, LookupError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path}: not a complete file of torch.save ({line[:120]}); download it again") from None
