@@ -93,10 +93,11 @@ def kill_training(spec: dict) -> dict:
                 time.sleep(0.002)
             assert code in (0, -signal.SIGKILL, 128 + signal.SIGKILL, *[1] * (world > 1)), f"{code}: {log.read_text()}"
             begun = resumed(log)
-            if begun is not None or code == 0:
+            trained = f": {last} steps, " in log.read_text()  # not if it had only to publish
+            if begun is not None or trained:
                 seen["steps lost"] += max(0, reached - (begun or 0))
             seen["attempts that went on"] += begun is not None
-            usual *= 1.1 if reached and begun is None else 0.9 if code == 0 else 1.0  # the machine is slower or faster now
+            usual *= 0.9 if code == 0 else 1.1 if begun is None else 1.0  # the machine is slower or faster now
             reached = max([reached, *states(scratch)])
             if code == 0:
                 break

@@ -55,7 +55,7 @@ def killed(latents, what, count):
 
 def test_ten_kills_at_random_moments_leave_the_weights_of_an_undisturbed_training(latents):
     found = killed(latents, phase(latents, "pretrain"), 10)
-    assert found["attempts that went on"] > 3, "kills that come before the first state show little"
+    assert found["attempts that went on"] > 1, "kills that come before the first state show little"
 
 
 @pytest.mark.slow
