@@ -35,21 +35,29 @@ def test_a_gpu_computes_in_what_its_tensor_cores_have(
     assert native(GPU) == precision
 
 
+BF16 = PLAIN | {"avx512_bf16": True}
+
+
 @pytest.mark.parametrize(
-    ("known", "onednn", "precision"),
+    ("known", "limit", "precision"),
     [
-        (PLAIN, True, "fp32"),
-        ({}, False, "fp32"),
-        (PLAIN | {"avx512_bf16": True}, True, "bf16"),
-        (PLAIN | {"amx_bf16": True}, True, "bf16"),
-        (PLAIN | {"avx512_bf16": True}, False, "fp32"),
+        (PLAIN, "", "fp32"),
+        ({}, "", "fp32"),
+        (BF16, "", "bf16"),
+        (PLAIN | {"amx_bf16": True}, "", "bf16"),
+        (BF16, "AVX2", "fp32"),
+        (BF16, "avx512_core", "fp32"),
+        (BF16, "AVX512_CORE_BF16", "bf16"),
+        (BF16, "AVX512_CORE_AMX", "bf16"),
+        (BF16, "AVX10_1_512", "bf16"),
+        (BF16, "DEFAULT", "bf16"),
     ],
 )
 def test_a_cpu_computes_in_bf16_only_with_the_instructions_for_it(
-    known: dict[str, Any], onednn: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+    known: dict[str, Any], limit: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert native(CPU) == precision
 
 

@@ -151,9 +151,12 @@ def test_who_was_silent_for_long_learns_that_another_has_taken_the_lease(tmp_pat
 def test_a_step_that_is_refused_leaves_the_sign_of_the_one_that_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = lock.sign("vae", "demo")
-    with lock.running("vae", "demo", None):
+    with lock.running("vae", "demo", None) as tell:
+        tell("holds GPU-aa11")
+        assert lock.runs(path).endswith(", holds GPU-aa11")
         first = owner_of(path)
-        with lock.running("vae", "demo", None):
+        with lock.running("vae", "demo", None) as tell:
+            tell("waiting")
             assert owner_of(path) == first
         assert owner_of(path) == first
     assert not path.exists()

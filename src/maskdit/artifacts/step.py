@@ -52,7 +52,7 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
     from maskdit.config.paths import inputs, output
     from maskdit.runtime import slurm
     from maskdit.runtime.engine import ending_with_engine, engine
-    from maskdit.runtime.gpus import leased
+    from maskdit.runtime.gpu_leases import leased
     from maskdit.runtime.lock import running
     from maskdit.runtime.logs import keep_log, log_file
     from maskdit.runtime.progress import say
@@ -76,9 +76,9 @@ def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | N
     if not ranks and (slurm.job() or not training):
         slurm.supersede(verb, key, share)
     keep_log(log_file(verb, key, share), goes_on=bool(ranks) or training)
-    showing = nullcontext() if ranks else running(verb, key, share)
+    showing = nullcontext(say) if ranks else running(verb, key, share)
     watching = nullcontext() if ranks and training else ending_with_engine()
-    with showing, watching, leased(gpus_of(verb, share)) as waited:
+    with showing as tell, watching, leased(gpus_of(verb, share), tell) as waited:
         if waited and paths == usual and not asked and Freshness(params).verdict(node) == CURRENT:
             say(f"{node}: another process has made it meanwhile")
             return

@@ -15,7 +15,7 @@ import psutil
 
 from maskdit.config.base import UserError
 from maskdit.runtime.progress import say
-from maskdit.runtime.variables import flag, threads, variable, visible_gpus, whole
+from maskdit.runtime.variables import bf16_allowed, flag, threads, variable, visible_gpus, whole
 
 if TYPE_CHECKING:  # many steps do not need torch, whose import is slow
     import torch
@@ -103,9 +103,8 @@ def native(where: "torch.device") -> str:
     if where.type == "cuda":
         major, _ = torch.cuda.get_device_capability(where)
         return "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
-    known = torch.cpu.get_capabilities()  # oneDNN, which multiplies the matrices, may be told to use fewer: ONEDNN_MAX_CPU_ISA
-    has_bf16 = (known.get("avx512_bf16") or known.get("amx_bf16")) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16" if has_bf16 else "fp32"
+    known = torch.cpu.get_capabilities()
+    return "bf16" if (known.get("avx512_bf16") or known.get("amx_bf16")) and bf16_allowed() else "fp32"
 
 
 def settled(precision: str, where: "torch.device", home: Path | None = None, scaled: bool = True) -> str:

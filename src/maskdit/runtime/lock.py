@@ -233,8 +233,11 @@ def sign(verb: str, key: str, part: tuple[int, int] | None = None) -> Path:
 
 
 @contextmanager
-def running(verb: str, key: str, part: tuple[int, int] | None) -> Iterator[None]:
-    """Show that a step is running, by a file that is touched while it does and removed at the end."""
+def running(verb: str, key: str, part: tuple[int, int] | None) -> Iterator[Callable[[str], None]]:
+    """Show that a step is running, by a file that is touched while it does and removed at the end.
+
+    Yields what adds to it what the step is doing.
+    """
     path, owner = sign(verb, key, part), me()
     started_by = engine() if owner["slurm_job"] else None
     sole = started_by is not None and "--target-jobs" in started_by.cmdline()
@@ -245,10 +248,16 @@ def running(verb: str, key: str, part: tuple[int, int] | None) -> Iterator[None]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(owner) + "\n", encoding="utf-8")
 
+    def tell(doing: str) -> None:
+        owner["doing"] = doing
+        if owner_of(path).get("token") == owner["token"]:
+            with suppress(OSError):
+                path.write_text(json.dumps(owner) + "\n", encoding="utf-8")
+
     with suppress(OSError):
         show()
     with beating(path, owner["token"], show):
-        yield
+        yield tell
 
 
 def runs(path: Path) -> str:
@@ -258,4 +267,5 @@ def runs(path: Path) -> str:
         age = time.time() - path.stat().st_mtime
     except OSError:
         return ""
-    return words(owner) if owner and age < 3 * LOST and not ended(owner) else ""
+    doing = f", {owner['doing']}" if owner.get("doing") else ""
+    return words(owner) + doing if owner and age < 3 * LOST and not ended(owner) else ""

@@ -14,6 +14,12 @@ def variable(name: str) -> str | None:
     return os.environ.get(name, "").strip() or None
 
 
+def bf16_allowed() -> bool:
+    """Whether oneDNN, which multiplies a CPU's matrices, may use its instructions for bf16: ONEDNN_MAX_CPU_ISA can forbid them."""
+    limit = (variable("ONEDNN_MAX_CPU_ISA") or "ALL").upper()
+    return limit in ("ALL", "DEFAULT") or limit.startswith("AVX10") or any(word in limit for word in ("BF16", "FP16", "AMX"))
+
+
 def flag(name: str) -> bool:
     """Whether a variable is 1. Raises UserError if it is neither 0 nor 1."""
     if (text := variable(name)) in (None, "0", "1"):

@@ -11,6 +11,7 @@ from maskdit.config.sampling import Sample
 from maskdit.config.training import Finetune, Pretrain, Released, Training, kept_tokens
 from maskdit.model.flops import forward, seen
 from maskdit.model.memory import Memory, Sizes, parameters, shape, step_memory
+from maskdit.runtime.variables import bf16_allowed
 
 # TFLOP/s of dense matrix products in half precision and tf32, from data sheets. cpu: one core of an AMD EPYC in bf16 and fp32, the
 # large product that a training times (FLOP/s of the records by their MFU): 0.20 to 0.21 in docs/fashion, 0.056 to 0.066 in a demo.
@@ -36,7 +37,7 @@ class Cost:
 def has_bf16() -> bool:
     """Whether the CPU of this machine computes in bf16, which `precision: auto` then means."""
     file = Path("/proc/cpuinfo")
-    return bool({"avx512_bf16", "amx_bf16"} & set(file.read_text(encoding="utf-8").split())) if file.exists() else False
+    return bf16_allowed() and file.exists() and bool({"avx512_bf16", "amx_bf16"} & set(file.read_text(encoding="utf-8").split()))
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ import pytest
 
 from maskdit.artifacts.step import gpus_of
 from maskdit.config.base import UserError
-from maskdit.runtime import gpus
-from maskdit.runtime.gpus import leased, listed
+from maskdit.runtime import gpu_leases
+from maskdit.runtime.gpu_leases import leased, listed
 
 UUIDS = ["GPU-aa11", "GPU-bb22", "GPU-cc33"]
 STEP = """
 import os, sys, time
-from maskdit.runtime import gpus
-gpus.PAUSE = .05
-with gpus.leased(int(sys.argv[1]) if sys.argv[1] != "all" else None):
+from maskdit.runtime import gpu_leases
+gpu_leases.PAUSE = .05
+with gpu_leases.leased(int(sys.argv[1]) if sys.argv[1] != "all" else None):
     print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
     sys.stdin.read()
 """
@@ -35,8 +35,8 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(gpus.tempfile, "tempdir", None)
-    monkeypatch.setattr(gpus, "PAUSE", 0.05)
+    monkeypatch.setattr(gpu_leases.tempfile, "tempdir", None)
+    monkeypatch.setattr(gpu_leases, "PAUSE", 0.05)
     return tmp_path
 
 
@@ -86,8 +86,10 @@ def test_two_steps_have_each_its_gpus_and_a_training_waits_for_all() -> None:
         with pytest.raises(TimeoutError):
             limited()
         training.communicate()
-        with leased(1):
+        shown: list[str] = []
+        with leased(1, shown.append):
             assert os.environ["CUDA_VISIBLE_DEVICES"] == UUIDS[0]
+        assert shown == [f"holds {UUIDS[0]}"]
         assert "CUDA_VISIBLE_DEVICES" not in os.environ
     finally:
         for process in filter(None, (one, two, training)):
@@ -106,15 +108,16 @@ def test_of_unlike_gpus_none_is_chosen_unless_cuda_numbers_them_as_nvidia_smi_do
 
 def limited() -> None:
     """To take a GPU fails within two pauses."""
-    began = time.monotonic()
+    began, shown = time.monotonic(), list[str]()
 
     def pause(_: float) -> None:
+        assert shown[0].startswith("waiting for 1 of 3 GPUs, held by process")
         if time.monotonic() - began > 0.1:
             raise TimeoutError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpus.time, "sleep", pause)
-        with leased(1):
+        patch.setattr(gpu_leases.time, "sleep", pause)
+        with leased(1, shown.append):
             pass
 
 

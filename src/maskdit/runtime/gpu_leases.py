@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -65,10 +65,10 @@ def take(uuids: list[str], count: int) -> tuple[ExitStack, list[str], str]:
 
 
 @contextmanager
-def leased(wanted: int | None) -> Iterator[bool]:
+def leased(wanted: int | None, tell: Callable[[str], None] = lambda _: None) -> Iterator[bool]:
     """Hold so many GPUs, which are then the only visible ones, as soon as they are free; None: all that this process may use.
 
-    Yields whether it had to wait.
+    Yields whether it had to wait. `tell` is what shows others what this step waits for or holds.
     Without GPUs, in a Slurm job, which has its own, and with MASKDIT_DEVICE=cpu nothing is held.
     """
     free = wanted == 0 or group() or variable("SLURM_JOB_ID") or variable("MASKDIT_DEVICE")
@@ -81,9 +81,11 @@ def leased(wanted: int | None) -> Iterator[bool]:
     while not (found := take(uuids, count))[1]:
         if (line := f"waiting for {count} of {len(uuids)} GPUs, held by {found[2]}") != told:
             say(line)
+            tell(line)
         told = line
         time.sleep(PAUSE)
     stack, held, _ = found
+    tell(f"holds {', '.join(held)}")
     with stack:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
         try:
