@@ -52,6 +52,11 @@ def opening(params: Params, study: str) -> str:
     """The curves of a study, and what they say of the time."""
     crossings = pd.read_csv(found(f"curves_{study}_crossing.csv"), dtype=str)
     told = "".join(f"- {line}\n" for line in crossings.loc[crossings["axis"] == "device_hours", "reads"])
+    judged = pd.read_csv(found(f"{params.entry('report', study).ledger}.csv"), dtype=str)
+    for row in judged[judged["verdict"] == "UNTESTABLE HERE"].itertuples():
+        told += (
+            f"- This study cannot test the claim '{row.says}': {row.direction}. [docs/claims.md](docs/claims.md) has the control.\n"
+        )
     return f"![{params.entry('curves', study).title}](docs/{study}/curves_{study}.png)\n\n{told}"
 
 

@@ -22,11 +22,12 @@ from maskdit.evaluation.calibrate import calibrate, compared, demand_within
 from maskdit.evaluation.evaluate import evaluate
 from maskdit.evaluation.extractors import Network
 from maskdit.evaluation.features import features
-from maskdit.evaluation.metrics import moments
+from maskdit.evaluation.metrics import moments, monge_distance
 from maskdit.evaluation.protocol import OFFICIAL, suffix
 from maskdit.evaluation.reference import reference
 from maskdit.images.dataset import Images
 from maskdit.images.fetch import fetch
+from maskdit.runtime.random import generator
 
 ENTRY = TypeAdapter(Fetch)
 COUNT, SIDE = 6, 32  # the network sees four to six images a second on a CPU: 26 in this file
@@ -148,6 +149,22 @@ def test_fid_has_its_name_only_with_inception_s_own_weights_on_50000_images():
 
 def test_png_files_become_the_five_numbers_of_adm_s_evaluator(record):
     assert list(record["metrics"]) == [*FIVE, "kid", "density", "coverage"]
+
+
+def test_mind_and_the_floor_of_two_halves_are_there_if_asked_for_and_the_floor_is_no_fid(home, official, record, seen):
+    paths = {"features": home / "features", "reference": home / "reference"}
+    entry = Evaluate(bench="x", dataset="x", neighbours=NEIGHBOURS, mind=True, floor=True)
+    evaluate(entry, **paths, out=home / "more.json")
+    found = read_json(home / "more.json")
+    assert list(found["metrics"]) == [*FIVE, "kid", "mind", "density", "coverage"]
+    assert {**found["metrics"], "mind": None} == {**record["metrics"], "mind": None}
+    known, made = seen
+    wanted = monge_distance(made["features"], known["features"], generator(2020, "mind"))
+    assert found["metrics"]["mind"] == pytest.approx(wanted)
+    floor = found["real"]["floor"]
+    assert list(floor) == ["images", "fd_inception", "kid_inception", "mind_inception"]
+    assert floor["images"] == min(COUNT, len(known["features"]) // 2)
+    assert "floor" not in record["real"]
 
 
 def part(seen, width=40):

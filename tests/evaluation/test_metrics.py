@@ -12,9 +12,11 @@ from maskdit.evaluation.metrics import (
     Sums,
     frechet_at_infinity,
     frechet_distance,
+    halves,
     inception_score,
     kernel_distance,
     moments,
+    monge_distance,
     overlap,
     squared_distances,
 )
@@ -214,3 +216,31 @@ def test_the_distance_at_infinity_is_where_a_line_in_1_over_n_ends(monkeypatch):
     monkeypatch.setattr(metrics, "frechet_distance", lambda one, real, half: 7 + 300 / one[0][0])
     monkeypatch.setattr(metrics, "moments", lambda features: (np.array([len(features)]), np.eye(1)))
     assert frechet_at_infinity(np.zeros((1000, 1)), (np.zeros(1), np.eye(1)), np.random.default_rng(0)) == pytest.approx(7)
+
+
+def test_mind_of_a_shift_and_of_a_scale_is_the_closed_form():
+    shift = RNG.normal(size=12)
+    near = monge_distance(ONE + shift, ONE, np.random.default_rng(3))
+    assert monge_distance(ONE + 1000 + shift, ONE + 1000, np.random.default_rng(3)) == pytest.approx(near, rel=1e-4)
+    many = monge_distance(ONE + shift, ONE, np.random.default_rng(0), 40_000)
+    assert many == pytest.approx(3 * np.square(shift).sum(), rel=0.03), "3 |mu1 - mu2|^2"
+    doubled = monge_distance(2 * ONE, ONE, np.random.default_rng(0), 40_000)
+    assert doubled == pytest.approx(3 * np.square(ONE).sum(1).mean(), rel=0.03), "3 times the mean squared length"
+
+
+def test_mind_is_that_of_one_dimension_for_each_direction():
+    rng = np.random.default_rng(5)
+    rows = [np.sort(rng.permutation(len(points))[:250]) for points in (ONE, OTHER)]
+    onto = rng.standard_normal((20, 12))
+    onto /= np.linalg.norm(onto, axis=1, keepdims=True)
+    ranked = [np.sort(onto @ points[kept].T, axis=1) for points, kept in zip((ONE, OTHER), rows, strict=True)]
+    wanted = 3 * 12 * np.square(ranked[0] - ranked[1]).mean()
+    assert monge_distance(ONE, OTHER, np.random.default_rng(5), 20) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_two_halves_share_no_image():
+    points = np.arange(9.0)[:, None]
+    one, other = halves(points, 100, np.random.default_rng(0))
+    assert len(one) == len(other) == 4
+    assert not set(one.ravel()) & set(other.ravel())
+    assert len(halves(points, 3, np.random.default_rng(0))[0]) == 3

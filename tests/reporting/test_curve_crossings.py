@@ -36,6 +36,18 @@ def test_a_curve_that_is_straight_in_the_logarithm_is_crossed_where_it_says():
     assert rows[2]["reads"] == "For a fid of 10 MaskDiT needs 50 hours: 0.5 times DiT's"
 
 
+def test_beside_a_ratio_of_times_stand_that_of_the_flops_and_both_mfu():
+    hours = frame(1).rename(columns={"hours": "seconds"})
+    hours["tflop"] = hours["seconds"] * hours["model"].map({"DiT": 2.0, "MaskDiT": 1.5})
+    hours["mfu"] = hours["model"].map({"DiT": 0.5, "MaskDiT": 0.4})
+    timed, computed = list(crossings(hours, ["seconds", "tflop"], "fid"))[2::3]
+    assert timed["flops_ratio"] == pytest.approx(0.375)
+    assert (timed["mfu"], timed["baseline_mfu"]) == (0.4, 0.5)
+    assert timed["reads"].endswith("0.5 times DiT's; 0.375 times DiT's FLOPs, at an MFU of 0.4 against 0.5")
+    assert computed["ratio"] == pytest.approx(0.375)
+    assert (computed["flops_ratio"], computed["mfu"]) == (None, None)
+
+
 def test_what_is_never_reached_is_not_extrapolated():
     rows = list(crossings(frame(1, shift=2.0), ["hours"], "fid"))
     assert [row["status"] for row in rows] == ["reached", "reached", "not reached"]

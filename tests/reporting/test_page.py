@@ -29,7 +29,7 @@ from maskdit.reporting.curve_crossings import reach
 from maskdit.reporting.report.dag import draw, heights, spread
 from maskdit.reporting.report.page import rows_of, short, table
 from maskdit.reporting.report.report import ahead, at, claims, drawn, report
-from maskdit.reporting.report.summary import answer, best, verdicts
+from maskdit.reporting.report.summary import answer, best, untested, verdicts
 from project import ROOT, TOY, edit, restated
 
 HOSTILE = "</title><script>document.title = 'mine'</script><img src=x onerror=alert(1)> <!--data--> & \\\"quotes\\\""
@@ -244,6 +244,14 @@ NOISE = "Masking {}, within the noise of the seeds. It reads."
 def test_the_answer_follows_the_last_crossing_and_its_interval(last, told):
     assert answer([{"status": "reached", "ratio": "9", "reads": "Not this"}, {**last, "reads": "It reads"}]) == told
     assert answer([]).startswith("Does masking pay off here? Undecided")
+    failed = "Does masking pay off? This study cannot tell: the control failed. It reads."
+    assert answer([{**last, "reads": "It reads"}], "the control failed") == failed
+
+
+def test_a_study_cannot_tell_if_the_claim_that_its_curves_judge_is_untestable():
+    row = {"verdict": "UNTESTABLE HERE", "direction": "the control failed", "from": "results/curves_demo_crossing.csv"}
+    assert untested([row], "demo") == "the control failed"
+    assert untested([row], "fashion") == untested([{**row, "verdict": "TIE"}], "demo") == ""
 
 
 def test_crossings_are_a_table_for_each_axis_and_columns_without_a_value_are_left_out(html):

@@ -213,6 +213,10 @@ def test_notes_name_the_held_out_distance_as_its_record_does_and_there_are_none_
         "Real images for comparison: 5 held-out real images have a fd_inception of 50. This is over 5 images, not 50,000."
     ]
     assert notes({"a": {"metrics": {"fid": 5.0}, "protocol": {"images": 50_000}, "real": {"heldout": None}}}) == []
+    floor = {"heldout": None, "floor": {"images": 5000, "fd_inception": 2.5, "kid_inception": 0.0}}
+    assert notes({"a": {"metrics": {"fid": 5.0}, "protocol": {"images": 50_000}, "real": floor}}) == [
+        "Floor: between two halves of the real images, 5,000 each, fd_inception 2.5, kid_inception 0."
+    ]
     assert notes({"a": {"metrics": {"probe_accuracy": 0.5}, "protocol": {"images": 5}, "real": real}}) == notes({}) == []
 
 

@@ -127,6 +127,31 @@ def test_a_smaller_size_never_reproduces_and_its_verdict_says_whether_it_support
     assert ledger(tmp_path, paper=0.9, evidence=LESS, scaled=SMALL)["verdict"] == "REPRODUCED", "full size counts where it is"
 
 
+CONTROL = {**SMALL, "of": ["small-c"]}
+
+
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        (80.0, ""),
+        (100.5, "the control shows a tie"),
+        (131.0, "the control shows the opposite (1.31)"),
+        (None, "the control was not run"),
+    ],
+)
+def test_a_smaller_size_whose_control_does_not_show_what_is_known_cannot_test_a_claim(known, told, tmp_path):
+    folder = tmp_path / "metrics" / "small"
+    folder.mkdir(parents=True)
+    for name, fd in (("small-a", 120.0), ("small-b", 100.0), ("small-c", known)):
+        if fd:
+            record(folder, name, fd=fd)
+    row = ledger(tmp_path, paper=0.9, evidence=LESS, scaled=SMALL, control=CONTROL)
+    wanted = ("UNTESTABLE HERE", told) if told else ("SCALED-DOWN ONLY: contradicts", "opposite")
+    assert (row["verdict"], row["direction"], row["ours"]) == (*wanted, "1.2")
+    made(tmp_path, a=8.9, b=10.0)
+    assert ledger(tmp_path, paper=0.9, evidence=LESS, scaled=SMALL, control=CONTROL)["verdict"] == "REPRODUCED"
+
+
 @pytest.mark.parametrize("evidence", [NUMBER, LESS, TIME, {"kind": "pair", "bench": "x", "pair": "p"}])
 def test_without_evidence_a_claim_is_not_run(evidence, tmp_path):
     row = ledger(tmp_path, paper=1.0, evidence=evidence)
@@ -250,6 +275,8 @@ MISTAKES = {
     "bench": ({"evidence": {"kind": "pair", "bench": "cpuu", "pair": "p"}}, "bench has no entry 'cpuu'"),
     "curves": ({"evidence": {**TIME, "study": "dem"}}, "curves has no entry 'dem'; did you mean 'demo'"),
     "scaled": ({"evidence": TIME, "scaled": NUMBER}, "scaled cannot be a metric"),
+    "control": ({"evidence": TIME, "scaled": TIME, "control": NUMBER}, "control cannot be a metric"),
+    "control of nothing": ({"evidence": TIME, "control": TIME}, "control is of the scaled evidence, but scaled is missing"),
 }
 
 

@@ -83,10 +83,12 @@ def test_two_steps_have_each_its_gpus_and_a_training_waits_for_all() -> None:
         two.kill()
         two.communicate()
         assert holds(training) == UUIDS, "a killed step holds nothing"
-        with pytest.raises(TimeoutError):
-            limited()
-        training.communicate()
         shown: list[str] = []
+        with pytest.raises(TimeoutError):
+            limited(shown)
+        assert shown[0].startswith("waiting for 1 of 3 GPUs, held by process")
+        training.communicate()
+        shown = []
         with leased(1, shown.append):
             assert os.environ["CUDA_VISIBLE_DEVICES"] == UUIDS[0]
         assert shown == [f"holds {UUIDS[0]}"]
@@ -106,12 +108,11 @@ def test_of_unlike_gpus_none_is_chosen_unless_cuda_numbers_them_as_nvidia_smi_do
     assert listed() == UUIDS
 
 
-def limited() -> None:
+def limited(shown: list[str]) -> None:
     """To take a GPU fails within two pauses."""
-    began, shown = time.monotonic(), list[str]()
+    began = time.monotonic()
 
     def pause(_: float) -> None:
-        assert shown[0].startswith("waiting for 1 of 3 GPUs, held by process")
         if time.monotonic() - began > 0.1:
             raise TimeoutError
 

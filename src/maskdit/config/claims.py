@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from maskdit.config.base import Key, ListOf, Section
+from maskdit.config.base import Key, ListOf, Section, new
 
 RECORDS = ("evaluate", "reconstruct")
 Evals = Annotated[ListOf[Key], Field(min_length=1)]  # seeds of one recipe, or recipes of which the best counts
@@ -66,13 +66,17 @@ class Claim(Section):
     better: Literal["lower", "higher"] = "lower"
     evidence: Evidence
     scaled: Evidence | None = None  # the same at a smaller size, which can show a direction at most
+    control: Evidence | None = new(None)  # a ratio known to be below 1 (above 1) that the smaller size must show, too
 
     @model_validator(mode="after")
     def _measurable(self) -> Self:
         if isinstance(self.evidence, Metric) and self.paper is None:
             raise ValueError("evidence of kind metric is compared with the paper's number, but paper is missing")
-        if isinstance(self.scaled, Metric):
-            raise ValueError("scaled cannot be a metric; use a ratio, crossing, pair or factorial")
+        for name in ("scaled", "control"):
+            if isinstance(getattr(self, name), Metric):
+                raise ValueError(f"{name} cannot be a metric; use a ratio, crossing, pair or factorial")
+        if self.control and not self.scaled:
+            raise ValueError("control is of the scaled evidence, but scaled is missing")
         return self
 
 
@@ -86,7 +90,7 @@ class Claims(Section):
     def needs(self) -> Iterator[tuple[str, tuple[str, ...], str]]:
         """For each entry that a claim needs: the claim, the verbs of which one must have the entry, and its key."""
         for name, claim in self.claims.items():
-            for evidence in (claim.evidence, claim.scaled):
+            for evidence in (claim.evidence, claim.scaled, claim.control):
                 match evidence:
                     case Metric():
                         yield from ((name, RECORDS, each) for each in evidence.evals)

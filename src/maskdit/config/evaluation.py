@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from maskdit.config.base import Count, Key, Positive, Section, Seed
+from maskdit.config.base import Count, Key, Positive, Section, Seed, new
 
 
 class Reference(Section):
@@ -24,12 +24,19 @@ class Features(Section):
     batch: Count
 
 
-class Evaluate(Section):
+class Judged(Section):
+    """How metrics are computed for each sample of a reference."""
+
+    neighbours: Count  # k of precision and recall
+    mind: bool = new(False)  # whether to compute MIND
+    floor: bool = new(False)  # whether to compute the distances between two halves of the real images
+
+
+class Evaluate(Judged):
     """Metrics of one evaluation against the reference of its dataset."""
 
     bench: Key
     dataset: Key
-    neighbours: Count  # k of precision and recall
 
 
 class Reconstruct(Section):

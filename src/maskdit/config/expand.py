@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from maskdit.config.base import Count, Key, Section, UserError
 from maskdit.config.errors import first, nearest
+from maskdit.config.evaluation import Judged
 from maskdit.config.params import OF_REPORT
 from maskdit.config.sampling import Phase, Step
 
@@ -49,12 +50,6 @@ class Measured(Section):
     """How features are computed for each sample of a reference."""
 
     batch: Count
-
-
-class Judged(Section):
-    """How metrics are computed for each sample of a reference."""
-
-    neighbours: Count  # k of precision and recall
 
 
 class Written(BaseModel):

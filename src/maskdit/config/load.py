@@ -176,7 +176,7 @@ def protocols_unfit(params: Params) -> Iterator[str]:
     compared += [(f"curves.{key}.select", curves.evals, SAMPLING) for key, curves in params.curves.items()]
     for key, ledger in params.claims.items():
         for name, claim in ledger.claims.items():
-            ratios = [each for each in (claim.evidence, claim.scaled) if isinstance(each, Ratio)]
+            ratios = [each for each in (claim.evidence, claim.scaled, claim.control) if isinstance(each, Ratio)]
             compared += [(f"claims.{key}.claims.{name}", (*ratio.of, *ratio.over), SAMPLING) for ratio in ratios]
     for where, evals, fields in compared:
         for field in fields:

@@ -6,8 +6,8 @@ from maskdit.artifacts.arrays import read_array, read_arrays
 from maskdit.artifacts.atomic import read_json, sha256, write_json
 from maskdit.config.base import UserError
 from maskdit.config.evaluation import Evaluate
-from maskdit.evaluation.metrics import NEAR, SPLIT, SUBSET, SUBSETS
-from maskdit.evaluation.protocol import gathered, probe_accuracy, scored, suffix
+from maskdit.evaluation.metrics import DIRECTIONS, NEAR, SPLIT, SUBSET, SUBSETS
+from maskdit.evaluation.protocol import floor, gathered, probe_accuracy, scored, suffix
 from maskdit.runtime.progress import say
 
 
@@ -29,7 +29,7 @@ def evaluate(config: Evaluate, *, features: Path, reference: Path, out: Path) ->
         raise UserError(f"{features}: {len(found['features'])} features for {made['images']} images; rerun the features step")
     known = read_arrays(reference / "reference.npz")
     name = suffix(made["family"], made["extractor_sha256"], len(labels))
-    metrics = scored(found, known, config.neighbours, name, features)
+    metrics = scored(found, known, config.neighbours, name, features, config.mind)
     if "probe_weight" in known:
         metrics["probe_accuracy"] = probe_accuracy(found["features"], labels, known)
     made |= {
@@ -42,5 +42,9 @@ def evaluate(config: Evaluate, *, features: Path, reference: Path, out: Path) ->
         "statistics": real["statistics"],
         "neighbours_from": len(known["features"]),
     }
+    if config.mind:
+        made |= {"mind_directions": DIRECTIONS, "mind_images": min(len(labels), len(known["features"]))}
+    if config.floor:
+        real["floor"] = floor(known, len(labels), suffix(made["family"], made["extractor_sha256"], 0), config.mind)
     write_json(out, {"metrics": metrics, "checkpoint": index["checkpoint"], "protocol": made, "real": real})
     say("evaluate: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))

@@ -16,7 +16,7 @@ OFFICIAL = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 FULL = 50_000  # images of an FID
 NEIGHBOURS = 3  # of precision and recall in ADM's evaluator
 SEED = 2020  # of KID's subsets; the same subsets as torch-fidelity draws
-METRICS = ("fid", "sfid", "is", "precision", "recall", "kid", "density", "coverage", "fid_infinity")
+METRICS = ("fid", "sfid", "is", "precision", "recall", "kid", "mind", "density", "coverage", "fid_infinity")
 SUFFIXES = {"mobilenet-v2": "_mobilenet", "dinov2": "_dinov2"}
 
 
@@ -29,12 +29,14 @@ def suffix(family: str, sha256: str, images: int) -> str:
     return "" if images == FULL else "_inception"
 
 
-def scored(found: dict[str, Array], known: dict[str, Array], neighbours: int, name: str, of: Path) -> dict[str, float]:
+def scored(
+    found: dict[str, Array], known: dict[str, Array], neighbours: int, name: str, of: Path, mind: bool = False
+) -> dict[str, float]:
     """Metrics of generated images: a network's outputs for them (`found`) against a reference (`known`); `name` is their suffix.
 
     Fréchet distance (named fid without a suffix, else fd), the same on spatial features (sfid), Inception Score, precision and
     recall as in ADM's evaluator (another number of neighbours shows in the name), KID, density and coverage, and, if there are
-    over ten times as many images as features, the distance extrapolated to infinitely many images.
+    over ten times as many images as features, the distance extrapolated to infinitely many images; MIND if it is asked for.
     Raises UserError, naming `of`, for features that are not finite, too few, or of another width than the reference's.
     """
     features, real = found["features"], known["features"]
@@ -56,10 +58,27 @@ def scored(found: dict[str, Array], known: dict[str, Array], neighbours: int, na
     shared = metrics.overlap(features, real, neighbours)
     scores |= {f"precision{k}{name}": shared.precision, f"recall{k}{name}": shared.recall}
     scores[f"kid{name}"] = metrics.kernel_distance(features, real, np.random.RandomState(SEED))
+    if mind:
+        scores[f"mind{name}"] = metrics.monge_distance(features, real, generator(SEED, "mind"))
     scores |= {f"density{name}": shared.density, f"coverage{name}": shared.coverage}
     if len(features) > 10 * features.shape[1]:
         scores[f"{fd}_infinity{name}"] = metrics.frechet_at_infinity(features, gaussian, generator(0, "infinity"))
     return scores
+
+
+def floor(known: dict[str, Array], most: int, name: str, mind: bool) -> dict[str, float]:
+    """The distances between two halves of a reference's images, at most `most` each, which no sampler is expected to undercut.
+
+    They are named as in `scored`; `images` is the number in each half. Empty if the halves have fewer than two images.
+    """
+    one, other = metrics.halves(known["features"], most, generator(SEED, "halves"))
+    if len(one) < 2:
+        return {}
+    found = {f"{'fd' if name else 'fid'}{name}": frechet_distance(moments(one), moments(other))}
+    found[f"kid{name}"] = metrics.kernel_distance(one, other, np.random.RandomState(SEED))
+    if mind:
+        found[f"mind{name}"] = metrics.monge_distance(one, other, generator(SEED, "mind"))
+    return {"images": len(one), **found}
 
 
 def probe_accuracy(features_NF: Array, labels_N: Array, known: dict[str, Array]) -> float:

@@ -12,7 +12,22 @@ Sheet = tuple[NDArray[Any], NDArray[Any]]  # cost and quality, each (seeds, mile
 
 DRAWS, SHARE = 1000, 0.95  # bootstrap samples, and the share of them inside an interval
 BEFORE, NEVER = 0.0, math.inf
-COLUMNS = ("baseline", "model", "axis", "at", "quality", "status", "reached", "ratio", "low", "high", "seeds", "interval", "reads")
+COLUMNS: tuple[str, ...] = (
+    "baseline",
+    "model",
+    "axis",
+    "at",
+    "quality",
+    "status",
+    "reached",
+    "ratio",
+    "low",
+    "high",
+    "seeds",
+    "interval",
+)
+COLUMNS += ("flops_ratio", "mfu", "baseline_mfu", "reads")  # the first three of a crossing in time
+TIMES = ("seconds", "device_hours", "cost")
 
 
 def reach(spent: NDArray[Any], quality: NDArray[Any], wanted: float) -> float:
@@ -62,18 +77,33 @@ def crossings(frame: pd.DataFrame, axes: Iterable[str], quality: str) -> Iterato
     """One row per axis, milestone of a DiT curve and curve of another model: the cost at which that model is as good.
 
     A seed is the training's, or TRAINING/SAMPLING. If each curve has several trainings, these are the seeds, each with the mean
-    of its samplings.
+    of its samplings. Beside a ratio of times stand that of the FLOPs and each training's MFU: what the method costs, and what its
+    utilisation does.
     """
     models = frame.groupby("series", sort=False)["model"].first()
     trainings = frame["seed"].astype(str).str.split("/").str[0]
     kind = "training" if trainings.groupby(frame["series"]).nunique().min() > 1 else "sampling only"
     if kind == "training":
         frame = frame.assign(seed=trainings)
+
+    def sheets_of(axis: str) -> dict[str, Sheet]:
+        known = frame[frame[axis].notna()] if axis in frame else frame[:0]
+        return {series: sheet(rows, axis, quality) for series, rows in known.groupby("series", sort=False)}
+
+    computed = sheets_of("tflop")
+    busy = frame.groupby("series")["mfu"].median() if "mfu" in frame else None
     for axis in axes:
-        sheets = {series: sheet(rows, axis, quality) for series, rows in frame[frame[axis].notna()].groupby("series", sort=False)}
+        sheets = sheets_of(axis)
         for theirs, ours in ((a, b) for a in sheets for b in sheets if models[a] == "DiT" != models[b]):
             for place in range(sheets[theirs][0].shape[1]):
-                yield row_of(theirs, ours, axis, sheets[theirs], sheets[ours], place, quality, kind)
+                row = row_of(theirs, ours, axis, sheets[theirs], sheets[ours], place, quality, kind)
+                if axis in TIMES and row["status"] == "reached" and {theirs, ours} <= computed.keys():
+                    row["flops_ratio"] = ratio(computed[ours], computed[theirs], place)
+                    row["reads"] += f"; {row['flops_ratio']:.3g} times {theirs}'s FLOPs"
+                    if busy is not None and busy[[ours, theirs]].notna().all():
+                        row |= {"mfu": busy[ours], "baseline_mfu": busy[theirs]}
+                        row["reads"] += f", at an MFU of {busy[ours]:.2g} against {busy[theirs]:.2g}"
+                yield row
 
 
 def row_of(theirs: str, ours: str, axis: str, other: Sheet, mine: Sheet, place: int, quality: str, kind: str) -> dict[str, Any]:
@@ -94,5 +124,5 @@ def row_of(theirs: str, ours: str, axis: str, other: Sheet, mine: Sheet, place: 
     reached = None if share is None else share * at
     seeds = f"{len(mine[0])} and {len(other[0])}"
     sure = f"95 % of {DRAWS} bootstrap samples over seeds of {kind}" if bounds else "one seed, no interval"
-    row = (theirs, ours, axis, at, wanted, status, reached, share, low, high, seeds, sure, reads)
+    row = (theirs, ours, axis, at, wanted, status, reached, share, low, high, seeds, sure, None, None, None, reads)
     return dict(zip(COLUMNS, row, strict=True))

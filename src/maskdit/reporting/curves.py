@@ -52,6 +52,7 @@ def points(metrics: Path, config: Curves) -> pd.DataFrame:
         }
         cost = {"images": known(checkpoint["images"]), "seconds": known(checkpoint["seconds"])}
         cost |= {"tflop": known(checkpoint["flops"]) / 1e12, "device_hours": hours, "cost": hours * price}
+        cost["mfu"] = known((checkpoint.get("speed") or {}).get("mfu"))
         rows.append({**point, "steps": steps, **cost, "guidance": record["protocol"]["guidance"], **record["metrics"]})
     if not rows:
         raise UserError(f"{metrics}: none of the evaluations of these curves has been run; run one first")

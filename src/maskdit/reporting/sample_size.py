@@ -27,4 +27,7 @@ def notes(records: Records) -> list[str]:
             f"Real images for comparison: {held['images']:,} held-out real images have a {other} of {held[other]:.5g}. "
             f"This is over {held['images']:,} images, not {samples:,}."
         )
+    if floor := real.get("floor"):
+        told = ", ".join(f"{each} {value:.4g}" for each, value in floor.items() if each != "images")
+        found.append(f"Floor: between two halves of the real images, {floor['images']:,} each, {told}.")
     return found

@@ -17,13 +17,14 @@ from maskdit.reporting.sample_size import notes
 from maskdit.reporting.table_formats import latex, markdown, rounded, write
 
 RECONSTRUCTED = ("family", "extractor_sha256", "images", "images_sha256", "resolution", "crop", "posterior", "quantisation")
-APART = ("kid", "density", "coverage", "fid_infinity", "fd_infinity")  # only in the records
-LOWER = ("fid", "fd", "sfid", "sfd")  # lower is better
+APART = ("density", "coverage", "fid_infinity", "fd_infinity")  # only in the records
+LOWER = ("fid", "fd", "sfid", "sfd", "kid", "mind")  # lower is better
 METRICS = (*LOWER, "is", "precision", "recall", "probe")
 FIRST = ("eval", "model", "phase", "guidance")
 SAMPLED = {field: "sampling_precision" if field == "precision" else field for field in SAMPLING}  # field -> column
 LAST = ("sampler", "nfe", *SAMPLED.values(), "images")
-LABELS = {"guidance": "Guidance", "fid": "FID", "sfid": "sFID", "is": "IS", "precision": "Precision", "recall": "Recall"}
+LABELS = {"guidance": "Guidance", "fid": "FID", "sfid": "sFID", "kid": "KID", "mind": "MIND", "is": "IS"}
+LABELS |= {"precision": "Precision", "recall": "Recall"}
 UNITS = {  # column -> its label and unit in Markdown and LaTeX
     "parameters": ("Parameters (M)", 1e6),
     "gmac_forward": ("GMACs", 1.0),

@@ -16,8 +16,9 @@ from maskdit.reporting.table_formats import write
 
 NOISE = 0.013  # relative gap that counts as a tie: another training seed changes FID by as much (arXiv 2606.20536)
 REPRODUCED, TIE, FAILED, SCALED, UNSEEN = "REPRODUCED", "TIE", "NOT REPRODUCED", "SCALED-DOWN ONLY", "NOT RUN"
+UNTESTABLE = "UNTESTABLE HERE"  # scaled-down evidence whose control does not show what is known
 SHOWS = {"as claimed": "supports", "opposite": "contradicts", "tie": "tie"}  # direction of scaled-down evidence -> in its verdict
-RANKS = (FAILED, UNSEEN, SCALED, TIE, REPRODUCED)  # worst first
+RANKS = (FAILED, UNSEEN, UNTESTABLE, SCALED, TIE, REPRODUCED)  # worst first
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,20 @@ def judged(claim: Claim, seen: Found) -> tuple[str, str]:
     return (REPRODUCED, "as claimed") if high < 1 else (FAILED, "opposite")
 
 
+def direction(claim: Claim, seen: Found) -> str:
+    """Whether a value goes the claimed way, by however much: `as claimed`, `opposite` or `tie`."""
+    return judged(claim.model_copy(update={"evidence": claim.scaled, "paper": None}), seen)[1]
+
+
+def failing(claim: Claim, control: Evidence, results: Path) -> str:
+    """How a control fails to show its known direction, in words; '' if it shows it."""
+    seen = found(control, results, claim.better == "lower")
+    if seen is None:
+        return "the control was not run"
+    told = direction(claim, seen)
+    return "" if told == "as claimed" else f"the control shows {'a tie' if told == 'tie' else f'the opposite ({seen.value:.3g})'}"
+
+
 def row_of(name: str, claim: Claim, results: Path) -> dict[str, Any]:
     """One claim as a row of the ledger."""
     lower = claim.better == "lower"
@@ -175,8 +190,10 @@ def row_of(name: str, claim: Claim, results: Path) -> dict[str, Any]:
     if seen is not None:
         verdict, where = judged(claim, seen)
     elif claim.scaled is not None and (seen := found(claim.scaled, results, lower)) is not None:
-        where = judged(claim.model_copy(update={"evidence": claim.scaled, "paper": None}), seen)[1]
+        where = direction(claim, seen)
         verdict = f"{SCALED}: {SHOWS[where]}"
+        if claim.control is not None and (told := failing(claim, claim.control, results)):
+            verdict, where = UNTESTABLE, told
     row = {"claim": name, "says": claim.says, "verdict": verdict, "direction": where, "paper": claim.paper}
     if seen is None:
         return {**row, "ours": None, "seeds": None, "tolerance": None, "source": claim.source, "from": None}
@@ -213,7 +230,8 @@ def claims(config: Claims, *, results: Path, against: Path | None = None, out: P
     """Write the verdict on each claim as CSV and Markdown.
 
     A verdict is REPRODUCED, TIE, NOT REPRODUCED, NOT RUN, or, if only a smaller size was measured, SCALED-DOWN ONLY with what that
-    shows: supports, contradicts or tie. Raises UserError, naming the claims, if a verdict is worse than in the ledger `against`.
+    shows: supports, contradicts or tie. UNTESTABLE HERE: the control of the smaller size does not show what is known.
+    Raises UserError, naming the claims, if a verdict is worse than in the ledger `against`.
     """
     rows = [row_of(name, claim, results) for name, claim in config.claims.items()]
     if against is not None and (lost := worse(rows, against)):

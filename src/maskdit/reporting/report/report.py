@@ -47,6 +47,8 @@ UNMADE = {"Not run": ABSENT, "Stale": STALE}  # word -> the state
 CLAIMED = {  # beginning of a verdict -> its explanation above the claims
     "SCALED-DOWN ONLY": "SCALED-DOWN ONLY: the claim itself, at the paper's size and on its images, was not measured here. A "
     'smaller study was; the column "from" names it. Supports: its result goes in the claimed direction, by however much.',
+    "UNTESTABLE HERE": "UNTESTABLE HERE: a smaller study was measured, but its control, a comparison whose result is known, does "
+    "not come out as known. So its result says nothing about the claim.",
     "NOT RUN": "NOT RUN: not measured here, so the claim is not judged.",
 }
 

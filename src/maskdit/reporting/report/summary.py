@@ -22,14 +22,14 @@ def summary(params: Params, config: Report, bench: str, points: dict[str, Any], 
     timed = [row for row in crossings if row.get("axis") == points["hours"][0]]
     trainings = rows_of(results / f"efficiency_{bench}.csv") or []
     caption = f"{points['quality'] or 'Quality'} against the cost of training; the Curves section lists the points"
-    parts = [PIECES.paragraph(answer(timed), "verdict"), cards(trainings, timed, points)]
+    judged = rows_of(results / f"{config.ledger}.csv")
+    parts = [PIECES.paragraph(answer(timed, untested(judged or [], bench)), "verdict"), cards(trainings, timed, points)]
     parts.append(picture(results / f"curves_{bench}.png", caption, caption))
     if bench in params.strip:
         through = "Samples through training: each row starts from one noise and class, each column is a milestone in training steps"
         parts.append(
             picture(results / f"strip_{bench}.png", f"{through}; the rows of one noise are adjacent, one per model", through)
         )
-    judged = rows_of(results / f"{config.ledger}.csv")
     if judged is None:
         lines = [f"There are no verdicts on the paper's claims: {config.ledger}.csv does not exist."]
     else:
@@ -79,11 +79,22 @@ def best(records: Records) -> list[str]:
     return told
 
 
-def answer(timed: list[dict[str, str]]) -> str:
-    """Whether the masked model reaches the baseline's final quality at lower cost, from the crossings in one unit of time."""
+def untested(judged: list[dict[str, str]], bench: str) -> str:
+    """Why the crossings of a study's curves cannot test the claim that is judged by them; '' if they can."""
+    place = f"curves_{bench}_crossing.csv"
+    return next((row["direction"] for row in judged if row["verdict"] == "UNTESTABLE HERE" and place in row.get("from", "")), "")
+
+
+def answer(timed: list[dict[str, str]], untested: str = "") -> str:
+    """Whether the masked model reaches the baseline's final quality at lower cost, from the crossings in one unit of time.
+
+    untested: why this study cannot tell.
+    """
     if not timed:
         return "Does masking pay off here? Undecided: the curves of two models are needed."
     last = timed[-1]
+    if untested:
+        return f"Does masking pay off? This study cannot tell: {untested}. {last['reads']}."
     pays = last["status"] != "not reached" and float(last["ratio"]) < 1
     sure = not last.get("high") or (float(last["high"]) < 1 if pays else float(last["low"] or 1) > 1)
     told = "pays off here" if pays else "does not pay off here"
