@@ -244,15 +244,14 @@ def running(verb: str, key: str, part: tuple[int, int] | None) -> Iterator[Calla
     owner |= {"sole_job": owner["slurm_job"] if sole else None}  # the job is for this step alone, so that it may be cancelled
 
     def show() -> None:
-        if not runs(path):  # a process that will be refused leaves the other's sign
+        if not runs(path) or owner_of(path).get("token") == owner["token"]:  # a process that will be refused leaves the other's sign
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(owner) + "\n", encoding="utf-8")
 
     def tell(doing: str) -> None:
         owner["doing"] = doing
-        if owner_of(path).get("token") == owner["token"]:
-            with suppress(OSError):
-                path.write_text(json.dumps(owner) + "\n", encoding="utf-8")
+        with suppress(OSError):
+            show()
 
     with suppress(OSError):
         show()
