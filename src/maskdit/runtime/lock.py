@@ -244,7 +244,7 @@ def running(verb: str, key: str, part: tuple[int, int] | None) -> Iterator[Calla
     owner |= {"sole_job": owner["slurm_job"] if sole else None}  # the job is for this step alone, so that it may be cancelled
 
     def show() -> None:
-        if not runs(path) or owner_of(path).get("token") == owner["token"]:  # a process that will be refused leaves the other's sign
+        if not runs(path) or owner_of(path).get("token") == owner["token"]:  # a process that is refused leaves the other's sign
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(owner) + "\n", encoding="utf-8")
 
