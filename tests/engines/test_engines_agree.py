@@ -105,7 +105,8 @@ def differences(dvc: Graph, snakemake: Graph) -> Iterator[str]:
 
 
 THEIRS = """  demo-theirs: {run: demo-theirs, phase: released, dataset: demo, mask_ratio: 0.5, mae_weight: 0.1, batch: 8,
-    milestones: [2], lr: 1.0e-3, betas: [0.9, 0.99], warmup: 0, ema: 0.9, ema_warmup: 1, label_dropout: 0.1, precision: auto, seed: 1}
+    milestones: [2], lr: 1.0e-3, betas: [0.9, 0.99], warmup: 0, ema: 0.9, ema_warmup: 1, label_dropout: 0.1, precision: auto,
+    seed: 1}
 
 released:
   demo-theirs:
