@@ -56,8 +56,8 @@ class Learner:
             weight.register_post_accumulate_grad_hook(collector)  # type: ignore[no-untyped-call]
         net.checkpointing, net.defer, net.route = config.checkpointing, config.defer, config.route
         stay = kept_tokens(net.pos_embed.shape[1], config.route.ratio) if config.route else None
-        usual = {"label_dropout": config.label_dropout, "stay": stay}
-        masking = {"patch": net.patch, "mae_weight": config.mae_weight, "dsm": config.dsm}
+        usual: dict[str, Any] = {"label_dropout": config.label_dropout, "stay": stay}
+        masking: dict[str, Any] = {"patch": net.patch, "mae_weight": config.mae_weight, "dsm": config.dsm}
         self.loss = partial(loss_vp, net, **usual) if vp else partial(loss, net, **usual, **masking)
         if config.compile:
             compile_blocks(net, dynamic=False if config.schedule_steps is None else None)

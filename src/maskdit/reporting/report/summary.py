@@ -22,7 +22,9 @@ def summary(params: Params, config: Report, bench: str, points: dict[str, Any], 
     timed = [row for row in crossings if row.get("axis") == points["hours"][0]]
     trainings = rows_of(results / f"efficiency_{bench}.csv") or []
     caption = f"{points['quality'] or 'Quality'} against the cost of training; the Curves section lists the points"
-    parts = [] if published_alone(params, bench) else [PIECES.paragraph(answer(timed), "verdict"), cards(trainings, timed, points)]
+    parts: list[Markup] = []
+    if not published_alone(params, bench):
+        parts += [PIECES.paragraph(answer(timed), "verdict"), cards(trainings, timed, points)]
     parts.append(picture(results / f"curves_{bench}.png", caption, caption))
     if bench in params.strip:
         through = "Samples through training: each row starts from one noise and class, each column is a milestone in training steps"
