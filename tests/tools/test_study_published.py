@@ -15,6 +15,7 @@ from maskdit.config.graph import nodes_of
 from maskdit.config.load import load
 from maskdit.model import checkpoint
 from maskdit.model.transformer import MaskDiT
+from maskdit.runtime import device
 from maskdit.training import train
 from maskdit.weights import names
 from maskdit.weights.importing import SCALE
@@ -118,6 +119,7 @@ def test_a_folder_and_a_file_of_weights_become_a_report(home, digits, tmp_path, 
     left = set(nodes_of(params, "mine"))
     while left:
         for node in sorted(node for node in left if not fresh.edges[node] & left):
+            monkeypatch.setattr(device, "PRECISION", None)  # as in a process of its own
             assert main(node.split("/")) == 0, node
             left.remove(node)
     assert not Freshness(params).unmade & set(nodes_of(params, "mine"))
