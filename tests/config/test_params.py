@@ -79,6 +79,7 @@ MISTAKES = [
         "pretrain.demo-dit.route.last: 9 must be less than the encoder's depth",
     ),
     ("pretrain.demo-dit.route", {"first": 0, "last": 0, "ratio": 0.999}, "pretrain.demo-dit.route.ratio: 0.999 leaves none of"),
+    ("finetune.demo-maskdit.start", 3, "finetune.demo-maskdit.start: 3 is no milestone of pretrain.demo-maskdit"),
     ("fetch.other", None, "fetch.other"),
     (
         "sample.demo-dit-plain.step",

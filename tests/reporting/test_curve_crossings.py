@@ -121,6 +121,37 @@ def test_curves_write_crossings_bands_cost_and_marked_published_points(tmp_path)
     assert "PolyCollection" in text or "FillBetween" in text
 
 
+def test_finetunings_that_branch_off_at_milestones_are_the_curve_that_is_compared(tmp_path):
+    evals = []
+    for step, fid in ((10, 30.0), (20, 20.0), (40, 10.0)):  # both halve a distance above 0 with each doubling of the steps
+        evals.append(f"dit-{step}")
+        record(tmp_path, evals[-1], step=step, metrics={"fid": fid}, run={"decoder": None})
+        evals.append(f"mask-{step}")
+        record(tmp_path, evals[-1], "MaskDiT", step=step, metrics={"fid": fid + 50}, run={})
+    for start, fid in ((10, 30.0), (20, 20.0), (40, 10.0)):
+        evals.append(f"open-{start}")
+        cost = {"phase": "finetune", "step": start // 10, "start": start, "metrics": {"fid": fid}}
+        record(tmp_path, evals[-1], "MaskDiT", run={}, **cost)
+    curves(Curves(title="T", evals=tuple(evals)), metrics=tmp_path, out=tmp_path / "c.csv")
+    rows = rows_of(tmp_path / "c.csv")
+    assert {row["series"] for row in rows} == {"DiT", "MaskDiT", "MaskDiT before finetuning"}
+    assert [float(row["steps"]) for row in rows if row["series"] == "MaskDiT"] == [11, 22, 44]
+    crossed = [row for row in rows_of(tmp_path / "c_crossing.csv") if row["axis"] == "steps"]
+    assert {row["model"] for row in crossed} == {"MaskDiT"}
+    assert [float(row["ratio"]) for row in crossed] == pytest.approx([1.1, 1.1, 1.1]), "the finetuning's steps count"
+
+
+def test_a_dit_whose_tokens_skip_blocks_is_compared_with_dit_as_tread(tmp_path):
+    for step, fid in ((10, 30.0), (20, 20.0)):
+        record(tmp_path, f"dit-{step}", step=step, metrics={"fid": fid}, run={"decoder": None})
+        record(tmp_path, f"tread-{step // 2}", step=step // 2, metrics={"fid": fid}, run={"decoder": None, "route": {"ratio": 0.5}})
+    evals = ("dit-10", "dit-20", "tread-5", "tread-10")
+    curves(Curves(title="T", evals=evals), metrics=tmp_path, out=tmp_path / "c.csv")
+    crossed = [row for row in rows_of(tmp_path / "c_crossing.csv") if row["axis"] == "steps"]
+    assert [row["model"] for row in crossed] == ["TREAD", "TREAD"]
+    assert [float(row["ratio"]) for row in crossed] == pytest.approx([0.5, 0.5])
+
+
 def test_two_recipes_of_one_model_are_two_curves(tmp_path):
     for name, ratio in (("half", 0.5), ("more", 0.75)):
         for step in (2, 4):

@@ -41,7 +41,7 @@ PROTOCOL = {
 }
 
 
-def record(folder, name, model="DiT", phase="pretrain", step=2, fd=123.456789, metrics=None, run=None, seed=0, **protocol):
+def record(folder, name, model="DiT", phase="pretrain", step=2, fd=123.456789, metrics=None, run=None, seed=0, start=None, **protocol):
     spent = {"images": 8 * step, "seconds": step / 2, "flops": step * 1e12, "parameters": 9, "precision": "bf16"}
     spent |= {"device_seconds": 1800.0 * step, "forward_flops": 4e9}
     spent |= {"speed": {"device": "cpu", "devices": 1, "images_per_second": 80.0, "mfu": 0.5, "data_wait": 0.0, "peak_memory": 2e9}}
@@ -54,7 +54,8 @@ def record(folder, name, model="DiT", phase="pretrain", step=2, fd=123.456789, m
         sample = {"run": name, "step": step, "seed": 0}
         lineage = {f"pretrain/{name}": {"config": config, "digest": ""}, f"sample/{name}": {"config": sample, "digest": ""}}
         if phase == "finetune":
-            lineage[f"finetune/{name}"] = {"config": {"run": name, "batch": 4, "seed": seed + 7}, "digest": ""}
+            branch = {"start": start} if start else {}
+            lineage[f"finetune/{name}"] = {"config": {"run": name, "batch": 4, "seed": seed + 7, **branch}, "digest": ""}
         tree["manifest"] = {"lineage": lineage}
     folder.mkdir(exist_ok=True)
     write_json(folder / f"{name}.json", tree)

@@ -169,10 +169,13 @@ def test_without_evidence_a_claim_is_not_run(evidence, tmp_path):
 )
 def test_a_crossing_is_judged_by_its_interval_at_dit_s_last_milestone(last, verdict, tmp_path):
     first = {"axis": "steps", "at": 1.0, "status": "reached", "ratio": 0.1, "low": 0.1, "high": 0.1, "seeds": "3 and 3"}
-    pd.DataFrame([{**first, "at": 9.0, **last}, first]).to_csv(tmp_path / "curves_toy_crossing.csv", index=False)
+    first["model"] = "MaskDiT"
+    other = {**first, "at": 9.0, "model": "TREAD"}
+    pd.DataFrame([other, {**first, "at": 9.0, **last}, first]).to_csv(tmp_path / "curves_toy_crossing.csv", index=False)
     row = ledger(tmp_path, paper=0.3, evidence=TIME)
     assert (row["verdict"], row["seeds"]) == (verdict, "3 and 3")
     assert row["ours"] == ("not reached" if "status" in last else str(last["ratio"]))
+    assert ledger(tmp_path, paper=0.3, evidence={**TIME, "model": "TREAD"})["ours"] == "0.1"
 
 
 def test_the_benchmark_is_evidence_of_speed_and_memory(tmp_path):

@@ -197,6 +197,19 @@ def test_finetuning_starts_from_the_pretrained_weights_and_adds_up_what_was_spen
     assert new["flops"] > old["flops"]
 
 
+def test_a_branch_starts_from_the_average_of_its_milestone_and_counts_what_that_has_cost(latents):
+    run = pretrained(latents, "run", masked(2, 4))
+    out = latents.parent / "branch"
+    out.mkdir()
+    entry = {**COMMON, "run": "toy", "mask_ratio": 0.0, "milestones": (3,), "lr": 1e-12, "ema": 0.0, "ema_warmup": 1, "start": 2}
+    config = Finetune.model_validate(entry)
+    train.finetune(config, latents=latents, pretrained=run, out=out)
+    before, after = load_file(run / "ema-0000002.safetensors"), load_file(out / "net-0000003.safetensors")
+    assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before)
+    first, (last,) = read_json(run / "index.json")["milestones"][0], read_json(out / "index.json")["milestones"]
+    assert last["images"] == first["images"] + 3 * config.batch
+
+
 def test_finetuning_refuses_latents_of_another_autoencoder(latents):
     run = pretrained(latents, "run", masked(2))
     index = read_json(latents / "index.json")

@@ -29,11 +29,12 @@ class Ratio(Section):
 
 
 class Crossing(Section):
-    """The cost at which MaskDiT reaches the quality of DiT's last milestone, as a fraction of DiT's cost."""
+    """The cost at which a model reaches the quality of DiT's last milestone, as a fraction of DiT's cost."""
 
     kind: Literal["crossing"]
     study: Key  # an entry of curves
     axis: Literal["steps", "images", "tflop", "seconds", "device_hours", "cost"]
+    model: Literal["MaskDiT", "TREAD"] = new("MaskDiT")
 
 
 class Pair(Section):

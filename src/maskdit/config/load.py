@@ -127,6 +127,9 @@ def phases_unfit(params: Params) -> Iterator[str]:
     for key, finetune in params.finetune.items():
         if finetune.phase == "pretrain" and finetune.dataset != (dataset := params.pretrain[finetune.run].dataset):
             yield f"finetune.{key}.dataset: must be {dataset}, as in pretrain.{finetune.run}"
+        marks = ("final", *params.pretrain[finetune.run].milestones) if finetune.phase == "pretrain" else ("final",)
+        if finetune.start not in marks:
+            yield f"finetune.{key}.start: {finetune.start} is no milestone of pretrain.{finetune.run}; it has {marks[1:]}"
     for key, sample in params.sample.items():
         run, evaluate = f"{sample.phase}.{sample.run}", params.evaluate[key]
         phase = getattr(params, sample.phase)[sample.run]

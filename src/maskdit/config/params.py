@@ -107,8 +107,9 @@ class Params(BaseModel):
         if getattr(entry, "phase", "") == "released":
             return {}
         if verb == "finetune":
-            last = self.pretrain[entry.run].milestones[-1]
-            return {f"pretrain/{entry.run}": (milestone_file("ema", last), milestone_file("net", last))}
+            step = self.pretrain[entry.run].milestones[-1] if entry.start == "final" else entry.start
+            kinds = ("ema", "net") if entry.start == "final" else ("ema",)
+            return {f"pretrain/{entry.run}": tuple(milestone_file(kind, step) for kind in kinds)}
         if verb != "sample":
             return {}
         training = getattr(self, entry.phase)[entry.run]

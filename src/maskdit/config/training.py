@@ -123,6 +123,9 @@ class Finetune(Training):
 
     run: Key  # an entry of the section that phase names
     phase: Literal["pretrain", "released"] = new("pretrain")  # where its weights come from; DVC needs the key in the file
+    start: Count | Literal["final"] = new(
+        "final"
+    )  # a milestone whose average it branches off; final: the final weights and their average
     dataset: Key
     classes: dict[Line, Natural | Line] = new({})  # class -> number or ImageNet name of the published class that it starts from
 
@@ -130,6 +133,8 @@ class Finetune(Training):
     def _published(self) -> Self:
         if self.classes and self.phase != "released":
             raise ValueError("classes need phase: released, because a run of pretrain has the classes of its images")
+        if self.start != "final" and self.phase == "released":
+            raise ValueError("start needs phase: pretrain, because published weights have one milestone")
         return self
 
 

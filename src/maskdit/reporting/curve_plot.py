@@ -10,6 +10,7 @@ from maskdit.reporting.figures import COLOURS, fitted, scaled, wide
 
 OTHERS = ("#2471a3", "#1e8449", "#af601a", "#7d3c98", "#117a65")
 MARKS = "s^Dv<>pP*X"
+BEFORE_FINETUNING = " before finetuning"  # the end of the name of a series, which is then drawn thin
 PANEL = 3.6  # inches across
 UNITS = {  # column -> its label, and its units, the largest first: how many of them are one of the column
     "tflop": ("training compute ({})", {"EFLOP": 1e-6, "PFLOP": 1e-3, "TFLOP": 1.0, "GFLOP": 1e3, "MFLOP": 1e6}),
@@ -34,7 +35,8 @@ def plot(frame: pd.DataFrame, theirs: pd.DataFrame, quality: str, axes: dict[str
     figure = Figure(figsize=(across, 3.6), layout="constrained")
     panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
     others = cycle(OTHERS)
-    colours = {series: COLOURS.get(str(series)) or next(others) for series in frame["series"].unique()}
+    models = dict.fromkeys(series.removesuffix(BEFORE_FINETUNING) for series in frame["series"].unique())
+    colours = {model: COLOURS.get(model) or next(others) for model in models}
     costs = {column: pd.concat([points[column] for points in (frame, theirs) if column in points]) for column in axes}
     logarithmic = any(wide(values) for values in costs.values())
     for panel, (column, label) in zip(panels, axes.items(), strict=True):
@@ -42,11 +44,13 @@ def plot(frame: pd.DataFrame, theirs: pd.DataFrame, quality: str, axes: dict[str
         for series, rows in frame[frame[column].notna()].groupby("series"):
             groups = rows.assign(cost=rows[column] * factor).groupby(["steps", "phase"])[["cost", quality]]
             middle, low, high = groups.mean(), groups.min(), groups.max()
-            panel.plot(middle["cost"], middle[quality], "o-", color=colours[series], label=series)
-            if rows["seed"].nunique() > 1:
-                panel.fill_between(middle["cost"], low[quality], high[quality], color=colours[series], alpha=0.2, linewidth=0)
+            colour, thin = colours[str(series).removesuffix(BEFORE_FINETUNING)], str(series).endswith(BEFORE_FINETUNING)
+            style = {"linewidth": 0.7, "markersize": 3} if thin else {}
+            panel.plot(middle["cost"], middle[quality], "o-", color=colour, label=series, **style)
+            if rows["seed"].nunique() > 1 and not thin:
+                panel.fill_between(middle["cost"], low[quality], high[quality], color=colour, alpha=0.2, linewidth=0)
             hollow = middle[middle.index.get_level_values("phase") == "finetune"]
-            panel.plot(hollow["cost"], hollow[quality], "o", color=colours[series], markerfacecolor="white")
+            panel.plot(hollow["cost"], hollow[quality], "o", color=colour, markerfacecolor="white")
         for mark, (series, rows) in zip(cycle(MARKS), theirs.groupby("series"), strict=False):
             if column in rows and rows[column].notna().any():
                 panel.plot(rows[column] * factor, rows[quality], mark, color="#999999", fillstyle="none", label=series)

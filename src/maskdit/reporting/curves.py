@@ -12,9 +12,9 @@ from maskdit.artifacts.manifest import config_of
 from maskdit.config.base import UserError
 from maskdit.config.reporting import Curves
 from maskdit.reporting.curve_crossings import COLUMNS, crossings
-from maskdit.reporting.curve_plot import plot
+from maskdit.reporting.curve_plot import BEFORE_FINETUNING, plot
 from maskdit.reporting.figures import save
-from maskdit.reporting.records import COMPARABLE, SAMPLING, demand_alike, distance_of, hours_of, published, read, steps_of
+from maskdit.reporting.records import COMPARABLE, SAMPLING, demand_alike, distance_of, hours_of, model_of, published, read, steps_of
 from maskdit.reporting.report.report import AXES
 
 
@@ -26,7 +26,8 @@ def known(value: Any) -> Any:
 def points(metrics: Path, config: Curves) -> pd.DataFrame:
     """One row per evaluation: series, phase, steps, costs and metrics. Raises UserError if no evaluation has been run.
 
-    A series is a model, or a model and a run if the curves show several recipes of that model.
+    A series is a model, or a model and a run if the curves show several recipes of that model. If finetunings branch off at several
+    milestones, they are the series, and the points before them one of their own.
     """
     rows: list[dict[str, Any]] = []
     names: dict[str, str] = {}
@@ -35,7 +36,7 @@ def points(metrics: Path, config: Curves) -> pd.DataFrame:
     demand_alike(records)
     for name, record in records.items():
         checkpoint, steps, hours = record["checkpoint"], steps_of(record), known(hours_of(record))
-        model, phase = checkpoint["model"], checkpoint["phase"]
+        model, phase = model_of(record), checkpoint["phase"]
         first = next((verb for verb in ("pretrain", "released") if config_of(record, verb)), "")
         start = {field: value for field, value in config_of(record, first).items() if field not in ("seed", "milestones")}
         series = json.dumps([model, start], sort_keys=True)  # what the points of one curve have in common
@@ -58,6 +59,10 @@ def points(metrics: Path, config: Curves) -> pd.DataFrame:
     frame = pd.DataFrame(rows).sort_values(["model", "series", "steps"], ignore_index=True)
     alone = frame.groupby("model")["series"].transform("nunique") == 1
     frame["series"] = frame["model"].where(alone, frame["model"] + " " + frame["series"].map(names))
+    ends = frame["phase"] == "finetune"
+    branches = frame[ends].groupby("series")["point"].nunique()
+    before = ~ends & frame["series"].isin(branches.index[branches > 1])
+    frame["series"] = frame["series"].where(~before, frame["series"] + BEFORE_FINETUNING)
     return frame
 
 
@@ -89,7 +94,8 @@ def curves(config: Curves, *, metrics: Path, out: Path) -> None:
     if "device_hours" in axes:
         axes.pop("seconds", None)
     save(plot(frame, theirs, quality, axes, config.title), out, ".png", ".svg", dpi=150)
-    crossed = pd.DataFrame(crossings(frame, axes, quality), columns=COLUMNS)
+    methods = frame[~frame["series"].str.endswith(BEFORE_FINETUNING)]
+    crossed = pd.DataFrame(crossings(methods, axes, quality), columns=COLUMNS)
     every = pd.concat([frame, theirs], ignore_index=True) if len(theirs) else frame
     shown = every.drop(columns=["point", *(["cost"] if config.price_per_device_hour is None else [])])
     for name, table in ((f"{out.stem}_crossing.csv", crossed), (out.name, shown)):

@@ -7,7 +7,7 @@ import pandas as pd
 
 from maskdit.artifacts.manifest import config_of
 from maskdit.config.reporting import Efficiency
-from maskdit.reporting.records import published, read, steps_of
+from maskdit.reporting.records import model_of, published, read, steps_of
 from maskdit.reporting.table_formats import latex, rounded, write
 
 LABELS = {"eval": "Run", "batch": "Batch", "steps_per_second": "Steps/s", "images_per_second": "Images/s"}
@@ -20,7 +20,7 @@ def row_of(name: str, record: dict[str, Any]) -> dict[str, Any]:
     speed: dict[str, Any] = checkpoint.get("speed") or {}
     config = config_of(record, checkpoint["phase"])
     batch, images, flops = config.get("batch"), speed.get("images_per_second"), checkpoint["flops"]
-    training = {"eval": config_of(record, "sample").get("run", name), "model": checkpoint["model"], "phase": checkpoint["phase"]}
+    training = {"eval": config_of(record, "sample").get("run", name), "model": model_of(record), "phase": checkpoint["phase"]}
     training |= {"mask_ratio": config.get("mask_ratio"), "precision": checkpoint["precision"], "steps": steps}
     machine = {"device": speed.get("device"), "devices": speed.get("devices"), "batch": batch}
     rates = {"steps_per_second": images / batch if images and batch else None, "images_per_second": images}

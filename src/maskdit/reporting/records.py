@@ -107,10 +107,18 @@ def counted(trainings: int, samplings: int) -> str:
     return f"{trainings} seeds" if trainings > 1 else f"1 seed, {samplings} samplings"
 
 
+def model_of(record: dict[str, Any]) -> str:
+    """The model behind a record: DiT, MaskDiT, or TREAD for a DiT some of whose tokens skip blocks in training."""
+    model = record["checkpoint"]["model"]
+    return "TREAD" if model == "DiT" and config_of(record, "pretrain").get("route") else model
+
+
 def steps_of(record: dict[str, Any]) -> int:
     """Training steps behind a record, over all phases."""
-    before = config_of(record, "pretrain").get("milestones", [0])[-1] if record["checkpoint"]["phase"] == "finetune" else 0
-    return before + record["checkpoint"]["step"]
+    start = config_of(record, "finetune").get("start", "final")
+    if start == "final":
+        start = config_of(record, "pretrain").get("milestones", [0])[-1]
+    return (start if record["checkpoint"]["phase"] == "finetune" else 0) + record["checkpoint"]["step"]
 
 
 def hours_of(record: dict[str, Any]) -> float | None:

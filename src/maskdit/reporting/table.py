@@ -12,7 +12,19 @@ from maskdit.artifacts.manifest import config_of
 from maskdit.config import yaml_subset
 from maskdit.config.base import UserError
 from maskdit.config.reporting import Recon, Table
-from maskdit.reporting.records import COMPARABLE, SAMPLING, counted, hours_of, independent, published, read, seeds, steps_of, twins
+from maskdit.reporting.records import (
+    COMPARABLE,
+    SAMPLING,
+    counted,
+    hours_of,
+    independent,
+    model_of,
+    published,
+    read,
+    seeds,
+    steps_of,
+    twins,
+)
 from maskdit.reporting.sample_size import notes
 from maskdit.reporting.table_formats import latex, markdown, rounded, write
 
@@ -40,7 +52,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
     gmac_forward is 10^9 multiply-adds of a forward pass with all tokens, which the papers call GFLOPs.
     """
     checkpoint, protocol = record["checkpoint"], record["protocol"]
-    model = {field: checkpoint[field] for field in ("model", "phase", "parameters")}
+    model = {"model": model_of(record), **{field: checkpoint[field] for field in ("phase", "parameters")}}
     training = {"steps": steps_of(record), "train_images": checkpoint["images"], "train_precision": checkpoint.get("precision")}
     cost = {"device_hours": in_units(hours_of(record), 1.0, 4), "train_seconds": in_units(checkpoint["seconds"])}
     cost |= {"train_tflop": in_units(checkpoint["flops"], 1e12), "gmac_forward": in_units(checkpoint.get("forward_flops"), 2e9, 2)}

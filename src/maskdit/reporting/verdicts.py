@@ -105,7 +105,8 @@ def found(evidence: Evidence, results: Path, lower: bool) -> Found | None:
             return Found(ratio, noise, f"{one} against {other}", files(results, names))
         case Crossing():
             path = results / f"curves_{evidence.study}_crossing.csv"
-            rows = rows_of(path, "axis", evidence.axis, ("at", "ratio", "low", "high"), ("status", "seeds"))
+            rows = rows_of(path, "axis", evidence.axis, ("at", "ratio", "low", "high"), ("status", "seeds", "model"))
+            rows = rows[rows["model"].str.split().str[0] == evidence.model] if len(rows) else rows
             if rows.empty:
                 return None
             last = rows.loc[rows["at"].idxmax()]  # at the last milestone of DiT

@@ -51,12 +51,14 @@ class Past:
 def begun(config: Finetune, data: Latents, latents: Path, run: Path) -> tuple[dict[str, Any], Past]:
     """The network of a finetuning and what it starts from: the final raw weights of a run and their average.
 
+    A branch starts from the average of a milestone, because raw weights are kept of the last one only.
     Published weights without raw ones start from their average. They get a label table for the classes of the data, see `adapted`;
     what they have cost is unknown and counts as nothing. Raises UserError if the latents are not of the space of the weights.
     """
     index = read_json(run / "index.json", "milestones", "final")
-    ema, facts = checkpoint.load(run / index["milestones"][-1]["file"])
-    net = checkpoint.load(run / index["final"])[0] if index["final"] else ema
+    marks = [mark for mark in index["milestones"] if config.start in ("final", mark["step"])]
+    ema, facts = checkpoint.load(run / marks[-1]["file"])
+    net = checkpoint.load(run / index["final"])[0] if index["final"] and config.start == "final" else ema
     published, theirs = config.phase == "released", Space.parse(facts["space"])
     if field := differing(data.space, theirs):
         advice = "encode the images at the size and with the autoencoder of the weights" if published else "rerun the pretraining"

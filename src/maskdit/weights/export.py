@@ -157,6 +157,8 @@ def pretraining(run: Manifest) -> int:
     """The steps of the pretraining that a finetuning continues; 0 for other runs, and for one of published weights."""
     if not run.node.startswith("finetune/"):
         return 0
+    if (start := run.lineage[run.node].config.get("start", "final")) != "final":
+        return int(start)
     return int(next((origin.config["milestones"][-1] for node, origin in run.lineage.items() if node.startswith("pretrain/")), 0))
 
 
