@@ -334,7 +334,7 @@ def test_an_entry_that_is_asked_for_and_missing_names_the_nearest(tree):
 TARGETS = {
     "results/report_odd.html": "params.yaml: report has no entry 'odd'; known: demo, fashion, in256, in512",
     "results/table_in25.tex": "params.yaml: table has no entry 'in25'; did you mean 'in256'?",
-    "results/nothing.csv": "params.yaml: claims has no entry 'nothing'; known: claims, fashion-claims, in256-claims, in512-claims",
+    "results/nothing.csv": "params.yaml: claims has no entry 'nothing'; known: claims, fashion-claims, in256-claims",
     ".scratch/made/sample/demo-dit-plan": "params.yaml: sample has no entry 'demo-dit-plan'; did you mean 'demo-dit-plain'?",
     ".scratch/made/vae/xyz": "params.yaml: vae has no entry 'xyz'; known: demo, fashion, in256, in256-mse, in512",
     "artifacts/samples/demo-dit-plain": "does not know this path; ask for .scratch/made/sample/demo-dit-plain instead",

@@ -41,7 +41,9 @@ PROTOCOL = {
 }
 
 
-def record(folder, name, model="DiT", phase="pretrain", step=2, fd=123.456789, metrics=None, run=None, seed=0, start=None, **protocol):
+def record(
+    folder, name, model="DiT", phase="pretrain", step=2, fd=123.456789, metrics=None, run=None, seed=0, start=None, **protocol
+):
     spent = {"images": 8 * step, "seconds": step / 2, "flops": step * 1e12, "parameters": 9, "precision": "bf16"}
     spent |= {"device_seconds": 1800.0 * step, "forward_flops": 4e9}
     spent |= {"speed": {"device": "cpu", "devices": 1, "images_per_second": 80.0, "mfu": 0.5, "data_wait": 0.0, "peak_memory": 2e9}}

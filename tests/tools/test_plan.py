@@ -73,6 +73,14 @@ def test_pretraining_costs_about_the_hours_that_the_authors_report():
     assert hours["in256-dit-control"] / hours["in256-maskdit"] == pytest.approx(1.81, abs=0.01)
 
 
+def test_the_small_studies_of_imagenet_take_one_gpu_two_days():
+    site = Site("h100", MFU, 1, 24.0)
+    nodes = {node for bench in ("in256-small", "in256-small-1k") for node in Plan(PARAMS, bench, Freshness(PARAMS)).nodes}
+    assert 24 < sum(site.hours(Costs(PARAMS).of(node)) for node in nodes) < 48
+    branch = Plan(PARAMS, "in256-small", Freshness(PARAMS)).behind("finetune/in256-small-tread-0080k")
+    assert branch["pretrain/in256-small-tread"] == 80_000 / 200_000, "it needs no more of the pretraining"
+
+
 @pytest.mark.parametrize(("theirs", "ours"), [("in256-theirs-open", "in256-maskdit"), ("in256-dit-published", "in256-dit-control")])
 def test_finetuning_published_weights_costs_what_finetuning_a_run_of_the_paper_s_size_costs(theirs, ours):
     like = PARAMS.finetune["in256-maskdit-open"]
@@ -145,10 +153,10 @@ def test_a_size_has_digits_however_small_it_is():
 def test_a_plan_counts_jobs_and_names_parts_only_as_a_maximum(study, capsys):
     lines = said(PARAMS, capsys, "in256")
     rows = {line.split()[0]: line for line in lines[2:-1]}
-    assert re.match(r"sample +17 +up to 850 +60 h +1\.7 h +167 GB$", rows["sample"])
+    assert re.match(r"sample +21 +up to 1,050 +69 h +1\.7 h +206 GB$", rows["sample"])
     assert re.match(r"pretrain +2 +5,034 h +406 h +134 GB +17 slices of 24 h$", rows["pretrain"])
-    assert re.match(r"all +78 +5,265 h", rows["all"])
-    assert lines[-1] == "78 of 78 nodes to make: snakemake results/recon_in256.csv results/report_in256.html"
+    assert re.match(r"all +93 +5,556 h", rows["all"])
+    assert lines[-1] == "93 of 93 nodes to make: snakemake results/recon_in256.csv results/report_in256.html"
 
 
 def test_the_plan_of_a_small_study_is_short_and_has_no_zeros(study, capsys):
@@ -240,7 +248,7 @@ def engine(where: Path, tree: dict | Path) -> Params:
 @pytest.mark.pipeline
 @pytest.mark.parametrize(
     ("numbers", "bench", "total"),
-    [(project.TOY, "demo", 22), (ROOT / "params.yaml", "demo", 53), (ROOT / "params.yaml", "in256", 78)],
+    [(project.TOY, "demo", 22), (ROOT / "params.yaml", "demo", 53), (ROOT / "params.yaml", "in256", 93)],
     ids=["toy", "demo", "in256"],
 )
 def test_a_plan_counts_the_jobs_that_snakemake_starts(numbers, bench, total, study):

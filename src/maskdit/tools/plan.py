@@ -10,6 +10,7 @@ from maskdit.config.graph import ends, study
 from maskdit.config.params import Params
 from maskdit.config.paths import OUTPUTS, output
 from maskdit.config.sampling import Sample
+from maskdit.config.training import Finetune
 from maskdit.runtime.device import system_memory
 from maskdit.tools.cost import MEMORY, PEAKS, Costs, Site
 
@@ -44,6 +45,8 @@ class Plan:
         if isinstance(entry, Sample) and entry.phase != "released" and entry.step != "final":
             last = self.params.entry(entry.phase, entry.run).milestones[-1]
             found[f"{entry.phase}/{entry.run}"] = entry.step / last
+        if isinstance(entry, Finetune) and entry.start != "final":
+            found[f"pretrain/{entry.run}"] = entry.start / self.params.pretrain[entry.run].milestones[-1]
         return found
 
     def paid(self, needed: dict[str, float], site: Site) -> float:
