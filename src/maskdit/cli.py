@@ -124,7 +124,10 @@ def parser(first: str = "") -> Parser:
     study = verbs.add_parser("study", help="Add a study of a folder of images to params.yaml.")
     study.add_argument("name", metavar="NAME", help="the prefix of its keys")
     study.add_argument("root", type=Path, metavar="ROOT", help="a folder CLASS/image, or tar or zip files with this layout")
-    study.add_argument("--resolution", type=int, default=32, metavar="PIXELS", help="side of the images (default 32)")
+    text = "finetune these published weights, an entry of released: in params.yaml, in place of training from nothing"
+    study.add_argument("--from", dest="released", metavar="KEY", help=text)
+    text = "side of the images (default 32, with --from that of the weights)"
+    study.add_argument("--resolution", type=int, metavar="PIXELS", help=text)
     text = "by the number of images"
     study.add_argument("--heldout", type=float, metavar="FRACTION", help=f"fraction of held-out images (default: {text}, from 0.1)")
     study.add_argument("--steps", type=int, metavar="N", help=f"steps of pretraining; others in proportion (default: {text})")

@@ -51,6 +51,23 @@ def test_a_changed_number_makes_stale_what_it_feeds_and_no_more(made: Params, pl
     assert holds(made, "report/demo") == value(made, "report/demo")
 
 
+def test_a_finetuning_follows_the_published_weights_that_it_starts_from(study: Path) -> None:
+    tree = copy.deepcopy(TREE)
+    theirs = {"url": "https://example.org/x.pt", "sha256": None, "format": "upstream", "vae": "demo", "dataset": "demo", "step": 7}
+    tree["released"] = {"demo-theirs": theirs}
+    tree["finetune"]["demo-maskdit"] |= {"run": "demo-theirs", "phase": "released"}
+    params = params_of(tree)
+    run(params)
+    assert Freshness(params).unmade == set()
+    theirs["step"] = 8
+    now = params_of(tree)
+    assert Freshness(now).unmade == fed_by(now, "released/demo-theirs") >= {"finetune/demo-maskdit", "sample/demo-maskdit-guided"}
+    run(now)
+    assert holds(now, "report/demo") == value(now, "report/demo")
+    tree["finetune"]["demo-maskdit"]["classes"] = {"face": 3}
+    assert "classes null" in Freshness(params_of(tree)).verdict("finetune/demo-maskdit").why
+
+
 def test_times_say_nothing(made: Params) -> None:
     for at, path in enumerate(sorted(Path().rglob("*"))):
         os.utime(path, (at * 7919 % 10**9, at * 104729 % 2 * 10**9))

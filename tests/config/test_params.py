@@ -259,6 +259,49 @@ def test_a_mistake_about_released_weights_is_refused(theirs, key, value, line):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.fixture
+def refined(theirs):
+    """A finetuning of the released weights."""
+    theirs["finetune"]["demo-theirs"] = {**theirs["finetune"]["demo-maskdit"], "run": "demo-theirs", "phase": "released"}
+    return theirs
+
+
+def test_released_weights_are_finetuned_as_a_whole(refined):
+    params = validate(refined)
+    assert params.upstream("finetune", "demo-theirs") == {"encode/demo", "released/demo-theirs"}
+    assert params.reads("finetune", "demo-theirs") == {}
+    assert "phase" not in params.finetune["demo-maskdit"].recipe(), "a run of pretrain has the recipe of before"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("finetune.demo-theirs.run", "demo-their", "run: released has no entry 'demo-their'; did you mean 'demo-theirs'?"),
+        ("finetune.demo-theirs.phase", "pretrain", "finetune.demo-theirs.run: pretrain has no entry 'demo-theirs'"),
+        ("finetune.demo-theirs.phase", "sample", "finetune.demo-theirs.phase: Input should be 'pretrain' or 'released'"),
+        ("released.demo-theirs.vae", "demo-two", "dataset: encode.demo has vae demo, but released.demo-theirs needs demo-two"),
+        ("fetch.demo-two.resolution", 32, "dataset: fetch.demo has resolution 16, but released.demo-theirs needs 32"),
+        ("released.demo-theirs.format", "dit", "mask_ratio: 0.5 needs a decoder, and released.demo-theirs is a DiT"),
+        ("finetune.demo-maskdit.classes", {"a": 1}, "finetune.demo-maskdit: classes need phase: released"),
+        ("finetune.demo-theirs.classes", {"a": -1}, "finetune.demo-theirs.classes.a: Input should be greater than or equal to 0"),
+    ],
+)
+def test_a_mistake_about_finetuning_released_weights_is_refused(refined, key, value, line):
+    for verb in ("vae", "fetch", "reference"):
+        refined[verb]["demo-two"] = dict(refined[verb]["demo"])
+    refined["sample"]["demo-maskdit-guided"] |= {"run": "demo-maskdit", "phase": "finetune"}
+    refined["reference"]["demo-two"]["dataset"] = "demo-two"
+    refined["released"]["demo-theirs"]["dataset"] = "demo-two"
+    refined["finetune"]["demo-theirs"]["mask_ratio"] = 0.5
+    validate(refined)
+    verb, entry, field = key.split(".")
+    refined[verb][entry] = {**refined[verb][entry], field: value}
+    with pytest.raises(UserError) as refusal:
+        validate(refined)
+    assert line in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
 def test_an_entry_without_sha256_says_so(theirs):
     del theirs["released"]["demo-theirs"]["sha256"]
     with pytest.raises(UserError, match=r"released\.demo-theirs\.sha256: missing"):

@@ -104,7 +104,11 @@ def differences(dvc: Graph, snakemake: Graph) -> Iterator[str]:
                 yield f"{name}: {what} {ours} in DVC, {theirs} in Snakemake"
 
 
-THEIRS = """released:
+THEIRS = """  demo-theirs: {run: demo-theirs, phase: released, dataset: demo, mask_ratio: 0.5, mae_weight: 0.1, batch: 8,
+    milestones: [2], lr: 1.0e-3, betas: [0.9, 0.99], warmup: 0, ema: 0.9, ema_warmup: 1, label_dropout: 0.1, precision: auto,
+    seed: 1}
+
+released:
   demo-theirs:
     url: https://example.org/weights.pt
     sha256: null
@@ -118,13 +122,13 @@ THEIRS = """released:
 
 @pytest.fixture(scope="module", params=["study", "toy", "released"])
 def where(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The study, the toy, and the toy with samples of released weights."""
+    """The study, the toy, and the toy with samples and a finetuning of released weights."""
     place = tmp_path_factory.getbasetemp() / f"graphs-{request.param}"
     if place.exists():
         return place
     made = project(place, ROOT / "params.yaml" if request.param == "study" else TOY)
     if request.param == "released":
-        edit(made / "params.yaml", "released: {}\n", THEIRS)
+        edit(made / "params.yaml", "\nreleased: {}\n", THEIRS)
         edit(made / "params.yaml", "run: demo-maskdit\n    phase: finetune", "run: demo-theirs\n    phase: released")
     return made
 
@@ -205,8 +209,8 @@ DRIFTS = {  # file, what is there, what is there instead, what the comparison sa
     "a stage that only Snakemake has": ("dvc.yaml", "foreach: ${grid}", "foreach: {}", "grid@.*only Snakemake"),
     "a dropped dependency": (
         "dvc.yaml",
-        "        - artifacts/runs/${item.run}/pretrain\n      outs",
-        "      outs",
+        "        - artifacts/runs/${item.run}/${item.phase}\n      outs:\n        - artifacts/runs/${key}/finetune",
+        "      outs:\n        - artifacts/runs/${key}/finetune",
         "finetune@.*before",
     ),
     "a ledger of another study": ("dvc.yaml", "        - results/curves_${item.study}_crossing.csv\n", "", "claims@claims: before"),

@@ -1,12 +1,13 @@
 """Preconditioning, loss and sampler against plain float64 formulas."""
 
 from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
 
-from maskdit.model.diffusion import Draw, denoise, denoise_vp, guided, loss, predict_vp, timestep, vp_sigmas
+from maskdit.model.diffusion import Draw, denoise, denoise_vp, guided, loss, loss_vp, predict_vp, timestep, vp_sigmas
 from maskdit.model.masking import sample_mask
 from maskdit.model.samplers import ddpm, dpmpp_2m, heun, sigma_steps
 
@@ -72,6 +73,21 @@ def test_the_loss_terms_are_the_paper_s_and_those_of_its_ablation(keep, dsm):
     np.testing.assert_allclose(torch.stack(found, 1).numpy(), wanted, rtol=1e-4)
     if keep == L:
         assert not found[1].any(), "with nothing hidden there is no reconstruction term"
+
+
+def test_the_loss_of_a_network_that_predicts_noise_is_that_of_ddpm_at_a_uniform_timestep():
+    source = np.random.default_rng(1)
+    x0, labels, given = source.normal(size=(B, C, SIDE, SIDE)), np.array([0, 1, 2, 0, 1]), draw()
+    abar, wanted = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)), []
+    for b in range(B):
+        step = int(1000 * NormalDist().cdf(given.normal_B[b].item()))
+        noise = given.noise_BCHW[b].numpy()
+        x = np.sqrt(abar[step]) * x0[b] + np.sqrt(1 - abar[step]) * noise
+        label = -1 if given.drop_B[b].item() < 0.4 else labels[b]
+        wanted.append(np.mean((np.tanh(x) * (1 + step) + 0.1 * label - noise) ** 2))
+    found, hidden = loss_vp(net, torch.from_numpy(x0), torch.from_numpy(labels), given, keep=L, label_dropout=0.4)
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-3)
+    assert not hidden.any()
 
 
 def test_preconditioning_at_sigma_data_is_one_half_and_its_root():

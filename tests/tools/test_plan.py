@@ -73,6 +73,20 @@ def test_pretraining_costs_about_the_hours_that_the_authors_report():
     assert hours["in256-dit-control"] / hours["in256-maskdit"] == pytest.approx(1.81, abs=0.01)
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [("in256-theirs-open", "in256-maskdit"), ("in256-dit-published", "in256-dit-control")])
+def test_finetuning_published_weights_costs_what_finetuning_a_run_of_the_paper_s_size_costs(theirs, ours):
+    like = PARAMS.finetune["in256-maskdit-open"]
+    entries = {"run": {"run": ours, "phase": "pretrain"}, "published": {"run": theirs, "phase": "released"}}
+    made = {f"in256-{key}": like.model_copy(update=entry) for key, entry in entries.items()}
+    samples = {key: PARAMS.sample["in256-open-guided"].model_copy(update={"run": key}) for key in made}
+    costs = Costs(PARAMS.model_copy(update={"finetune": made, "sample": samples}))
+    for verb in ("finetune", "sample"):
+        run, published = (costs.of(f"{verb}/{key}") for key in made)
+        assert run == published
+        assert run.flops > 1e15
+    assert costs.memory("finetune/in256-run", A100) == costs.memory("finetune/in256-published", A100)
+
+
 def test_trainings_on_a_cpu_cost_what_the_records_of_fashion_say():
     costs, found = Costs(PARAMS), []
     for file in sorted((ROOT / "docs" / "fashion" / "metrics" / "fashion").glob("*-final.json")):

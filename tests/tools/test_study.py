@@ -93,14 +93,16 @@ def test_one_study_after_another_is_added_with_the_claims_that_it_can_show(
 @pytest.mark.pipeline
 def test_both_engines_plan_studies_that_were_added_to_the_file_that_is_shipped(photos: Path, tmp_path: Path) -> None:
     where = project(tmp_path, ROOT / "params.yaml")
-    for name in ("flowers", "birds"):
-        says(where, "maskdit", "study", name, str(photos), "--skip-bad")
+    for name, start in {"flowers": (), "birds": ("--from", "in256-theirs-open")}.items():
+        says(where, "maskdit", "study", name, str(photos), "--skip-bad", *start)
         says(where, "maskdit", "check")
         by_snakemake = nodes(says(where, *SNAKEMAKE, "--dry-run", f"results/report_{name}.html"))
         by_dvc = nodes(says(where, "dvc", "repro", "--dry", "--force", f"report@{name}"))
         assert by_snakemake == by_dvc
-        assert by_dvc > {f"fetch@{name}", f"pretrain@{name}-maskdit", f"table@{name}", f"claims@{name}-claims"}
-        assert all(node.split("@")[1].startswith(name) for node in by_dvc)
+        assert by_dvc > {f"fetch@{name}", f"table@{name}", f"claims@{name}-claims"}
+        theirs = {"fetch@in256-autoencoder", "vae@in256", "released@in256-theirs-open"} if start else set()
+        assert {node for node in by_dvc if not node.split("@")[1].startswith(name)} == theirs
+        assert ("finetune@birds" if start else "pretrain@flowers-maskdit") in by_dvc
 
 
 def test_a_file_without_the_demo_is_refused_by_the_entry_that_is_missing(home: Path, photos: Path) -> None:

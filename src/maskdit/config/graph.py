@@ -2,7 +2,7 @@
 
 from maskdit.config.params import Params
 
-COLUMNS: tuple[tuple[str, ...], ...] = (("fetch",), ("vae",), ("encode",), ("pretrain",), ("finetune", "released"), ("sample",))
+COLUMNS: tuple[tuple[str, ...], ...] = (("fetch",), ("vae",), ("encode",), ("pretrain", "released"), ("finetune",), ("sample",))
 COLUMNS += (("features", "reference"), ("evaluate", "reconstruct"))
 COLUMNS += (("table", "curves", "grid", "strip", "recon", "calibrate"), ("report",))
 Edges = dict[str, set[str]]  # node -> the nodes that it reads

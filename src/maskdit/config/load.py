@@ -13,7 +13,7 @@ from maskdit.config.expand import expanded
 from maskdit.config.images import Autoencoder, Extractor, Npz, Pictures
 from maskdit.config.latents import DownloadedVae
 from maskdit.config.params import OF_REPORT, READS, VERBS, Params
-from maskdit.config.training import Finetune, Released, kept_tokens
+from maskdit.config.training import Finetune, Released
 from maskdit.config.yaml_subset import read_file
 
 SAMPLING: tuple[str, ...] = ("ema_width", "guidance", "guidance_channels", "guidance_interval", "solver", "solver_steps")
@@ -97,28 +97,35 @@ def sizes_unfit(params: Params) -> Iterator[str]:
     for verb in ("pretrain", "finetune"):
         for key, run in getattr(params, verb).items():
             where, start = f"{verb}.{key}", run.run if isinstance(run, Finetune) else key
+            if isinstance(run, Finetune) and run.phase == "released":
+                yield from (f"{where}.{problem}" for problem in published_unfit(params, run))
+                continue
             encode, network = params.encode[run.dataset], params.pretrain[start]
             side = params.pictures(encode.dataset).resolution // params.vae[encode.vae].factor
             patch, depth = network.encoder.patch, network.encoder.depth
             tokens = (side // patch) ** 2
             if side % patch:
                 yield f"pretrain.{start}.encoder.patch: {patch} does not divide the latent's side of {side}"
-            if not kept_tokens(tokens, run.mask_ratio):
-                yield f"{where}.mask_ratio: {run.mask_ratio} keeps none of {tokens} tokens"
-            if run.defer >= depth:
-                yield f"{where}.defer: {run.defer} must be less than the encoder's depth of {depth}"
-            if run.route and run.route.last >= depth:
-                yield f"{where}.route.last: {run.route.last} must be less than the encoder's depth of {depth}"
-            if run.route and not kept_tokens(tokens, run.route.ratio):
-                yield f"{where}.route.ratio: {run.route.ratio} leaves none of {tokens} tokens"
-            if run.mask_ratio and network.decoder is None:
-                yield f"{where}.mask_ratio: {run.mask_ratio} needs a decoder, and pretrain.{start}.decoder is null"
+            bare = "" if network.decoder else f"pretrain.{start}.decoder is null"
+            yield from (f"{where}.{problem}" for problem in run.misfits(tokens, depth, bare))
+
+
+def published_unfit(params: Params, run: Finetune) -> Iterator[str]:
+    """What does not fit between a finetuning and the published weights that it starts from, as far as params.yaml tells."""
+    theirs, encode = params.released[run.run], params.encode[run.dataset]
+    if encode.vae != theirs.vae:
+        yield f"dataset: encode.{run.dataset} has vae {encode.vae}, but released.{run.run} needs {theirs.vae}"
+    side, wanted = params.pictures(encode.dataset).resolution, params.resolution(run.run)
+    if side != wanted:
+        yield f"dataset: fetch.{encode.dataset} has resolution {side}, but released.{run.run} needs {wanted}"
+    if run.mask_ratio and theirs.format == "dit":
+        yield f"mask_ratio: {run.mask_ratio} needs a decoder, and released.{run.run} is a DiT; set it to 0.0"
 
 
 def phases_unfit(params: Params) -> Iterator[str]:
     """Samples, evaluations and reports that do not fit their runs."""
     for key, finetune in params.finetune.items():
-        if finetune.dataset != (dataset := params.pretrain[finetune.run].dataset):
+        if finetune.phase == "pretrain" and finetune.dataset != (dataset := params.pretrain[finetune.run].dataset):
             yield f"finetune.{key}.dataset: must be {dataset}, as in pretrain.{finetune.run}"
     for key, sample in params.sample.items():
         run, evaluate = f"{sample.phase}.{sample.run}", params.evaluate[key]
@@ -169,7 +176,7 @@ def protocols_unfit(params: Params) -> Iterator[str]:
         if sample.solver == "ddpm" and not 2 <= sample.solver_steps <= 1000:
             yield f"sample.{key}.solver_steps: ddpm takes 2 to 1000 steps (got {sample.solver_steps})"
         if sample.solver == "ddpm" and sample.phase != "released":
-            yield f"sample.{key}.solver: ddpm needs a released network that predicts noise; {run} has EDM's denoiser"
+            yield f"sample.{key}.solver: ddpm needs a released network that predicts noise and its variance; {run} has none"
         if sample.ema_width and len(getattr(getattr(params, sample.phase)[sample.run], "posthoc_ema", ())) < 2:
             yield f"sample.{key}.ema_width: {run} does not keep two averages; give it posthoc_ema: [0.05, 0.1]"
     compared = [(f"strip.{key}.select", strip.evals, (*SAMPLING, "seed", "labels", "vae")) for key, strip in params.strip.items()]

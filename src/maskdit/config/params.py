@@ -17,7 +17,7 @@ from maskdit.config.sampling import Sample
 from maskdit.config.training import Finetune, Pretrain, Released, milestone_file
 
 OF_REPORT = ("table", "curves", "efficiency", "strip")  # sections that a report shows, under its own key
-READS = {  # verb -> field -> verb of the entries that the field names, whose artifacts the step reads
+READS = {  # verb -> field -> verb of the entries that the field names, whose artifacts the step reads; phase: as that field says
     "vae": {"dataset": "fetch"},
     "encode": {"dataset": "fetch", "vae": "vae"},
     "reference": {"dataset": "fetch", "extractor": "fetch"},
@@ -25,9 +25,9 @@ READS = {  # verb -> field -> verb of the entries that the field names, whose ar
     "recon": {"evals": "reconstruct"},
     "calibrate": {"dataset": "fetch", "reference": "reference", "extractor": "fetch"},
     "pretrain": {"dataset": "encode"},
-    "finetune": {"dataset": "encode", "run": "pretrain"},
+    "finetune": {"dataset": "encode", "run": "phase"},
     "released": {"vae": "vae"},
-    "sample": {"run": "phase", "vae": "vae"},  # the run's verb is the sample's phase
+    "sample": {"run": "phase", "vae": "vae"},
     "grid": {"dataset": "fetch", "sample": "sample"},
     "claims": {"study": "curves"},
     "report": {"grids": "grid", "ledger": "claims"},
@@ -104,10 +104,12 @@ class Params(BaseModel):
     def reads(self, verb: str, key: str) -> dict[str, tuple[str, ...]]:
         """The files that a node reads of a training's artifact, by that node; the other inputs are read as a whole."""
         entry = self.entry(verb, key)
+        if getattr(entry, "phase", "") == "released":
+            return {}
         if verb == "finetune":
             last = self.pretrain[entry.run].milestones[-1]
             return {f"pretrain/{entry.run}": (milestone_file("ema", last), milestone_file("net", last))}
-        if verb != "sample" or entry.phase == "released":
+        if verb != "sample":
             return {}
         training = getattr(self, entry.phase)[entry.run]
         step = training.milestones[-1] if entry.step == "final" else entry.step
@@ -135,6 +137,10 @@ class Params(BaseModel):
             named = self.claims[key].evals if verb == "claims" else ()
             return (*self.of(key if verb == "report" else self.claims[key].study), *named)
         return getattr(self.entry(verb, key), "evals", None)
+
+    def resolution(self, released: str) -> int:
+        """Pixels of the images of published weights: as many as the images have that their samples are measured against."""
+        return self.pictures(self.reference[self.released[released].dataset].dataset).resolution
 
     def pictures(self, dataset: str) -> Pictures:
         """An entry of fetch that is known to be a source of images."""

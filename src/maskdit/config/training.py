@@ -1,11 +1,12 @@
 """Sections of params.yaml: pretraining, finetuning, and published weights."""
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from maskdit.config.base import Count, Fraction, Key, ListOf, Natural, Positive, Precision, Section, Seed, Sha, Url
+from maskdit.config.base import Count, Fraction, Key, Line, ListOf, Natural, Positive, Precision, Section, Seed, Sha, Url, new
 
 
 class Transformer(Section):
@@ -95,6 +96,19 @@ class Training(Section):
             return self.mask_ratio
         return self.mask_ratio * math.cos(math.pi / 2 * min(1.0, step / self.schedule_steps)) ** 4
 
+    def misfits(self, tokens: int, depth: int, bare: str) -> Iterator[str]:
+        """The fields that do not fit a network with an encoder of this depth, and why. `bare`: why it has no decoder, or ''."""
+        if not kept_tokens(tokens, self.mask_ratio):
+            yield f"mask_ratio: {self.mask_ratio} keeps none of {tokens} tokens"
+        if self.defer >= depth:
+            yield f"defer: {self.defer} must be less than the encoder's depth of {depth}"
+        if self.route and self.route.last >= depth:
+            yield f"route.last: {self.route.last} must be less than the encoder's depth of {depth}"
+        if self.route and not kept_tokens(tokens, self.route.ratio):
+            yield f"route.ratio: {self.route.ratio} leaves none of {tokens} tokens"
+        if self.mask_ratio and bare:
+            yield f"mask_ratio: {self.mask_ratio} needs a decoder, and {bare}"
+
 
 class Pretrain(Training):
     """A run from random weights. With decoder null and mask_ratio 0 it is DiT, trained by the same loop."""
@@ -105,14 +119,22 @@ class Pretrain(Training):
 
 
 class Finetune(Training):
-    """A second phase of a run. The architecture comes from the run's checkpoint."""
+    """A second phase of a run, or of published weights. The architecture comes from their checkpoint."""
 
-    run: Key  # an entry of pretrain
+    run: Key  # an entry of the section that phase names
+    phase: Literal["pretrain", "released"] = new("pretrain")  # where its weights come from; DVC needs the key in the file
     dataset: Key
+    classes: dict[Line, Natural | Line] = new({})  # class -> number or ImageNet name of the published class that it starts from
+
+    @model_validator(mode="after")
+    def _published(self) -> Self:
+        if self.classes and self.phase != "released":
+            raise ValueError("classes need phase: released, because a run of pretrain has the classes of its images")
+        return self
 
 
 class Released(Section):
-    """Published weights, sampled and evaluated for comparison with ours."""
+    """Published weights, to be sampled and evaluated for comparison with ours, or to be finetuned."""
 
     url: Url
     sha256: Sha | None  # null: accept any file and report its hash

@@ -14,6 +14,7 @@ from typing import IO
 import numpy as np
 
 from maskdit.config.base import UserError
+from maskdit.config.errors import nearest
 from maskdit.config.images import ImageNet
 from maskdit.images.archives import TABLE, tar_members
 from maskdit.images.folders import listed
@@ -25,6 +26,7 @@ WNID = re.compile(r"n\d{8}")
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 SOLUTION = "LOC_val_solution.csv"
 CLASSES = 2**16  # maximum number of classes
+CATEGORIES = 1000  # of ImageNet-1k
 LARGEST = 2**24  # maximum bytes of a list of labels
 
 
@@ -208,3 +210,16 @@ def joined(train: Found, validation: Found) -> Found:
         names=train.names + validation.names,
         labels=np.concatenate([train.labels, moved[validation.labels]]),
     )
+
+
+def class_number(name: str) -> int:
+    """The number of a class by its English name, as torchvision has it. Raises UserError if there is none, or several."""
+    from torchvision.models import MobileNet_V2_Weights  # whose import takes long
+
+    names = [each.casefold() for each in MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"]]
+    numbers = [number for number, each in enumerate(names) if each == name.casefold()]
+    if len(numbers) > 1:
+        raise UserError(f"'{name}': ImageNet has the classes {' and '.join(map(str, numbers))} of this name; write one number")
+    if not numbers:
+        raise UserError(f"'{name}': not the name of a class of ImageNet{nearest(name.casefold(), names)}")
+    return numbers[0]

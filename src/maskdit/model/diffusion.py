@@ -105,16 +105,34 @@ def timestep(sigma_B: Tensor) -> Tensor:
     return (above_B - 1 + (log_B - low_B) / (high_B - low_B)).clamp(0, VP_STEPS - 1)
 
 
-def predict_vp(net: Network, y_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor) -> Tensor:
-    """Full output of a VP network: eps (B, C, H, W), or (B, 2 C, H, W) if it also predicts a variance."""
+def predict_vp(net: Network, y_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor, *hidden: Tensor | None) -> Tensor:
+    """Full output of a VP network: eps (B, C, H, W), or (B, 2 C, H, W) if it also predicts a variance. `hidden`: see `denoise`."""
     c_in = 1 / (sigma_B.reshape(-1, 1, 1, 1) ** 2 + 1).sqrt()
-    return net((c_in * y_BCHW).float(), timestep(sigma_B).float(), labels_B, None)
+    return net((c_in * y_BCHW).float(), timestep(sigma_B).float(), labels_B, *(hidden or (None,)))
 
 
 def denoise_vp(net: Network, y_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor) -> Tensor:
     """D(y; sigma) = y - sigma * eps for a network that predicts eps: EDM table 1, column VP, with DiT's discrete timesteps."""
     eps = predict_vp(net, y_BCHW, sigma_B, labels_B)[:, : y_BCHW.shape[1]]
     return y_BCHW - sigma_B.reshape(-1, 1, 1, 1) * eps.to(y_BCHW.dtype)
+
+
+def loss_vp(
+    net: Network, x0_BCHW: Tensor, labels_B: Tensor, draw: Draw, *, keep: int, label_dropout: float, stay: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The simple loss of Ho et al. (eq. 14) per sample, mean((eps_net - eps)^2) at a uniform timestep, and zeros.
+
+    DiT's further term, which trains its variance alone, is left out. `keep` must be all patches, because DiT has no decoder.
+    `stay`: number of tokens that skip no block.
+    """
+    assert keep == draw.scores_BL.shape[1]
+    step_B = (torch.special.ndtr(draw.normal_B) * VP_STEPS).long().clamp(max=VP_STEPS - 1)
+    sigma_B = vp_sigmas().to(x0_BCHW.device, non_blocking=True)[step_B].to(x0_BCHW.dtype)
+    y = x0_BCHW + sigma_B.reshape(-1, 1, 1, 1) * draw.noise_BCHW
+    labels_B = torch.where(draw.drop_B < label_dropout, -1, labels_B)
+    hidden = [None, *([sample_mask(draw.routes_BL, stay)] if stay is not None and draw.routes_BL is not None else [])]
+    eps = predict_vp(net, y, sigma_B, labels_B, *hidden)
+    return (eps.to(y.dtype) - draw.noise_BCHW).square().flatten(1).mean(1), torch.zeros_like(sigma_B)
 
 
 def guided(

@@ -36,12 +36,11 @@ def points(metrics: Path, config: Curves) -> pd.DataFrame:
     for name, record in records.items():
         checkpoint, steps, hours = record["checkpoint"], steps_of(record), known(hours_of(record))
         model, phase = checkpoint["model"], checkpoint["phase"]
-        pretraining = {
-            field: value for field, value in config_of(record, "pretrain").items() if field not in ("seed", "milestones")
-        }
-        series = json.dumps([model, pretraining], sort_keys=True)  # what the points of one curve have in common
+        first = next((verb for verb in ("pretrain", "released") if config_of(record, verb)), "")
+        start = {field: value for field, value in config_of(record, first).items() if field not in ("seed", "milestones")}
+        series = json.dumps([model, start], sort_keys=True)  # what the points of one curve have in common
         names.setdefault(series, config_of(record, "sample").get("run", name))
-        seeds = [str(config_of(record, verb).get("seed", 0)) for verb in ("pretrain", "sample")]
+        seeds = [str(config_of(record, verb).get("seed", 0)) for verb in ("finetune" if first == "released" else first, "sample")]
         point = {
             "eval": name,
             "series": series,

@@ -8,7 +8,7 @@ from maskdit.config.images import Autoencoder, Extractor, Folder, ImageNet, Pict
 from maskdit.config.latents import DownloadedVae, Encode, Vae
 from maskdit.config.params import Params
 from maskdit.config.sampling import Sample
-from maskdit.config.training import Finetune, Pretrain, Released, Training, kept_tokens
+from maskdit.config.training import Encoder, Finetune, Pretrain, Released, Training, Transformer, kept_tokens
 from maskdit.model.flops import forward, seen
 from maskdit.model.memory import Memory, Sizes, parameters, shape, step_memory
 from maskdit.runtime.variables import bf16_allowed
@@ -22,6 +22,7 @@ ENCODER, DECODER = 272.7e9 / 256**2, 622.2e9 / 256**2  # FLOPs per pixel of SD's
 NETWORKS = {"inception-2015": 11.4e9, "dinov2": 162e9, "mobilenet-v2": 0.05e9}  # FLOPs per image
 WIDTHS = {"inception-2015": 2048 + 2023, "dinov2": 1024, "mobilenet-v2": 1280 + 1000}
 ARCHIVE = 121e3  # bytes per compressed image of ImageNet
+XL = Encoder(patch=2, depth=28, width=1152, heads=16), Transformer(depth=8, width=512, heads=16)  # of published weights, as a guess
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,27 @@ class Costs:
         entry = self.params.vae[vae]
         return (entry.channels[0] / 128) ** 2 * entry.layers_per_block / 2 if isinstance(entry, Vae) else 1.0
 
-    def per_image(self, run: str, dataset: str, training: Training | None = None, step: int = 0) -> float:
+    def halves(self, verb: str, key: str) -> tuple[Encoder, Transformer | None]:
+        """Encoder and decoder of a run's network; published weights are taken to be of the paper's size."""
+        entry = self.params.entry(verb, key)
+        if isinstance(entry, Finetune):
+            return self.halves(entry.phase, entry.run)
+        if isinstance(entry, Released):
+            return XL[0], None if entry.format == "dit" else XL[1]
+        return entry.encoder, entry.decoder
+
+    def encoded(self, verb: str, key: str) -> tuple[str, str]:
+        """The images of a run, an entry of fetch, and the autoencoder of their latents."""
+        entry = self.params.entry(verb, key)
+        if isinstance(entry, Released):
+            return self.params.reference[entry.dataset].dataset, entry.vae
+        encode = self.params.encode[entry.dataset]
+        return encode.dataset, encode.vae
+
+    def per_image(self, verb: str, key: str, training: Training | None = None, step: int = 0) -> float:
         """FLOPs of a forward pass of a run's network: on all tokens, or as at a step of a training."""
-        pretrain, encode = self.params.pretrain[run], self.params.encode[dataset]
-        side, channels = self.latent(encode.dataset, encode.vae)
-        encoder, decoder = pretrain.encoder, pretrain.decoder
+        side, channels = self.latent(*self.encoded(verb, key))
+        encoder, decoder = self.halves(verb, key)
         tokens, numbers = (side // encoder.patch) ** 2, channels * encoder.patch**2
         inner, depth = (decoder.width, decoder.depth) if decoder else (encoder.width, None)
         kept, blocks = tokens, [tokens] * encoder.depth
@@ -129,9 +146,9 @@ class Costs:
             case Features():
                 return self.featured(entry.extractor, params.sample[key].images, params.sample[key].shards)
             case Pretrain() | Finetune():
-                run, last = entry.run if isinstance(entry, Finetune) else key, entry.milestones[-1]
+                last = entry.milestones[-1]
                 marks = range(0, last, max(1, last // 200))
-                mean = sum(self.per_image(run, entry.dataset, entry, step) for step in marks) / len(marks)
+                mean = sum(self.per_image(verb, key, entry, step) for step in marks) / len(marks)
                 size = parameters(*self.network(node)[1:])
                 return Cost(3 * mean * last * entry.batch, entry.precision, 4 * size * copies(entry))
             case Released():
@@ -149,11 +166,9 @@ class Costs:
     def network(self, node: str) -> tuple[int, Sizes, Sizes | None]:
         """Tokens, encoder and decoder of a training's network."""
         verb, key = node.split("/")
-        entry = self.params.entry(verb, key)
-        assert isinstance(entry, Pretrain | Finetune)
-        encode, run = self.params.encode[entry.dataset], self.params.pretrain[entry.run if isinstance(entry, Finetune) else key]
-        side, _ = self.latent(encode.dataset, encode.vae)
-        return shape({"side": side, **run.model_dump(include={"encoder", "decoder"})})
+        encoder, decoder = self.halves(verb, key)
+        side, _ = self.latent(*self.encoded(verb, key))
+        return shape({"side": side, "encoder": encoder.model_dump(), "decoder": decoder and decoder.model_dump()})
 
     def memory(self, node: str, site: Site) -> Memory:
         """Memory of a training's step on one device of a site."""
@@ -168,16 +183,8 @@ class Costs:
 
     def drawn(self, entry: Sample) -> Cost:
         """Cost of samples: forward passes on all tokens, then the decoder."""
-        phase = self.params.entry(entry.phase, entry.run)
-        if isinstance(phase, Released):  # of the paper's size
-            factor = self.params.vae[phase.vae].factor
-            side = self.params.pictures(self.params.reference[phase.dataset].dataset).resolution // factor
-            tokens, resolution = (side // 2) ** 2, side * factor
-            inner, depth = (1152, None) if phase.format == "dit" else (512, 8)
-            network: float = forward(tokens, tokens, 16, 1152, [tokens] * 28, inner, 16, depth)
-        else:
-            network = self.per_image(phase.run if isinstance(phase, Finetune) else entry.run, phase.dataset)
-            resolution = self.params.pictures(self.params.encode[phase.dataset].dataset).resolution
+        network = self.per_image(entry.phase, entry.run)
+        resolution = self.params.pictures(self.encoded(entry.phase, entry.run)[0]).resolution
         passes = 2 * entry.solver_steps - 1 if entry.solver == "heun" else entry.solver_steps
         passes *= 2 if entry.guidance > 1 else 1
         flops = entry.images * (passes * network + self.scale(entry.vae) * DECODER * resolution**2)

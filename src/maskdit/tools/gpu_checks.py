@@ -30,6 +30,7 @@ from maskdit.runtime.process_group import Ranks, Stopped, free_port
 from maskdit.training import train
 from maskdit.training.batches import batch_at
 from maskdit.training.learner import Learner
+from maskdit.training.start import Past
 
 XL = {
     "side": 32,
@@ -212,7 +213,7 @@ def trained(bench: Bench, home: Path, stop: int | None) -> tuple[dict[str, torch
     data = Latents.of([moments], np.arange(64) % 10, space, "random")
     torch.manual_seed(0)
     start = MaskDiT(**architecture).state_dict()
-    work = partial(train.train, "pretrain", config, architecture, data, train.Past(start, start), home / "out")
+    work = partial(train.train, "pretrain", config, architecture, data, Past(start, start), home / "out")
     (home / "out").mkdir(parents=True)
 
     def warned(number: int, **rest: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`maskdit study`: copies the demo's entries of params.yaml for a folder of the user's own images."""
+"""`maskdit study`: adds entries to params.yaml for a folder of images: the demo's, or those that finetune published weights."""
 
 import re
 from pathlib import Path
@@ -11,9 +11,11 @@ from maskdit.artifacts.atomic import replacing
 from maskdit.config import yaml_subset
 from maskdit.config.base import Key, UserError
 from maskdit.config.load import load, validate
+from maskdit.tools.study_published import of_published
 from maskdit.tools.study_sizes import Wishes, data_of, fitted
 
 LIKE = "demo"
+RESOLUTION = 32  # of images, unless published weights need another
 PARAMS = Path("params.yaml")
 
 
@@ -70,7 +72,7 @@ def inserted(text: str, verb: str, new: dict[str, Any], anchor: str = "") -> str
 def study(
     name: str,
     root: Path,
-    resolution: int,
+    resolution: int | None,
     heldout: float | None = None,
     *,
     steps: int | None = None,
@@ -79,9 +81,11 @@ def study(
     skip_bad: bool = False,
     left_out: float = 0.05,
     classes: str = "auto",
+    released: str | None = None,
 ) -> None:
     """Add a study of a folder of images to params.yaml, with numbers that fit them; all other lines stay unchanged.
 
+    released: an entry of published weights, which are then finetuned; without it, models are trained from nothing.
     Raises UserError for a name that is taken or not a key, a folder without images or with damaged ones, and entries that would
     not be valid.
     """
@@ -101,23 +105,32 @@ def study(
         raise UserError(
             f"{root}: params.yaml cannot hold this name, which is not UTF-8 or has control characters; rename the folder"
         )
+    theirs = params.entry("released", released) if released else None
+    wanted = params.resolution(released) if released else RESOLUTION if resolution is None else resolution
+    if resolution not in (None, wanted):
+        raise UserError(f"--resolution {resolution}: released.{released} is for images of {wanted} pixels; leave the option out")
     text = PARAMS.read_bytes().decode()
     tree = yaml_subset.read(text)
     new = entries(tree, name)
-    data = data_of(root, new["fetch"][name]["seed"], classes, skip_bad, left_out, heldout)
-    new["fetch"][name] = {**data.entry, "resolution": resolution}
-    for verb in ("table", "curves", "efficiency"):
-        new[verb][name]["title"] = f"DiT and MaskDiT on {root.resolve().name} at {resolution} pixels"
-    new["claims"] = {f"{name}-claims": ledger(tree, name)}
-    new["report"][name]["ledger"] = f"{name}-claims"
+    title = f"{f'{released} finetuned' if released else 'DiT and MaskDiT'} on {root.resolve().name} at {wanted} pixels"
+    if released and theirs:
+        new = of_published(new, name, released, theirs, title)
+    else:
+        for verb in ("table", "curves", "efficiency"):
+            new[verb][name]["title"] = title
+        new["claims"] = {f"{name}-claims": ledger(tree, name)}
+        new["report"][name]["ledger"] = f"{name}-claims"
+    data = data_of(root, tree["fetch"][LIKE]["seed"], classes, skip_bad, left_out, heldout)
+    new["fetch"][name] = {**data.entry, "resolution": wanted}
     numbers = fitted(new, data, Wishes(steps, batch, samples))
     whole = {verb: {**known, **new.get(verb, {})} for verb, known in tree.items()}
     try:
         validate(whole)
     except UserError as error:
         reason = str(error).removeprefix("params.yaml: ")
-        sizes = f"{len(data.labels)} images and --resolution {resolution}"
-        raise UserError(f"{root}: the demo's settings do not fit {sizes}: {reason}") from None
+        sizes = f"{len(data.labels)} images and --resolution {wanted}"
+        whose = f"those of {released}" if released else "the demo's settings"
+        raise UserError(f"{root}: {whose} do not fit {sizes}: {reason}") from None
     for verb, known in new.items():
         text = inserted(text, verb, known, f"{name}-{verb}")
     try:
@@ -129,4 +142,6 @@ def study(
     with replacing(PARAMS.resolve()) as temporary:
         temporary.write_bytes(text.encode())
     print(f"params.yaml has the study {name}: {data.told}\n{numbers}: --heldout, --batch, --steps and --samples set them")
+    if theirs:
+        print(f"it starts from released.{released}, {theirs.url}: the licence of those weights holds for what is made of them")
     print(f"run snakemake results/table_{name}.csv; maskdit plan {name} tells what it costs")

@@ -133,16 +133,17 @@ def fitted(new: Tree, data: Data, wishes: Wishes) -> str:
     """
     demand_enough(new, data, wishes)
     training, classes = int((~data.heldout).sum()), int(data.labels.max()) + 1
-    marks = sorted({mark for entry in new["pretrain"].values() for mark in entry["milestones"]})
+    first, *later = [verb for verb in ("pretrain", "finetune") if new.get(verb)]
+    marks = sorted({mark for entry in new[first].values() for mark in entry["milestones"]})
     steps = wishes.steps
     if steps is None:
         steps = rounded(marks[-1] * min(max(math.sqrt(training / USUAL), SCALES[0]), SCALES[1]))
     moved, ratio = scaled(marks, steps), steps / marks[-1]
     for entry in (entry for entry in new.get("vae", {}).values() if entry["source"] == "train"):
         entry |= {"batch": min(entry["batch"], wishes.batch or training, power(training)), "steps": rounded(entry["steps"] * ratio)}
-    for verb in ("pretrain", "finetune"):
-        for entry in new.get(verb, {}).values():
-            own = moved if verb == "pretrain" else scaled(entry["milestones"], rounded(entry["milestones"][-1] * ratio))
+    for verb in (first, *later):
+        for entry in new[verb].values():
+            own = moved if verb == first else scaled(entry["milestones"], rounded(entry["milestones"][-1] * ratio))
             entry["milestones"] = [own[mark] for mark in entry["milestones"]]
             entry["warmup"] = entry["warmup"] and rounded(entry["warmup"] * min(1.0, ratio))
             entry["batch"] = wishes.batch or min(entry["batch"], power(training))
@@ -150,7 +151,7 @@ def fitted(new: Tree, data: Data, wishes: Wishes) -> str:
     for key, entry in new["sample"].items():
         usual = max(min(entry["images"], max(FEWEST, 16 * -(-len(data.labels) // 16))), 2 * classes)
         entry["images"] = wishes.samples or usual
-        if entry["phase"] == "pretrain" and entry["step"] in moved:
+        if entry["phase"] == first and entry["step"] in moved:
             tail = f"{entry['step']:04d}"
             entry["step"] = moved[entry["step"]]
             keys[key] = f"{key.removesuffix(tail)}{entry['step']:04d}" if key.endswith(f"-{tail}") else key
@@ -164,10 +165,10 @@ def fitted(new: Tree, data: Data, wishes: Wishes) -> str:
     rekeyed = replaced(new, keys)
     new.clear()
     new.update(rekeyed)
-    batch = next(iter(new["pretrain"].values()))["batch"]
-    last = max((entry["milestones"][-1] for entry in new.get("finetune", {}).values()), default=0)
+    batch = next(iter(new[first].values()))["batch"]
+    last = "".join(f" and {max(entry['milestones'][-1] for entry in new[verb].values()):,} of finetuning" for verb in later)
     count = next(iter(new["sample"].values()))["images"]
-    return f"batch {batch}, {steps:,} steps and {last:,} of finetuning, {count:,} samples of each evaluation"
+    return f"batch {batch}, {steps:,} steps{last}, {count:,} samples of each evaluation"
 
 
 def replaced(tree: Any, keys: Mapping[str, str]) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from maskdit.config.training import Training, kept_tokens
-from maskdit.model.diffusion import loss
+from maskdit.model.diffusion import loss, loss_vp
 from maskdit.model.ema import decay
 from maskdit.model.transformer import MaskDiT, compile_blocks
 from maskdit.runtime.device import autocast, half
@@ -28,9 +28,12 @@ State = dict[str, Tensor]
 
 
 class Learner:
-    """A network in training. `net` holds the initial weights, `average` the initial moving average by parameter name."""
+    """A network in training. `net` holds the initial weights, `average` the initial moving average by parameter name.
 
-    def __init__(self, net: MaskDiT, average: State, config: Training, where: torch.device, ranks: Ranks) -> None:
+    `vp`: it predicts noise, as DiT's weights do, and goes on with their loss.
+    """
+
+    def __init__(self, net: MaskDiT, average: State, config: Training, where: torch.device, ranks: Ranks, vp: bool = False) -> None:
         self.net, self.config, self.where, self.ranks = net.to(where), config, where, ranks
         weights = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
         self.fixed = {name: tensor for name, tensor in net.state_dict().items() if name not in weights}
@@ -53,9 +56,9 @@ class Learner:
             weight.register_post_accumulate_grad_hook(collector)  # type: ignore[no-untyped-call]
         net.checkpointing, net.defer, net.route = config.checkpointing, config.defer, config.route
         stay = kept_tokens(net.pos_embed.shape[1], config.route.ratio) if config.route else None
-        self.loss = partial(
-            loss, net, patch=net.patch, mae_weight=config.mae_weight, label_dropout=config.label_dropout, dsm=config.dsm, stay=stay
-        )
+        usual: dict[str, Any] = {"label_dropout": config.label_dropout, "stay": stay}
+        masking: dict[str, Any] = {"patch": net.patch, "mae_weight": config.mae_weight, "dsm": config.dsm}
+        self.loss = partial(loss_vp, net, **usual) if vp else partial(loss, net, **usual, **masking)
         if config.compile:
             compile_blocks(net, dynamic=False if config.schedule_steps is None else None)
 

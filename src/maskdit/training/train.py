@@ -1,10 +1,8 @@
 """The training loop behind two verbs: `pretrain` from random weights and `finetune` from a pretrained run."""
 
-import hashlib
 import statistics
 import time
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,35 +10,23 @@ from typing import Any
 import torch
 from torch import distributed
 
-from maskdit.artifacts.atomic import digest, read_json
+from maskdit.artifacts.atomic import digest
 from maskdit.config.base import UserError
 from maskdit.config.training import Finetune, Pretrain, Training, kept_tokens
 from maskdit.latents.dataset import Latents
-from maskdit.model import checkpoint
 from maskdit.model.transformer import MaskDiT
 from maskdit.runtime.device import device, gemm_rate, peak_memory, prepare_compiler, settled
 from maskdit.runtime.process_group import Ranks, Stopped, listening, together, watched
 from maskdit.runtime.progress import progress, say, tensorboard
 from maskdit.training.batches import ahead, batch_at
-from maskdit.training.learner import Learner, State
+from maskdit.training.learner import Learner
 from maskdit.training.micro_batch import fitted
 from maskdit.training.milestones import SPENT
 from maskdit.training.recovery import Recovery
+from maskdit.training.start import Past, begun
 
 LOG_STEPS = 10  # steps per row of log.jsonl
 PATIENCE = 5  # number of consecutive steps without a finite gradient that ends a training
-
-
-@dataclass(frozen=True)
-class Past:
-    """The start of a phase: weights, their moving average, and the cost of earlier phases."""
-
-    net: State
-    ema: State
-    images: int = 0
-    seconds: float = 0.0
-    device_seconds: float = 0.0
-    flops: float = 0.0
 
 
 def pretrain(config: Pretrain, *, latents: Path, out: Path, published: Path | None = None) -> None:
@@ -57,15 +43,13 @@ def pretrain(config: Pretrain, *, latents: Path, out: Path, published: Path | No
 
 
 def finetune(config: Finetune, *, latents: Path, pretrained: Path, out: Path, published: Path | None = None) -> None:
-    """Continue from a run's final weights and their EMA with a new optimiser. Publishes the same files as `pretrain`."""
+    """Continue from the final weights of a run and their EMA with a new optimiser. Publishes the same files as `pretrain`.
+
+    The run may be published weights, which get a label table for the classes of the images.
+    """
     data = Latents.load(latents)
-    index = read_json(pretrained / "index.json", "final")
-    net, facts = checkpoint.load(pretrained / index["final"])
-    ema, _ = checkpoint.load(pretrained / index["milestones"][-1]["file"])
-    if data.space.vae != facts["space"]["vae"] or list(data.space.scale) != facts["space"]["scale"]:
-        raise UserError(f"{latents}: not the latents that {pretrained} was trained on; rerun the pretraining")
-    spent = Past(net, ema, **{name: facts[name] for name in SPENT})
-    train("finetune", config, facts["architecture"], data, spent, out, published)
+    architecture, past = begun(config, data, latents, pretrained)
+    train("finetune", config, architecture, data, past, out, published)
 
 
 def train(
@@ -84,7 +68,7 @@ def train(
     """
     if config.batch > len(data.labels):
         raise UserError(f"{phase}.batch: {config.batch} is larger than the data ({len(data.labels)} latents); lower it")
-    recipe = {"phase": phase, **config.recipe(), "architecture": architecture, "latents": data.sha256, "past": identity(past)}
+    recipe = {"phase": phase, **config.recipe(), "architecture": architecture, "latents": data.sha256, "past": past.identity()}
     with listening(), together() as ranks, Recovery(f"{phase}-{digest(recipe)[:16]}", config, ranks, published) as home:
         precision = ranks.from_first(lambda: settled(home.milestones.precision or config.precision, device(), home.folder))
         while missing := ranks.from_first(home.milestones.missing):
@@ -112,7 +96,7 @@ def loop(
     net.load_state_dict(past.net)
     weights = sum(weight.numel() for weight in net.parameters())
     config = fitted(phase, config, architecture, weights, where, ranks, home.folder)
-    learner = Learner(net, past.ema, config, where, ranks)
+    learner = Learner(net, past.ema, config, where, ranks, vp=past.preconditioning == "vp")
     patches = net.pos_embed.shape[1]
     terms = torch.zeros(2, device=where)  # sums of the loss terms since the last row of the log
     done: dict[str, Any] = {"step": 0, **dict.fromkeys((*SPENT, "state_seconds"), 0), "rows": []}
@@ -134,7 +118,8 @@ def loop(
         done["device_seconds"] += passed * ranks.world
 
     def facts() -> dict[str, Any]:
-        kind = {"model": "DiT" if architecture["decoder"] is None else "MaskDiT", "preconditioning": "edm", "phase": phase}
+        kind = {"model": "DiT" if architecture["decoder"] is None else "MaskDiT", "phase": phase}
+        kind |= {"preconditioning": past.preconditioning, **({"source": past.source} if past.source else {})}
         cost = {"step": done["step"], **{name: getattr(past, name) + done[name] for name in SPENT}}
         how = {"precision": config.precision, "arithmetic": arithmetic(where), "speed": speed(rows, ranks.world, where.type)}
         given = {"architecture": architecture, "space": data.space.__dict__, "config": config.model_dump(mode="json")}
@@ -225,11 +210,3 @@ def arithmetic(where: torch.device) -> dict[str, Any]:
         "tf32": torch.get_float32_matmul_precision() != "highest",
         "tf32_convolutions": torch.backends.cudnn.allow_tf32,
     }
-
-
-def identity(past: Past) -> str:
-    """sha256 of the weights that a phase starts from."""
-    total = hashlib.sha256()
-    for tensor in (*past.net.values(), *past.ema.values()):
-        total.update(tensor.numpy().data)
-    return total.hexdigest()

@@ -31,7 +31,7 @@ PREFIX = "maskdit_"  # of our modules in an exported folder, because diffusers c
 def weights_of(run: Path, step: int | None, kinds: list[str]) -> tuple[dict[str, Tensors], dict[str, Any]]:
     """Weights of a milestone (default: the last one) by kind, ema or net, and the facts stored with them.
 
-    Raises UserError if the run has no such milestone, did not keep its raw weights, or holds DiT's own weights.
+    Raises UserError if the run has no such milestone, did not keep its raw weights, or predicts noise as DiT's own weights do.
     """
     index = read_json(run / "index.json", "milestones", "final")
     milestones = {mark["step"]: mark["file"] for mark in index["milestones"]}
@@ -45,7 +45,8 @@ def weights_of(run: Path, step: int | None, kinds: list[str]) -> tuple[dict[str,
     for kind in kinds:
         found[kind], facts = checkpoint.load(run / files[kind])
     if facts.get("preconditioning", "edm") != "edm":
-        raise UserError(f"{run}: contains DiT's own weights, which neither format can hold; share the original file instead")
+        told = "predicts noise, as DiT's own weights do, which neither format can hold"
+        raise UserError(f"{run}: {told}; share the original file, or the folder of the run")
     return found, facts
 
 
@@ -153,10 +154,10 @@ def write_code(folder: Path, module: str, name: str) -> None:
 
 
 def pretraining(run: Manifest) -> int:
-    """The steps of the pretraining that a finetuning continues; 0 for other runs."""
+    """The steps of the pretraining that a finetuning continues; 0 for other runs, and for one of published weights."""
     if not run.node.startswith("finetune/"):
         return 0
-    return int(next(origin.config["milestones"][-1] for node, origin in run.lineage.items() if node.startswith("pretrain/")))
+    return int(next((origin.config["milestones"][-1] for node, origin in run.lineage.items() if node.startswith("pretrain/")), 0))
 
 
 def card(facts: dict[str, Any], before: int, results: list[dict[str, Any]]) -> str:

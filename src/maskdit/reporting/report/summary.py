@@ -23,7 +23,9 @@ def summary(params: Params, config: Report, bench: str, points: dict[str, Any], 
     trainings = rows_of(results / f"efficiency_{bench}.csv") or []
     caption = f"{points['quality'] or 'Quality'} against the cost of training; the Curves section lists the points"
     judged = rows_of(results / f"{config.ledger}.csv")
-    parts = [PIECES.paragraph(answer(timed, untested(judged or [], bench)), "verdict"), cards(trainings, timed, points)]
+    parts: list[Markup] = []
+    if not published_alone(params, bench):
+        parts += [PIECES.paragraph(answer(timed, untested(judged or [], bench)), "verdict"), cards(trainings, timed, points)]
     parts.append(picture(results / f"curves_{bench}.png", caption, caption))
     if bench in params.strip:
         through = "Samples through training: each row starts from one noise and class, each column is a milestone in training steps"
@@ -38,6 +40,12 @@ def summary(params: Params, config: Report, bench: str, points: dict[str, Any], 
     if points["quality"] and not points["quality"].startswith("fid"):
         lines.append(f"{points['quality']} is not FID and cannot be compared with published numbers.")
     return Markup("").join([*parts, PIECES.items(lines)])
+
+
+def published_alone(params: Params, bench: str) -> bool:
+    """Whether all samples of a study are of published weights, finetuned or not: then no two trainings are compared."""
+    samples = [params.sample[name] for name in params.of(bench)]
+    return {params.finetune[each.run].phase if each.phase == "finetune" else each.phase for each in samples} == {"released"}
 
 
 def verdicts(judged: list[dict[str, str]]) -> list[str]:
