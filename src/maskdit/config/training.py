@@ -125,7 +125,7 @@ class Finetune(Training):
     phase: Literal["pretrain", "released"] = new("pretrain")  # where its weights come from; DVC needs the key in the file
     start: Count | Literal["final"] = new(
         "final"
-    )  # the milestone whose average it branches off; final: the last, and its raw weights
+    )  # a milestone whose average it branches off; final: the last with its raw weights
     dataset: Key
     classes: dict[Line, Natural | Line] = new({})  # class -> number or ImageNet name of the published class that it starts from
 
