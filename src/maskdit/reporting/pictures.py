@@ -1,5 +1,6 @@
 """Pictures of samples: by class next to real images, and from the same noise and class through training."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from maskdit.artifacts.arrays import Array, read_array
 from maskdit.artifacts.atomic import read_json, replacing
 from maskdit.artifacts.manifest import MANIFEST, config_of, read_manifest
 from maskdit.artifacts.provenance import stamp
-from maskdit.config.base import UserError
+from maskdit.config.base import UserError, printable
 from maskdit.config.paths import OUTPUTS
 from maskdit.config.reporting import Grid, Strip
 from maskdit.images.dataset import Images
@@ -93,9 +94,11 @@ def sheet(rows: Sequence[Row], names: Sequence[str], title: str, out: Path, mark
     side = next(len(image) for row in rows for image in row if image is not None)
     figure = paper()
     panel = lay(figure, (0, 0), rows, side, 96, most)
-    panel.set_yticklabels([fitted(name, 2.5) for name in names])
-    panel.set_title(fitted(title, max(3.5, panel.get_position().width)), fontsize="medium")
-    write(figure, out, mark)
+    panel.set_yticklabels([fitted(printable(name), 2.5) for name in names])
+    panel.set_title(fitted(printable(title), max(3.5, panel.get_position().width)), fontsize="medium")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a letter that the font lacks, which is drawn as a box
+        write(figure, out, printable(mark))
 
 
 def first(pixels: Any, labels: Array, numbers: Array, classes: Sequence[int], columns: int) -> list[Row]:

@@ -11,7 +11,7 @@ import numpy as np
 from maskdit.artifacts.arrays import Array
 from maskdit.artifacts.atomic import digest
 from maskdit.artifacts.provenance import demand_own_picture, mark
-from maskdit.config.base import UserError, printable
+from maskdit.config.base import UserError
 from maskdit.config.images import Folder
 from maskdit.config.load import load
 from maskdit.images.check import Opened
@@ -82,7 +82,7 @@ class ContactSheet:
         some = f"{len(shown)} of {len(present):,} classes" if len(shown) < len(present) else f"{len(present):,} classes"
         title = f"{self.name}: {len(rows):,} images, {some}, {side} pixels, {told}"
         text = f"{mark(f'doctor/{self.name}', digest([side, told, ROWS, COLUMNS]))}; {title}"
-        sheet(grid, names, title, self.out, printable(text))
+        sheet(grid, names, title, self.out, text)
         self.drawn = True
         which = f"each of {some}" if len(shown) < len(present) else "each class"
         yield f"{self.out}: up to {wide} images of {which} at {side} pixels, {told}"

@@ -9,7 +9,7 @@ from maskdit.config.base import UserError
 from maskdit.config.errors import nearest
 from maskdit.config.paths import OUTPUTS
 from maskdit.runtime.environment import without_matplotlibrc
-from maskdit.runtime.gpus import leased
+from maskdit.runtime.gpu_leases import leased
 
 PHASES = ("finetune", "pretrain", "released")  # of a run's folder, the latest first
 

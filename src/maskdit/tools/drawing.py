@@ -101,7 +101,7 @@ def picture(
     towards = f" to {to_seed}" if to_seed is not None else ""
     title = f"{source.told}, guidance {config.guidance:g}, seed {config.seed}{towards}"
     grid = [pixels[first : first + wide] for first in range(0, len(pixels), wide)]
-    sheet(grid, names, title, out, printable(f"{text}; images of {shown}"), max(MOST, source.side))
+    sheet(grid, names, title, out, f"{text}; images of {shown}", max(MOST, source.side))
 
 
 def source_of(folder: Path, step: int | None, vae: Path | None) -> Source:
