@@ -46,19 +46,27 @@ def usual_batch(facts: dict[str, Any]) -> int:
     return 1 if device().type == "cpu" and net.flops(net.pos_embed.shape[1]) > LARGE else BATCH
 
 
+def labelled(wishes: Sequence[Wish], end: End, classes: int) -> tuple[Array, list[tuple[int, int, float]]]:
+    """The label of each image, and the mixtures of two classes, which have the labels after those of the classes."""
+    labels, mixtures = list[int](), dict[tuple[int, int, float], int]()
+    for wish in wishes:
+        label = wish.label
+        if end.label is not None and wish.part:
+            mixture = (wish.label, end.label, wish.part)
+            label = end.label if wish.part == 1 else mixtures.setdefault(mixture, classes + len(mixtures))
+        labels.append(label)
+    return np.array(labels), list(mixtures)
+
+
 def drawn(
     config: Sample, wishes: Sequence[Wish], end: End, tensors: dict[str, Tensor], facts: dict[str, Any], vae: Path
 ) -> Iterator[Array]:
     """The images (H, W, 3) in order, with a bar. A strip begins and ends with the bits of images that are drawn alone."""
     space = Space.parse(facts["space"])
-    known = len(space.classes)
-    mixtures = dict.fromkeys((w.label, end.label, w.part) for w in wishes if end.label is not None and 0 < w.part < 1)
-    places = {mixture: known + place for place, mixture in enumerate(mixtures)}
+    numbers, parts = np.array([wish.number for wish in wishes]), [wish.part for wish in wishes]
+    labels, mixtures = labelled(wishes, end, len(space.classes))
     if mixtures:
-        tensors, facts = with_mixtures(tensors, facts, list(mixtures))
-    numbers = np.array([wish.number for wish in wishes])
-    aims = [wish.label if end.label is None or not wish.part else end.label for wish in wishes]
-    labels = np.array([places.get((w.label, end.label, w.part), aim) for w, aim in zip(wishes, aims, strict=True)])
+        tensors, facts = with_mixtures(tensors, facts, mixtures)
     sampler = Sampler(config, tensors, facts, vae)
     batches = np.array_split(np.arange(len(wishes)), -(-len(wishes) // config.batch))
     bar, ask = progress(range(total := len(batches) * sampler.nfe), "draw", total), sampler.net
@@ -72,7 +80,7 @@ def drawn(
         noise = starts(config, space, numbers[rows])[0]
         if end.seed is not None:
             others = starts(config.model_copy(update={"seed": end.seed}), space, numbers[rows])[0]
-            noise = np.stack([slerp(*both, wishes[row].part) for row, *both in zip(rows, noise, others, strict=True)])
+            noise = np.stack([slerp(noise[place], others[place], parts[row]) for place, row in enumerate(rows)])
         images = sampler.draw(numbers[rows], noise, labels[rows])
         sampler.done()
         yield from images.numpy()

@@ -80,8 +80,8 @@ class ContactSheet:
         names = [f"{classes[label]} ({counts[label]:,})" for label in shown]
         side = pixels.shape[1]
         some = f"{len(shown)} of {len(present):,} classes" if len(shown) < len(present) else f"{len(present):,} classes"
-        title = f"{self.name}: {len(rows):,} images, {some}, {side} pixels, {told}"
-        text = f"{mark(f'doctor/{self.name}', digest([side, told, ROWS, COLUMNS]))}; {title}"
+        title = f"{self.name}: {len(rows):,} images, {some}, {side} pixels"
+        text = f"{mark(f'doctor/{self.name}', digest([side, told, ROWS, COLUMNS]))}; {title}, {told}"
         sheet(grid, names, title, self.out, text)
         self.drawn = True
         which = f"each of {some}" if len(shown) < len(present) else "each class"

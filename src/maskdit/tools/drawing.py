@@ -17,7 +17,8 @@ from maskdit.config.images import VAE_WEIGHTS
 from maskdit.config.sampling import Sample
 from maskdit.latents import autoencoder
 from maskdit.model import checkpoint
-from maskdit.reporting.pictures import MOST, sheet, write_image
+from maskdit.reporting.pictures import MOST, Row, sheet, write_image
+from maskdit.runtime.device import device, native
 from maskdit.sampling.chosen import End, Wish, drawn, usual_batch
 from maskdit.sampling.sample import demand_solver, find
 from maskdit.tools.draw import is_exported
@@ -83,6 +84,7 @@ def picture(
         raise UserError(f"draw: {len(rows)} rows of {len(rows[0])} images are too many for one picture; use --out FOLDER")
     images = [wish for row in rows for wish in row]
     numbers["batch"] = numbers["batch"] or usual_batch(source.facts)
+    numbers["precision"] = native(device()) if numbers["precision"] == "auto" else numbers["precision"]
     config = Sample.model_validate({**FIXED, **numbers, "images": len(images)})
     demand_solver(config, folder, source.facts)
 
@@ -100,7 +102,7 @@ def picture(
     shown = "; ".join(f"{row}: {each}" for row, each in zip(names, used, strict=True))
     towards = f" to {to_seed}" if to_seed is not None else ""
     title = f"{source.told}, guidance {config.guidance:g}, seed {config.seed}{towards}"
-    grid = [pixels[first : first + wide] for first in range(0, len(pixels), wide)]
+    grid: list[Row] = [[*pixels[first : first + wide]] for first in range(0, len(pixels), wide)]
     sheet(grid, names, title, out, f"{text}; images of {shown}", max(MOST, source.side))
 
 
