@@ -184,4 +184,4 @@ def test_a_project_in_its_folder_of_images_gets_no_picture_among_them(home: Path
 def test_the_side_is_that_of_a_study_unless_it_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["study", "--help"])
-    assert f"default {RESOLUTION})" in capsys.readouterr().out
+    assert re.search(rf"default\s+{RESOLUTION}\b", capsys.readouterr().out)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from maskdit.artifacts.arrays import Array
@@ -334,5 +333,33 @@ def test_ddpm_of_a_network_that_predicts_no_variance_is_refused(home: Path, caps
 
 
 def test_a_picture_that_would_be_too_large_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "use --out FOLDER" in refused(capsys, "toy", "--count", 300)
-    assert torch.is_inference_mode_enabled() is False
+    assert "use --out FOLDER" in refused(capsys, "toy", "--count", 1000)
+
+
+def test_many_images_of_a_class_are_several_lines_of_the_grid(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grids = []
+    monkeypatch.setattr("maskdit.tools.drawing.sheet", lambda grid, names, *_: grids.append((grid, names)))
+    drawn = singles("toy", "--class", "a", "b", "--count", 11)
+    assert main(["draw", "toy", "--class", "a", "b", "--count", "11", *QUICK]) == 0
+    [(grid, names)] = grids
+    assert names == ["a", "", "b", ""]
+    assert [[image is not None for image in row] for row in grid] == [[True] * 6, [True] * 5 + [False]] * 2
+    for number in range(22):
+        label, place = divmod(number, 11)
+        image = drawn[f"{label}-{'ab'[label]}-seed5-{label + 3 * place}"]
+        np.testing.assert_array_equal(grid[2 * label + place // 6][place % 6], image)
+
+
+@pytest.mark.parametrize(("classes", "dropout", "guidance"), [(3, 0.1, 1.5), (3, 0.0, 1.0), (1, 0.1, 1.0)])
+def test_a_network_that_has_not_learnt_to_do_without_a_class_is_not_guided_unless_told(
+    classes: int, dropout: float, guidance: float, home: Path
+) -> None:
+    file = home / "artifacts" / "runs" / "toy" / "pretrain" / "ema-0000003.safetensors"
+    tensors, facts = checkpoint.load(file)
+    tensors[TABLE] = tensors[TABLE][:, :classes]
+    space = {**facts["space"], "classes": ["a", "b", "c"][:classes]}
+    architecture = {**facts["architecture"], "classes": classes}
+    checkpoint.save(file, tensors, {**facts, "architecture": architecture, "space": space, "config": {"label_dropout": dropout}})
+    for words, expected in ((), guidance), (("--guidance", "2"), 2.0):
+        (image,) = singles("toy", "--class", "a", "--count", 1, *words, quick=QUICK[2:]).items()
+        assert f"guidance {expected}," in (home / "out" / f"{image[0]}.png").read_bytes().decode("latin-1")

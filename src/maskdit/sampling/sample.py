@@ -72,7 +72,8 @@ def is_vp(facts: dict[str, Any]) -> bool:
 
 def demand_solver(config: Sample, path: Path, facts: dict[str, Any]) -> None:
     """Raise UserError if the entry's solver does not fit the network of a checkpoint."""
-    if config.solver == "ddpm" and not is_vp(facts):
+    architecture = facts["architecture"]
+    if config.solver == "ddpm" and not (is_vp(facts) and architecture.get("out_channels") == 2 * architecture["channels"]):
         raise UserError(f"{path}: ddpm needs a network that predicts noise and its variance; set solver to heun or dpmpp-2m")
 
 

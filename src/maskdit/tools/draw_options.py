@@ -65,7 +65,8 @@ def add_draw(verbs: Any) -> None:
     draw.add_argument("--class", dest="classes", nargs="+", action="extend", default=[], metavar="NAME|N", help=text)
     text = "images per class (default 4) or per strip (default 8)"
     draw.add_argument("--count", type=whole(1, 100_000), metavar="N", help=text)
-    draw.add_argument("--guidance", type=strength, default=1.5, metavar="W", help="scale of guidance (default 1.5; 1: none)")
+    text = "scale of guidance (default 1.5; 1: none, the default where there is a single class, or no label was dropped)"
+    draw.add_argument("--guidance", type=strength, metavar="W", help=text)
     draw.add_argument(
         "--steps", dest="solver_steps", type=whole(1, 1000), default=40, metavar="N", help="solver steps (default 40)"
     )

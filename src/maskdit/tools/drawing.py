@@ -25,6 +25,8 @@ from maskdit.tools.draw import is_exported
 from maskdit.weights.exported import exported
 
 CLASSES, COUNT, LENGTH = 8, 4, 8  # rows and columns of a grid, and images of a strip, unless they are named
+LINE = 10  # most images of a class side by side
+GUIDANCE = 1.5  # as the pipeline of an exported folder has it
 WIDEST = 30_000  # pixels of a side of a picture
 FIXED = {"run": "run", "vae": "vae", "phase": "released", "step": "final", "labels": "balanced", "shards": 1}
 
@@ -49,6 +51,12 @@ class Source:
         """The network in words."""
         step = f", {self.facts['phase']} step {self.facts['step']:,}" if "step" in self.facts else ""
         return f"{self.facts['model']}{step}"
+
+    @property
+    def guidance(self) -> float:
+        """The usual scale; 1, none, where the network has not learnt what an image without a class is."""
+        dropped = self.facts.get("config", {}).get("label_dropout", 1.0)
+        return GUIDANCE if len(self.classes) > 1 and dropped else 1.0
 
     @property
     def side(self) -> int:
@@ -80,9 +88,11 @@ def picture(
     labels = numbered(classes, source.classes) or [len(source.classes) * place // CLASSES for place in range(CLASSES)]
     end = End(to_seed, numbered([to_class], source.classes)[0] if to_class is not None else None)
     rows = wished(list(dict.fromkeys(labels)), len(source.classes), noise, count, end)
-    if not single and max(len(rows), len(rows[0])) * max(source.side, MOST) > WIDEST:
-        raise UserError(f"draw: {len(rows)} rows of {len(rows[0])} images are too many for one picture; use --out FOLDER")
-    images = [wish for row in rows for wish in row]
+    length, images = len(rows[0]), [wish for row in rows for wish in row]
+    wide = length if end != End() else -(-length // -(-length // LINE))  # images side by side in a grid
+    if not single and max(len(images) // wide, wide) * max(source.side, MOST) > WIDEST:
+        raise UserError(f"draw: {len(images)} images are too many for one picture; use --out FOLDER")
+    numbers["guidance"] = numbers["guidance"] or source.guidance
     numbers["batch"] = numbers["batch"] or usual_batch(source.facts)
     numbers["precision"] = native(device()) if numbers["precision"] == "auto" else numbers["precision"]
     config = Sample.model_validate({**FIXED, **numbers, "images": len(images)})
@@ -94,16 +104,19 @@ def picture(
     text = f"{mark(f'draw/{name}', digest(told))}; {source.node}, {source.told}, {words}"
     found = drawn(config, images, end, source.tensors, source.facts, source.vae)
     if single:
-        write_singles(out, images, found, source.classes, config.seed, text, len(rows[0]) * (end != End()))
+        write_singles(out, images, found, source.classes, config.seed, text, length * (end != End()))
         return
-    pixels, wide = list(found), len(rows[0])
+    pixels = list(found)
     names = [named(row[0], source.classes, end, len(noise) > 1) for row in rows]
     used = [" ".join(map(str, dict.fromkeys(wish.number for wish in row))) for row in rows]
     shown = "; ".join(f"{row}: {each}" for row, each in zip(names, used, strict=True))
     towards = f" to {to_seed}" if to_seed is not None else ""
     title = f"{source.told}, guidance {config.guidance:g}, seed {config.seed}{towards}"
-    grid: list[Row] = [[*pixels[first : first + wide]] for first in range(0, len(pixels), wide)]
-    sheet(grid, names, title, out, f"{text}; images of {shown}", max(MOST, source.side))
+    lines = [pixels[first : first + length] for first in range(0, len(pixels), length)]
+    grid = {(place, first): line[first : first + wide] for place, line in enumerate(lines) for first in range(0, length, wide)}
+    padded: list[Row] = [[*line, *[None] * (wide - len(line))] for line in grid.values()]
+    beside = ["" if first else names[place] for place, first in grid]
+    sheet(padded, beside, title, out, f"{text}; images of {shown}", max(MOST, source.side))
 
 
 def source_of(folder: Path, step: int | None, vae: Path | None) -> Source:
