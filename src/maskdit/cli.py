@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from maskdit.artifacts.step import SHARDED, STEPS, code_of, step
 from maskdit.config.paths import OUTPUTS
+from maskdit.tools.draw_options import add_draw, whole
 
 ENVIRONMENT = """environment variables:
   MASKDIT_SCRATCH=FOLDER       where states of trainings and other unfinished work are kept (default .scratch); shards of latents,
@@ -41,7 +42,7 @@ OF_TRAINING = """
 SHELLS = ("bash", "zsh", "tcsh")
 UNUSED = {"npz": ("step", "weights", "vae", "metrics"), "upstream": ("vae", "metrics"), "diffusers": ()}  # by format of an export
 OF_PARAMS = ("plan", "status", "clean", "verify")  # tools that are given what params.yaml says
-TOOLS = {verb: (f"tools.{verb}", verb) for verb in ("study", "doctor", *OF_PARAMS)}  # verb -> module and function
+TOOLS = {verb: (f"tools.{verb}", verb) for verb in ("study", "doctor", "draw", *OF_PARAMS)}  # verb -> module and function
 TOOLS |= {"handoff": ("artifacts.engine_handoff", "handoff"), "import": ("weights.importing", "bring")}
 OTHERS = (*TOOLS, "export", "check", "show")  # not steps
 
@@ -157,6 +158,11 @@ def parser(first: str = "") -> Parser:
     text = "which of the folders above an image is its class (default: auto, the first; refused if another may be meant)"
     for entry in (study, doctor):
         entry.add_argument("--classes", choices=("auto", "first", "last", "path"), default="auto", help=text)
+    text = "the contact sheet of images, a PNG (default: results/sheet_NAME.png where there is a params.yaml, else none)"
+    doctor.add_argument("--sheet", type=Path, metavar="FILE", help=text)
+    text = "side of its images (default: that of the study of this folder, else 32)"
+    doctor.add_argument("--resolution", type=whole(1, 4096), metavar="PIXELS", help=text)
+    add_draw(verbs)
     verbs.add_parser("check", help="Check params.yaml; DVC does so before each step.")
     show = verbs.add_parser("show", help="Print a study's table and the paths of its results.")
     show.add_argument("bench", metavar="STUDY", nargs="?", default="demo", help="an entry of table: (default: demo)")

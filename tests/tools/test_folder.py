@@ -90,7 +90,7 @@ def test_the_doctor_tells_of_photographs_that_are_turned_and_of_moving_ones(home
 
 
 def test_a_name_that_is_no_text_is_shown_with_its_bytes_escaped(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = lay(home / "root", **{os.fsdecode(b"gr\xfcn"): 8, "red\x1b[31m": 2})
+    root = lay(home / "root", **{os.fsdecode(b"gr\xfcn"): 8, "red\x1b[31m": 2, "红": 2})
     (root / "red\x1b[31m" / os.fsdecode(b"\xe9.heic")).write_bytes(b"x")
     doctor(root)
     study("mine", root, 32, left_out=0.5)

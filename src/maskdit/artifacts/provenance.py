@@ -12,11 +12,13 @@ from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
+from maskdit.config.base import UserError
 from maskdit.runtime.variables import flag, variable
 
 LOCK = Path("requirements.lock")
 CODE = ("src", str(LOCK))  # whose changes since the commit make it dirty: params.yaml and dvc.lock are recorded otherwise
 VERSIONS = ("maskdit", "torch", "numpy", "diffusers")
+HEAD = 33  # bytes of a PNG's signature and its first chunk
 COMMENTS = {".md": "\n<!-- {} -->\n", ".tex": "% {}\n"}
 
 
@@ -70,16 +72,30 @@ def mark(node: str, config: str) -> str:
     return f"maskdit {node}: commit {made['commit']}, config {config}, lock {made['lock']}"
 
 
-def stamp(file: Path, text: str) -> None:
-    """Write a line into a picture's metadata, or into Markdown or TeX as a comment; other files stay as they are."""
-    if file.suffix == ".png":
+def stamp(file: Path, text: str, suffix: str | None = None) -> None:
+    """Write a line into a picture's metadata, or into Markdown or TeX as a comment; other files stay as they are.
+
+    suffix: of the name that a temporary file will get.
+    """
+    suffix = file.suffix if suffix is None else suffix
+    if suffix == ".png":
         data = file.read_bytes()
         body = b"tEXt" + b"Comment\0" + text.encode("latin-1", "replace")
         chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-        file.write_bytes(data[:33] + chunk + data[33:])  # after the signature and the first chunk
-    elif file.suffix == ".svg":
+        file.write_bytes(data[:HEAD] + chunk + data[HEAD:])
+    elif suffix == ".svg":
         head, end, tail = file.read_text(encoding="utf-8").rpartition("</svg>")
         file.write_text(f"{head}<metadata>{escape(text)}</metadata>\n{end}{tail}", encoding="utf-8")
-    elif file.suffix in COMMENTS:
+    elif suffix in COMMENTS:
         with file.open("a", encoding="utf-8") as stream:
-            stream.write(COMMENTS[file.suffix].format(text))
+            stream.write(COMMENTS[suffix].format(text))
+
+
+def demand_own_picture(file: Path, verb: str) -> None:
+    """Raise UserError if there is a file that is not a picture of this verb, by the line in its metadata."""
+    if not file.exists():
+        return
+    with file.open("rb") as stream:
+        head = stream.read(HEAD + 100)[HEAD:]
+    if f"tEXtComment\0maskdit {verb}/".encode() not in head:
+        raise UserError(f"{file}: exists and is not a picture of maskdit {verb}; move it away, or name another file")

@@ -113,7 +113,7 @@ def work(
     threads, ranks = variables.threads(), variables.group()
     for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is imported
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
-    os.environ |= {"MATPLOTLIBRC": os.devnull, "MPLBACKEND": "agg"}  # the user's own may not be readable or installed
+    environment.without_matplotlibrc()
     from maskdit.artifacts.freshness import Freshness
     from maskdit.artifacts.manifest import read_manifest
     from maskdit.artifacts.publish import demand_replaceable, publishing

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from maskdit.artifacts.atomic import replacing
+from maskdit.artifacts.provenance import stamp
 
 mpl.rcdefaults()  # a matplotlibrc in the folder does not count
 COLOURS = {"DiT": "#555555", "MaskDiT": "#c0392b"}
@@ -57,9 +58,11 @@ def fitted(title: str, inches: float) -> str:
     return textwrap.fill(literal(title), max(1, round(LETTERS_PER_INCH * inches)), break_long_words=False, break_on_hyphens=False)
 
 
-def save(figure: Figure, out: Path, *suffixes: str, **options: Any) -> None:
-    """Write a figure next to `out` with each suffix: the same figure has the same bytes."""
+def save(figure: Figure, out: Path, *suffixes: str, mark: str = "", **options: Any) -> None:
+    """Write a figure next to `out` with each suffix: the same figure has the same bytes. mark: a line for its metadata."""
     for suffix in suffixes:
         told = {"Date": None} if suffix == ".svg" else None
         with replacing(out.with_suffix(suffix)) as temporary, mpl.rc_context({"svg.hashsalt": "maskdit"}):
             figure.savefig(temporary, format=suffix[1:], metadata=told, **options)
+            if mark:
+                stamp(temporary, mark, suffix)

@@ -1,5 +1,6 @@
 """Pictures of samples: by class next to real images, and from the same noise and class through training."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from maskdit.artifacts.arrays import Array, read_array
-from maskdit.artifacts.atomic import read_json
+from maskdit.artifacts.atomic import read_json, replacing
 from maskdit.artifacts.manifest import MANIFEST, config_of, read_manifest
-from maskdit.config.base import UserError
+from maskdit.artifacts.provenance import stamp
+from maskdit.config.base import UserError, printable
 from maskdit.config.paths import OUTPUTS
 from maskdit.config.reporting import Grid, Strip
 from maskdit.images.dataset import Images
@@ -20,6 +23,7 @@ from maskdit.reporting.figures import COLOURS, fitted, literal, save
 from maskdit.reporting.records import read, steps_of
 
 DPI = 120
+MOST = 128  # pixels across a large image, where many are shown
 GAP = 221  # grey, which shows between black and between white images
 Row = list[Array | None]
 
@@ -40,18 +44,18 @@ class Stacked:
         return out
 
 
-def cell(side: int, across: int) -> int:
-    """Pixels of the picture across an image: the multiple of its side next to `across`; large images are reduced to 128."""
-    return min(side * max(1, round(across / side)), 128)
+def cell(side: int, across: int, most: int = MOST) -> int:
+    """Pixels of the picture across an image: the multiple of its side next to `across`; larger ones are reduced to `most`."""
+    return min(side * max(1, round(across / side)), most)
 
 
-def lay(figure: Figure, corner: tuple[float, float], rows: Sequence[Row], side: int, across: int) -> Axes:
+def lay(figure: Figure, corner: tuple[float, float], rows: Sequence[Row], side: int, across: int, most: int = MOST) -> Axes:
     """Draw rows of images (side, side, 3) with gaps and ticks at their middles; a missing image has the colour of the gaps.
 
-    corner: the upper left one, inches to the right and down. across: see cell.
+    corner: the upper left one, inches to the right and down. across, most: see cell.
     """
     gap = max(1, side // 16)
-    step, scale = side + gap, cell(side, across) / side / DPI
+    step, scale = side + gap, cell(side, across, most) / side / DPI
     high, wide = (step * count + gap for count in (len(rows), len(rows[0])))
     sheet = np.full((high, wide, 3), GAP, np.uint8)
     for down, row in enumerate(rows):
@@ -59,7 +63,7 @@ def lay(figure: Figure, corner: tuple[float, float], rows: Sequence[Row], side: 
             if image is not None:
                 sheet[step * down + gap : step * (down + 1), step * right + gap : step * (right + 1)] = image
     panel = figure.add_axes((corner[0], -corner[1] - high * scale, wide * scale, high * scale))
-    panel.imshow(sheet, interpolation="antialiased" if cell(side, across) % side else "nearest")
+    panel.imshow(sheet, interpolation="antialiased" if cell(side, across, most) % side else "nearest")
     middles = [[step * place + (step + gap - 1) / 2 for place in range(count)] for count in (len(rows[0]), len(rows))]
     panel.set_xticks(middles[0], [])
     panel.set_yticks(middles[1], [])
@@ -73,9 +77,28 @@ def paper() -> Figure:
     return Figure(figsize=(1, 1))
 
 
-def write(figure: Figure, out: Path) -> None:
-    """Write a picture as PNG."""
-    save(figure, out, ".png", dpi=DPI, bbox_inches="tight")
+def write(figure: Figure, out: Path, mark: str = "") -> None:
+    """Write a picture as PNG, with the line `mark` in its metadata."""
+    save(figure, out, ".png", mark=mark, dpi=DPI, bbox_inches="tight")
+
+
+def write_image(pixels: Array, out: Path, mark: str) -> None:
+    """Write one image (H, W, 3) as PNG, with the line `mark` in its metadata."""
+    with replacing(out) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+        stamp(temporary, mark, ".png")
+
+
+def sheet(rows: Sequence[Row], names: Sequence[str], title: str, out: Path, mark: str, most: int = MOST) -> None:
+    """Write rows of images, each with its name, under a title. most: see cell."""
+    side = next(len(image) for row in rows for image in row if image is not None)
+    figure = paper()
+    panel = lay(figure, (0, 0), rows, side, 96, most)
+    panel.set_yticklabels([fitted(printable(name), 2.5) for name in names])
+    panel.set_title(fitted(printable(title), max(3.5, panel.get_position().width)), fontsize="medium")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a letter that the font lacks, which is drawn as a box
+        write(figure, out, printable(mark))
 
 
 def first(pixels: Any, labels: Array, numbers: Array, classes: Sequence[int], columns: int) -> list[Row]:

@@ -63,6 +63,11 @@ def demand_own(path: Path) -> None:
         raise UserError(f"{path}: other users can write to it; run chmod go-w on it, or set MASKDIT_SHARED=1 if you trust them")
 
 
+def without_matplotlibrc() -> None:
+    """Keep Matplotlib, which is imported later, from the user's own settings, which may not be readable, and from any window."""
+    os.environ |= {"MATPLOTLIBRC": os.devnull, "MPLBACKEND": "agg"}
+
+
 def tidy() -> None:
     """Remove scratch folders of published results. Each is renamed first: a half-deleted one would look like damaged work."""
     while FINISHED:

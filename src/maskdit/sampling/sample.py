@@ -1,6 +1,7 @@
 """Images from a checkpoint and seeds."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,6 +65,18 @@ def averaged(run: Path, step: int, width: float) -> dict[str, Tensor]:
     return total
 
 
+def is_vp(facts: dict[str, Any]) -> bool:
+    """Whether a checkpoint holds a VP network, which predicts noise."""
+    return bool(facts.get("preconditioning", "edm") == "vp")
+
+
+def demand_solver(config: Sample, path: Path, facts: dict[str, Any]) -> None:
+    """Raise UserError if the entry's solver does not fit the network of a checkpoint."""
+    architecture = facts["architecture"]
+    if config.solver == "ddpm" and not (is_vp(facts) and architecture.get("out_channels") == 2 * architecture["channels"]):
+        raise UserError(f"{path}: ddpm needs a network that predicts noise and its variance; set solver to heun or dpmpp-2m")
+
+
 def sigma_range(vp: bool) -> tuple[float, float]:
     """Lowest and highest noise level of a sampler, for EDM's preconditioning or a VP network."""
     return (vp_sigmas()[0].item(), vp_sigmas()[-1].item()) if vp else (SIGMA_MIN, SIGMA_MAX)
@@ -107,56 +120,75 @@ def compiles(config: Sample, where: torch.device, flops: float) -> bool:
     return True
 
 
+class Sampler:
+    """A network on the device of this process, the autoencoder that made its latents, and the numbers of an entry.
+
+    flops: of one pass of an image. home: the folder of a work that several processes share, see `settled`.
+    """
+
+    def __init__(
+        self, config: Sample, tensors: dict[str, Tensor], facts: dict[str, Any], vae: Path, home: Path | None = None
+    ) -> None:
+        self.config, self.vp, where = config, is_vp(facts), device()
+        self.where, self.precision = where, settled(config.precision, where, home)
+        net = MaskDiT(**facts["architecture"])
+        net.load_state_dict(tensors)
+        net.to(where).eval().requires_grad_(False)
+        self.net: Network = net
+        self.flops = net.flops(net.pos_embed.shape[1])
+        self.nfe, self.passes = count(config, self.vp)
+        self.compiled = compiles(config, where, self.passes * self.flops)
+        if (rounded := half(self.precision)) != torch.float32:
+            for_inference(net, rounded, self.compiled)
+        if self.compiled:
+            compile_blocks(net)
+        self.decoder = autoencoder.prepare(autoencoder.load(vae, where), config.vae_precision)
+        self.shift, self.scale = (torch.from_numpy(each).to(where) for each in Space.parse(facts["space"]).factors())
+
+    @torch.inference_mode()
+    def draw(self, rows: Array, noise: Array, labels: Array) -> Tensor:
+        """The images `rows` (n, H, W, 3) from their noise and labels; `done` says when a GPU has copied them to the CPU.
+
+        The batch is padded to the entry's size, so that an image does not depend on the others drawn.
+        """
+        whole = np.resize(np.arange(len(rows)), self.config.batch)
+        noise_BCHW, labels_B = (upload(torch.from_numpy(array[whole]), self.where) for array in (noise, labels))
+        with autocast(self.where, self.precision):
+            latent = integrate(self.config, self.net, rows[whole], noise_BCHW, labels_B, self.vp)
+        images = autoencoder.decode(self.decoder, latent.float() / self.scale + self.shift, self.config.vae_precision)
+        return autoencoder.to_pixels(images, self.config.quantisation).to("cpu", non_blocking=True)[: len(rows)]
+
+    def done(self) -> None:
+        """Wait until all images are on the CPU."""
+        if self.where.type == "cuda":
+            torch.cuda.synchronize()
+
+
 def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     """Draw images from EMA weights. Writes shards of uint8 images (n, H, W, 3), labels.npy and index.json.
 
-    Finished shards survive an interruption. Batches are padded to one size, so that an image does not depend on the others drawn.
-    Raises UserError if the disk has no room for all images.
+    Finished shards survive an interruption. Raises UserError if the disk has no room for all images.
     """
     # 1. The network, and the autoencoder that made its latents
-    where = device()
     path = find(run, config.step)
     tensors, facts = checkpoint.load(path)
     if config.ema_width is not None:
         tensors = averaged(run, facts["step"], config.ema_width)
-    vp = facts.get("preconditioning", "edm") == "vp"
-    if config.solver == "ddpm" and not vp:
-        raise UserError(f"{path}: ddpm needs a network that predicts noise and its variance; set solver to heun or dpmpp-2m")
+    demand_solver(config, path, facts)
     space = Space.parse(facts["space"])
     autoencoder.demand(vae, space.vae)
     names = [f"images-{number:04d}.npy" for number in range(config.shards)]
     work = Shards("sample", [config.model_dump(mode="json"), sha256(path), space.vae], names, out)
     work.demand_room(3 * config.images * (space.side * autoencoder.geometry(vae)[0]) ** 2)
-    precision = settled(config.precision, where, work.home)
-    net = MaskDiT(**facts["architecture"])
-    net.load_state_dict(tensors)
-    net.to(where).eval().requires_grad_(False)
-    nfe, passes = count(config, vp)
-    compiled = compiles(config, where, passes * net.flops(net.pos_embed.shape[1]))
-    if (rounded := half(precision)) != torch.float32:
-        for_inference(net, rounded, compiled)
-    if compiled:
-        compile_blocks(net)
-    decoder = autoencoder.prepare(autoencoder.load(vae, where), config.vae_precision)
-    shift, scale = (torch.from_numpy(factor).to(where) for factor in space.factors())
-
-    def draw(rows: Array) -> Tensor:
-        whole = np.resize(rows, config.batch)
-        noise, labels = (upload(torch.from_numpy(array), where) for array in starts(config, space, whole))
-        with autocast(where, precision):
-            latent = integrate(config, net, whole, noise, labels, vp)
-        images = autoencoder.decode(decoder, latent.float() / scale + shift, config.vae_precision)
-        return autoencoder.to_pixels(images, config.quantisation).to("cpu", non_blocking=True)[: len(rows)]
+    sampler = Sampler(config, tensors, facts, vae, work.home)
 
     # 2. The shards
     parts = np.array_split(np.arange(config.images), config.shards)
 
     def shard(number: int, place: Path) -> None:
         batches = np.array_split(parts[number], -(-len(parts[number]) // config.batch))
-        with torch.inference_mode():
-            drawn = [draw(rows) for rows in batches]  # a GPU computes one while it copies the one before
-        if where.type == "cuda":
-            torch.cuda.synchronize()
+        drawn = [sampler.draw(rows, *starts(config, space, rows)) for rows in batches]  # a GPU computes one while it copies another
+        sampler.done()
         save_array(place, torch.cat(drawn).numpy())
 
     if not work.fill(shard):
@@ -165,12 +197,15 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
 
     # 3. The record of the checkpoint and the sampling protocol
     save_array(out / "labels.npy", starts(config, space, np.arange(config.images))[1])
-    training = {name: facts.get(name) for name in FACTS} | {"forward_flops": net.flops(net.pos_embed.shape[1])}
+    training = {name: facts.get(name) for name in FACTS} | {"forward_flops": sampler.flops}
     weights = "EMA" if config.ema_width is None else f"EMA of relative width {config.ema_width}"
-    protocol = {"sampler": SAMPLERS[config.solver], "nfe": nfe, "network_passes": passes, "sigma_range": sigma_range(vp)}
+    cost = {"nfe": sampler.nfe, "network_passes": sampler.passes}
+    protocol = {"sampler": SAMPLERS[config.solver], **cost, "sigma_range": sigma_range(sampler.vp)}
     protocol |= {name: getattr(config, name) for name in CHOICES}
-    protocol |= {"weights": weights, "precision": precision, "seed": config.seed, "images": config.images, "vae_sha256": space.vae}
-    unusual = {"vae_precision": config.vae_precision if config.vae_precision != "fp32" else None, "compiled": compiled}
+    used = {"precision": sampler.precision, "seed": config.seed, "images": config.images, "vae_sha256": space.vae}
+    protocol |= {"weights": weights, **used}
+    unusual = {"vae_precision": config.vae_precision if config.vae_precision != "fp32" else None, "compiled": sampler.compiled}
     protocol |= {name: value for name, value in unusual.items() if value}
     write_json(out / "index.json", {"shards": names, "checkpoint": training, "protocol": protocol})
-    say(f"sample: {config.images} images from {path.name}, {nfe} NFE, {passes} passes per image, guidance {config.guidance}")
+    told = f"{config.images} images from {path.name}, {sampler.nfe} NFE, {sampler.passes} passes per image"
+    say(f"sample: {told}, guidance {config.guidance}")

@@ -22,6 +22,7 @@ from maskdit.latents.dataset import Latents
 from maskdit.runtime.device import demand_kernels, gpus, native
 from maskdit.runtime.random import generator
 from maskdit.runtime.variables import variable
+from maskdit.tools.contact_sheet import ContactSheet
 from maskdit.tools.folder import Finding, pictures
 
 SEEN = 256  # samples that a check reads
@@ -31,16 +32,22 @@ WAIT, BUSY = 0.05, 0.25  # the loader limits a training if more of its time wait
 WIDTHS = {"mu": 2048, "sigma": 2048, "mu_s": 2023, "sigma_s": 2023}  # statistics of FID and sFID
 
 
-def doctor(path: Path | None, classes: str = "auto") -> bool:
-    """`maskdit doctor [PATH]`: print all findings; returns whether nothing is wrong. classes: as in `layouts.classes_of`."""
-    fine = True
-    for finding in machine() if path is None else examine(path, classes):
+def doctor(path: Path | None, classes: str = "auto", sheet: Path | None = None, resolution: int | None = None) -> bool:
+    """`maskdit doctor [PATH]`: print all findings; returns whether nothing is wrong. classes: as in `layouts.classes_of`.
+
+    sheet, resolution: of the contact sheet. Raises UserError if one is asked for of something else than images.
+    """
+    fine, drawing = True, ContactSheet(path, sheet, resolution) if path else None
+    for finding in machine() if path is None else examine(path, classes, drawing):
         print(finding, flush=True)
         fine = fine and not finding.fix
+    if (sheet or resolution) and not (drawing and drawing.drawn):
+        told = "" if path is None else f"{path}: "
+        raise UserError(f"{told}there are no images to draw; leave --sheet and --resolution out")
     return fine
 
 
-def examine(path: Path, classes: str = "auto") -> Iterator[Finding]:
+def examine(path: Path, classes: str = "auto", sheet: ContactSheet | None = None) -> Iterator[Finding]:
     """Findings about a path, by its contents; raises UserError if they are of no known kind."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
@@ -61,10 +68,14 @@ def examine(path: Path, classes: str = "auto") -> Iterator[Finding]:
         if "space" in index:
             yield from latents(Latents.load(path))
         elif "classes" in index:
-            yield from images(Images.load(path))
+            data = Images.load(path)
+            yield from images(data)
             report = read_json(path / "report.json") if "report.json" in names else {}
             for reason, known in report.get("left_out", {}).items():
                 yield Finding(f"left out: {known['count']:,} {reason}")
+            if sheet and data.classes:
+                drawn = sheet.draw(data.pixels, data.labels, data.rows(heldout=False), data.classes, "as they are trained on")
+                yield from map(Finding, drawn)
         else:
             yield Finding(f"{path}: {index.get('kind', 'an artifact')}")
     elif path.suffix == ".npz":
@@ -72,7 +83,7 @@ def examine(path: Path, classes: str = "auto") -> Iterator[Finding]:
     elif path.name.endswith(WEIGHTS) or {"config.json", "model_index.json"} & names or any(name.endswith(INDEX) for name in names):
         yield from weights(path)
     elif path.suffix.lower() in (".tar", ".zip") or (folder and not made):
-        yield from pictures(path, classes)
+        yield from pictures(path, classes, sheet)
     elif not made:
         raise UserError(f"{path}: not images, latents, weights, a reference batch or a run; name one of these")
 

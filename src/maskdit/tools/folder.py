@@ -12,6 +12,7 @@ from maskdit.images.check import Opened, kept_at
 from maskdit.images.folders import BROKEN, shortened
 from maskdit.images.own import left_share
 from maskdit.images.scan import Scanned, scan
+from maskdit.tools.contact_sheet import ContactSheet
 
 LEFT_OUT = Folder.model_fields["left_out"].default
 SHOWN = 40  # classes that are listed; of more, the first and the last ones
@@ -41,8 +42,8 @@ def scanned(path: Path, choice: str = "auto") -> Scanned:
     return found
 
 
-def pictures(path: Path, choice: str = "auto") -> Iterator[Finding]:
-    """The classes and their counts, what is left out and why, and whether each image can be opened."""
+def pictures(path: Path, choice: str = "auto", sheet: ContactSheet | None = None) -> Iterator[Finding]:
+    """The classes and their counts, what is left out and why, whether each image can be opened, and what a training sees."""
     found = scanned(path, choice)
     yield from (Finding(line, listed=True) for line in lines(found))
     apart = f", {found.apart.sum():,} of them held out" if found.apart.any() else ""
@@ -64,6 +65,7 @@ def pictures(path: Path, choice: str = "auto") -> Iterator[Finding]:
         yield Finding(f"images stored turned or mirrored: {len(turned):,} ({shortened(turned)}); a study sets them upright")
     if moving := opened.names["frames"]:
         yield Finding(f"images of several frames: {len(moving):,} ({shortened(moving)}); the first frame is read")
+    yield from map(Finding, sheet.of_folder(found, opened) if sheet else ())
     for fact in opened.bad:
         found.left.add(BROKEN, fact["name"])
     if (share := left_share(found.left, len(opened.good))) > LEFT_OUT:
