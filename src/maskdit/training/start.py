@@ -64,7 +64,7 @@ def begun(config: Finetune, data: Latents, latents: Path, run: Path) -> tuple[di
         advice = "encode the images at the size and with the autoencoder of the weights" if published else "rerun the pretraining"
         ours, wanted = (getattr(space, field) for space in (data.space, theirs))
         raise UserError(f"{latents}: not the latents that {run} was trained on, whose {field} is {wanted}, not {ours}; {advice}")
-    spent = {name: facts[name] or 0 for name in SPENT}
+    spent: dict[str, Any] = {name: facts[name] or 0 for name in SPENT}
     if not published:
         return facts["architecture"], Past(net, ema, **spent)
     architecture = {**facts["architecture"], "classes": len(data.space.classes)}
@@ -115,5 +115,5 @@ def adapted(tensors: State, architecture: dict[str, Any], rows: dict[int, int], 
         table[:, ours] = old[:, theirs]
     channels, places = architecture["channels"], architecture["encoder"]["patch"] ** 2
     last = {name: tensors[name] for name in (f"{FINAL}.weight", f"{FINAL}.bias")}
-    noise = {name: tensor.unflatten(0, (places, -1))[:, :channels].flatten(0, 1) for name, tensor in last.items()}
+    noise = {name: tensor.reshape(places, -1, *tensor.shape[1:])[:, :channels].flatten(0, 1) for name, tensor in last.items()}
     return {**tensors, **noise, TABLE: table}

@@ -118,7 +118,7 @@ def loop(
         done["device_seconds"] += passed * ranks.world
 
     def facts() -> dict[str, Any]:
-        kind = {"model": "DiT" if architecture["decoder"] is None else "MaskDiT", "phase": phase}
+        kind: dict[str, Any] = {"model": "DiT" if architecture["decoder"] is None else "MaskDiT", "phase": phase}
         kind |= {"preconditioning": past.preconditioning, **({"source": past.source} if past.source else {})}
         cost = {"step": done["step"], **{name: getattr(past, name) + done[name] for name in SPENT}}
         how = {"precision": config.precision, "arithmetic": arithmetic(where), "speed": speed(rows, ranks.world, where.type)}
