@@ -36,11 +36,12 @@ OF_TRAINING = """
   MASKDIT_WATCHDOG_SECONDS=S   maximum time of a step, after which the stacks are printed and the job fails (default 1800; 0: no
                                limit; a single process is watched only if this is set)
   MASKDIT_CONTAINER=IMAGE      a container image in which srun starts the training's tasks in a Slurm job
-  MASKDIT_TENSORBOARD=FOLDER   also write the log as TensorBoard events"""
+  MASKDIT_LOG=NAME,NAME        also write the log by tensorboard (to runs/), wandb (by its own variables) or dvclive (to dvclive/)
+  MASKDIT_TENSORBOARD=FOLDER   the folder of tensorboard, in place of runs/; alone, it means MASKDIT_LOG=tensorboard, too"""
 
 SHELLS = ("bash", "zsh", "tcsh")
 UNUSED = {"npz": ("step", "weights", "vae", "metrics"), "upstream": ("vae", "metrics"), "diffusers": ()}  # by format of an export
-OF_PARAMS = ("plan", "status", "clean", "verify")  # tools that are given what params.yaml says
+OF_PARAMS = ("plan", "status", "watch", "clean", "verify")  # tools that are given what params.yaml says
 TOOLS = {verb: (f"tools.{verb}", verb) for verb in ("study", "doctor", *OF_PARAMS)}  # verb -> module and function
 TOOLS |= {"handoff": ("artifacts.engine_handoff", "handoff"), "import": ("weights.importing", "bring")}
 OTHERS = (*TOOLS, "export", "check", "show")  # not steps
@@ -144,6 +145,8 @@ def parser(first: str = "") -> Parser:
     status.add_argument("bench", metavar="STUDY", nargs="?", help="an entry of table: (default: one line per study)")
     status.add_argument("--json", action="store_true", dest="as_json", help="print every node as JSON")
     status.add_argument("--all", action="store_true", dest="whole", help="also list the nodes that are current")
+    watch = verbs.add_parser("watch", help="Show a training while it runs, and exit with its code; without a key, list what runs.")
+    watch.add_argument("key", metavar="KEY", nargs="?", help="an entry of pretrain: or finetune:")
     clean = verbs.add_parser("clean", help="List what can be deleted and what it costs to get it back; delete it with --yes.")
     clean.add_argument("kinds", metavar="KIND", nargs="*", help="scratch, samples, stale, unnamed or states (default: list all)")
     clean.add_argument("--yes", action="store_true", help="delete the named kinds")
