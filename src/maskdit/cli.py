@@ -63,6 +63,13 @@ def part(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
+def side(text: str) -> int:
+    """Parse the pixels of one side."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of pixels; images are square, so give that of one side")
+    return int(text)
+
+
 def against() -> Path | None:
     """The ledger of MASKDIT_AGAINST, than which no verdict may be worse; None if the variable is unset or empty."""
     return Path(path) if (path := os.environ.get("MASKDIT_AGAINST")) else None
@@ -125,7 +132,7 @@ def parser(first: str = "") -> Parser:
     study = verbs.add_parser("study", help="Add a study of a folder of images to params.yaml.")
     study.add_argument("name", metavar="NAME", help="the prefix of its keys")
     study.add_argument("root", type=Path, metavar="ROOT", help="a folder CLASS/image, or tar or zip files with this layout")
-    study.add_argument("--resolution", type=int, default=32, metavar="PIXELS", help="side of the images (default 32)")
+    study.add_argument("--resolution", type=side, default=32, metavar="PIXELS", help="side of the images (default 32)")
     text = "by the number of images"
     study.add_argument("--heldout", type=float, metavar="FRACTION", help=f"fraction of held-out images (default: {text}, from 0.1)")
     study.add_argument("--steps", type=int, metavar="N", help=f"steps of pretraining; others in proportion (default: {text})")
@@ -154,9 +161,9 @@ def parser(first: str = "") -> Parser:
     verify.add_argument("name", metavar="STUDY|EVALUATION", help="an entry of table:, or of sample: for one row")
     doctor = verbs.add_parser("doctor", help="Check a folder, a file or this machine, and say how to fix what is wrong.")
     doctor.add_argument("path", type=Path, nargs="?", metavar="PATH", help="images, latents, weights, a run, a reference batch")
-    text = "which of the folders above an image is its class (default: auto, the first; refused if another may be meant)"
+    text = "which folder above an image is its class (default: auto, the first, refused if another may be meant); none: no classes"
     for entry in (study, doctor):
-        entry.add_argument("--classes", choices=("auto", "first", "last", "path"), default="auto", help=text)
+        entry.add_argument("--classes", choices=("auto", "first", "last", "path", "none"), default="auto", help=text)
     verbs.add_parser("check", help="Check params.yaml; DVC does so before each step.")
     show = verbs.add_parser("show", help="Print a study's table and the paths of its results.")
     show.add_argument("bench", metavar="STUDY", nargs="?", default="demo", help="an entry of table: (default: demo)")

@@ -11,7 +11,7 @@ from maskdit.artifacts.atomic import replacing
 from maskdit.config import yaml_subset
 from maskdit.config.base import Key, UserError
 from maskdit.config.load import load, validate
-from maskdit.tools.study_sizes import Wishes, data_of, fitted
+from maskdit.tools.study_sizes import Wishes, data_of, deepened, fitted, unconditional
 
 LIKE = "demo"
 PARAMS = Path("params.yaml")
@@ -110,6 +110,9 @@ def study(
         new[verb][name]["title"] = f"DiT and MaskDiT on {root.resolve().name} at {resolution} pixels"
     new["claims"] = {f"{name}-claims": ledger(tree, name)}
     new["report"][name]["ledger"] = f"{name}-claims"
+    if classes == "none":
+        unconditional(new)
+    deepened(new, resolution)
     numbers = fitted(new, data, Wishes(steps, batch, samples))
     whole = {verb: {**known, **new.get(verb, {})} for verb, known in tree.items()}
     try:
