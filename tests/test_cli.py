@@ -110,6 +110,15 @@ def test_a_locale_without_the_letters_of_a_file_stops_no_command(root, tmp_path)
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("size", ["64x48", "64,48", "0", "-1", "small"])
+def test_a_side_that_is_no_number_of_pixels_is_refused_as_images_are_square(size, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["study", "mine", "folder", f"--resolution={size}"])
+    assert stop.value.code == 2
+    line = f"argument --resolution: '{size}' is not a number of pixels; images are square, so give that of one side"
+    assert line in capsys.readouterr().err
+
+
 def test_an_unknown_key_names_the_nearest(root, capsys, tmp_path):
     line = refusal(capsys, "pretrain", "demo-masdit", "--latents", "x", "--out", str(tmp_path / "out"))
     assert "pretrain has no entry 'demo-masdit'; did you mean 'demo-maskdit'?" in line

@@ -37,11 +37,12 @@ OF_TRAINING = """
   MASKDIT_WATCHDOG_SECONDS=S   maximum time of a step, after which the stacks are printed and the job fails (default 1800; 0: no
                                limit; a single process is watched only if this is set)
   MASKDIT_CONTAINER=IMAGE      a container image in which srun starts the training's tasks in a Slurm job
-  MASKDIT_TENSORBOARD=FOLDER   also write the log as TensorBoard events"""
+  MASKDIT_LOG=NAME,NAME        also write the log by tensorboard (to runs/), wandb (by its own variables) or dvclive (to dvclive/)
+  MASKDIT_TENSORBOARD=FOLDER   the folder of tensorboard, in place of runs/; alone, it means MASKDIT_LOG=tensorboard, too"""
 
 SHELLS = ("bash", "zsh", "tcsh")
 UNUSED = {"npz": ("step", "weights", "vae", "metrics"), "upstream": ("vae", "metrics"), "diffusers": ()}  # by format of an export
-OF_PARAMS = ("plan", "status", "clean", "verify")  # tools that are given what params.yaml says
+OF_PARAMS = ("plan", "status", "watch", "clean", "verify")  # tools that are given what params.yaml says
 TOOLS = {verb: (f"tools.{verb}", verb) for verb in ("study", "doctor", "draw", *OF_PARAMS)}  # verb -> module and function
 TOOLS |= {"handoff": ("artifacts.engine_handoff", "handoff"), "import": ("weights.importing", "bring")}
 OTHERS = (*TOOLS, "export", "check", "show")  # not steps
@@ -61,6 +62,13 @@ def part(text: str) -> tuple[int, int]:
     if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
         raise argparse.ArgumentTypeError(f"'{text}' is not K/N with 1 <= K <= N")
     return int(first), int(second)
+
+
+def side(text: str) -> int:
+    """Parse the pixels of one side."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of pixels; images are square, so give that of one side")
+    return int(text)
 
 
 def against() -> Path | None:
@@ -128,7 +136,7 @@ def parser(first: str = "") -> Parser:
     text = "finetune these published weights, an entry of released: in params.yaml, in place of training from nothing"
     study.add_argument("--from", dest="released", metavar="KEY", help=text)
     text = "side of the images (default 32, with --from that of the weights)"
-    study.add_argument("--resolution", type=int, metavar="PIXELS", help=text)
+    study.add_argument("--resolution", type=side, metavar="PIXELS", help=text)
     text = "by the number of images"
     study.add_argument("--heldout", type=float, metavar="FRACTION", help=f"fraction of held-out images (default: {text}, from 0.1)")
     study.add_argument("--steps", type=int, metavar="N", help=f"steps of pretraining; others in proportion (default: {text})")
@@ -148,6 +156,8 @@ def parser(first: str = "") -> Parser:
     status.add_argument("bench", metavar="STUDY", nargs="?", help="an entry of table: (default: one line per study)")
     status.add_argument("--json", action="store_true", dest="as_json", help="print every node as JSON")
     status.add_argument("--all", action="store_true", dest="whole", help="also list the nodes that are current")
+    watch = verbs.add_parser("watch", help="Show a training while it runs, and exit with its code; without a key, list what runs.")
+    watch.add_argument("key", metavar="KEY", nargs="?", help="an entry of pretrain: or finetune:")
     clean = verbs.add_parser("clean", help="List what can be deleted and what it costs to get it back; delete it with --yes.")
     clean.add_argument("kinds", metavar="KIND", nargs="*", help="scratch, samples, stale, unnamed or states (default: list all)")
     clean.add_argument("--yes", action="store_true", help="delete the named kinds")
@@ -155,9 +165,9 @@ def parser(first: str = "") -> Parser:
     verify.add_argument("name", metavar="STUDY|EVALUATION", help="an entry of table:, or of sample: for one row")
     doctor = verbs.add_parser("doctor", help="Check a folder, a file or this machine, and say how to fix what is wrong.")
     doctor.add_argument("path", type=Path, nargs="?", metavar="PATH", help="images, latents, weights, a run, a reference batch")
-    text = "which of the folders above an image is its class (default: auto, the first; refused if another may be meant)"
+    text = "which folder above an image is its class (default: auto, the first, refused if another may be meant); none: no classes"
     for entry in (study, doctor):
-        entry.add_argument("--classes", choices=("auto", "first", "last", "path"), default="auto", help=text)
+        entry.add_argument("--classes", choices=("auto", "first", "last", "path", "none"), default="auto", help=text)
     text = "the contact sheet of images, a PNG (default: results/sheet_NAME.png where there is a params.yaml, else none)"
     doctor.add_argument("--sheet", type=Path, metavar="FILE", help=text)
     text = "side of its images (default: that of the study of this folder, else 32)"

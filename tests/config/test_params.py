@@ -29,6 +29,12 @@ def test_the_project_s_own_parameters_are_valid(path):
 
 
 MISTAKES = [
+    (
+        "fetch.demo.resolution",
+        [64, 48],
+        "fetch.demo.resolution: images are square; give the pixels of one side as a whole number, not",
+    ),
+    ("fetch.demo.resolution", "64x48", "fetch.demo.resolution: images are square; give the pixels of one side"),
     ("pretrain.demo-dit.mask_ratoi", 0.5, "pretrain.demo-dit.mask_ratoi: unknown key; did you mean 'mask_ratio'?"),
     ("pretrain.demo-maskdit.encoder.widht", 8, "pretrain.demo-maskdit.encoder.widht: unknown key; did you mean 'width'?"),
     ("pretain", {}, "pretain: unknown key; did you mean 'pretrain'?"),
@@ -140,6 +146,15 @@ def test_ddpm_needs_two_timesteps_of_its_thousand(tree):
         tree["sample"]["demo-dit-plain"] = {**tree["sample"]["demo-dit-plain"], "solver": "ddpm", "solver_steps": steps}
         with pytest.raises(UserError, match="solver_steps: ddpm takes 2 to 1000 steps"):
             validate(tree)
+
+
+def test_images_without_classes_are_sampled_without_guidance_only(tree):
+    tree["fetch"]["demo"] = {"source": "folder", "root": "heap", "resolution": 16, "images": 96, "bad": "fail", "classes": "none"}
+    told = "sample.demo-maskdit-guided.guidance: 2.0 needs classes, and fetch.demo has classes: none; set it to 1.0"
+    with pytest.raises(UserError, match=told):
+        validate(tree)
+    tree["sample"]["demo-maskdit-guided"]["guidance"] = 1.0
+    assert validate(tree).fetch["demo"].classes == "none"
 
 
 def test_a_missing_number_is_named(tree):

@@ -58,6 +58,35 @@ def counts(found: Scanned) -> dict[str, int]:
     return dict(Counter(found.classes[label] for label in found.labels))
 
 
+HEAPS = {
+    "flat": [f"{number}.png" for number in range(4)],
+    "nested": ["0.png", "a/1.png", "a/x/2.png", "b/y/3.png"],
+    "as EDM's": EDM[:4],
+}
+
+
+@pytest.mark.parametrize("names", HEAPS.values(), ids=HEAPS)
+def test_images_without_classes_are_one_heap_however_they_lie(names, tmp_path):
+    root = lay(tmp_path, names, **{"dataset.json": b'{"labels": null}', "notes.txt": b"x"})
+    found = scan(root, "none")
+    assert counts(found) == {"all": 4}
+    assert found.told == "its images have no classes"
+    assert found.left.counts == {archives.OTHER: 2}, "the table is not asked"
+    assert not found.apart.any()
+
+
+def test_images_without_classes_in_an_archive_and_in_parts_for_training_and_testing(tmp_path):
+    zipped(tmp_path / "heap.zip", [(f"{number}.png", data) for number, data in enumerate(PNG)])
+    assert counts(scan(tmp_path / "heap.zip", "none")) == {"all": 4}
+    found = scan(lay(tmp_path / "parts", ["train/0.png", "train/deep/1.png", "test/2.png"]), "none")
+    assert [name for name, apart in zip(found.names, found.apart, strict=True) if apart] == ["test/2.png"]
+    assert found.told == "its images have no classes; the parts for testing are held out"
+
+
+def test_a_heap_is_refused_with_the_choice_that_reads_it(tmp_path):
+    assert refusal(lay(tmp_path, ["0.png", "1.png"])).endswith("the folder of an image names its class (classes: none for none)")
+
+
 def refusal(root: Path) -> str:
     with pytest.raises(UserError) as refused:
         scan(root)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -11,23 +12,33 @@ from maskdit.artifacts.atomic import read_json, write_json
 from maskdit.config.base import UserError
 from maskdit.config.images import VAE_WEIGHTS
 from maskdit.config.latents import DownloadedVae
-from maskdit.latents.autoencoder import identity, load
+from maskdit.config.sampling import Sample
+from maskdit.images.dataset import Images
+from maskdit.latents.autoencoder import identity, load, to_unit
+from maskdit.latents.dataset import Latents
 from maskdit.latents.vae import vae
+from maskdit.sampling.sample import sample
+from maskdit.training import train
+from small import ENCODER, SAMPLE, encoded, masked, pretrained
 
 ENTRY = DownloadedVae.model_validate({"source": "download", "dataset": "toy", "factor": 8, "latent_channels": 4})
 OLD = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}  # in Stability's files
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """What fetch makes of an autoencoder of SD's shape, but narrow."""
+def published(folder, levels, **changes):
+    """What fetch makes of an autoencoder of so many levels, as SD's but narrow."""
     torch.manual_seed(0)
     down, up = (f"{name}Block2D" for name in ("DownEncoder", "UpDecoder"))
-    shape = {"block_out_channels": (8,) * 4, "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4}
-    net = AutoencoderKL(down_block_types=(down,) * 4, up_block_types=(up,) * 4, **shape)
-    net.save_pretrained(tmp_path / "raw")
-    describe(tmp_path / "raw")
-    return tmp_path / "raw"
+    shape = {"block_out_channels": (8,) * levels, "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4}
+    net = AutoencoderKL(down_block_types=(down,) * levels, up_block_types=(up,) * levels, **shape | changes)
+    net.save_pretrained(folder)
+    describe(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return published(tmp_path / "raw", 4)
 
 
 def describe(folder):
@@ -95,6 +106,75 @@ def test_weights_that_changed_since_they_were_fetched_are_refused(folder, tmp_pa
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / VAE_WEIGHTS)
     with pytest.raises(UserError, match="not the autoencoder that was fetched"):
         take(folder, tmp_path / "out")
+
+
+PLAIN = {"use_quant_conv": False, "use_post_quant_conv": False}
+OTHERS = {  # side of the images, factor, and what differs from SD's: f8 and 4 channels
+    "f4, 3 channels": (64, 4, {"latent_channels": 3}),
+    "f8, 16 channels, with a shift": (128, 8, {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609, **PLAIN}),
+    "f16, 16 channels": (512, 16, {"latent_channels": 16, "scaling_factor": 0.3}),
+    "mean and spread of each channel": (64, 8, {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.0, 2.0, 0.5, 4.0]}),
+    "nothing published": (64, 8, {"scaling_factor": 1.0}),
+}
+
+
+@pytest.mark.parametrize(("side", "factor", "changes"), OTHERS.values(), ids=OTHERS)
+def test_latents_of_another_autoencoder_are_an_entry_from_images_to_samples(side, factor, changes, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "gemm_rate", lambda *_: 1e12)
+    monkeypatch.setenv("MASKDIT_SCRATCH", str(tmp_path / "scratch"))
+    raw, taken, run = (tmp_path / name for name in ("raw", "taken", "run"))
+    published(raw, factor.bit_length(), **changes)
+    channels = changes.get("latent_channels", 4)
+    take(raw, taken, factor=factor, latent_channels=channels)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, side, side, 3), np.uint8)
+    (tmp_path / "images").mkdir()
+    Images(pixels, np.zeros(5, np.int64), np.zeros(5, bool), ("all",)).save(tmp_path / "images")
+    write_json(tmp_path / "images" / "manifest.json", {})
+    encoded(tmp_path / "images", taken, tmp_path / "latents", shards=1, mirror=False)
+    latents = Latents.load(tmp_path / "latents")
+    assert latents.shape == (5, 1, 2 * channels, side // factor, side // factor)
+
+    found = latents.draw(np.array([0]), np.array([0]), np.zeros((1, channels, side // factor, side // factor), np.float32))
+    net = load(taken, torch.device("cpu"))
+    with torch.no_grad():
+        z = net.encode(to_unit(torch.from_numpy(pixels[:1]))).latent_dist.mode()
+    shape = (1, -1, 1, 1)
+    mean, spread = (
+        torch.tensor(net.config.get(f"latents_{name}") or other).reshape(shape) for name, other in (("mean", 0.0), ("std", 1.0))
+    )
+    if changes != {"scaling_factor": 1.0}:  # as diffusers' pipelines normalise latents
+        wanted = (z - mean - (net.config.shift_factor or 0.0)) * net.config.scaling_factor / spread
+        np.testing.assert_allclose(found, wanted.numpy(), rtol=2e-3, atol=2e-3)
+    else:
+        whole = latents.draw(
+            np.arange(5), np.zeros(5, int), np.random.default_rng(0).normal(size=(5, *found.shape[1:])).astype("f4")
+        )
+        assert np.allclose(whole.mean((0, 2, 3)), 0, atol=0.1)
+        assert np.allclose(whole.std((0, 2, 3)), 0.5, atol=0.1)
+
+    pretrained(tmp_path / "latents", "run", masked(1, encoder={**ENCODER, "patch": 4}))
+    entry = Sample.model_validate({**SAMPLE, "guidance": 1.0, "images": 2, "solver_steps": 1, "batch": 2})
+    (tmp_path / "samples").mkdir()
+    sample(entry, run=run, vae=taken, out=tmp_path / "samples")
+    assert np.load(tmp_path / "samples" / "images-0000.npy").shape == (2, side, side, 3)
+
+
+UNLIKE = {
+    "another kind": (
+        {"_class_name": "AutoencoderDC"},
+        "holds AutoencoderDC, which is not supported; use an autoencoder that diffusers",
+    ),
+    "quantised": ({"_class_name": "VQModel"}, "holds VQModel, which is not supported"),
+    "with transparency": ({"in_channels": 4, "out_channels": 4}, "images of 4 channels in and 4 out; use one of RGB images"),
+}
+
+
+@pytest.mark.parametrize(("changes", "told"), UNLIKE.values(), ids=UNLIKE)
+def test_an_autoencoder_of_another_kind_is_refused_in_one_line(folder, tmp_path, changes, told):
+    write_json(folder / "config.json", read_json(folder / "config.json") | changes)
+    with pytest.raises(UserError, match=told) as refusal:
+        take(folder, tmp_path / "out")
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("changes", [{"factor": 4}, {"latent_channels": 16}])

@@ -89,6 +89,40 @@ def test_the_doctor_tells_of_photographs_that_are_turned_and_of_moving_ones(home
     assert "images of several frames: 1 (red/moving.gif); the first frame is read" in said
 
 
+def test_images_without_classes_become_a_study_without_labels_and_guidance(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lay(home / "root", a=30, b=30)
+    for path in sorted((home / "root").rglob("*.png"))[:40]:
+        path.rename(home / "root" / f"{path.parent.name}{path.name}")
+    assert doctor(home / "root", "none")
+    said = capsys.readouterr().out
+    assert "ok: 60 images of 1 class; its images have no classes\n" in said
+    assert said.endswith(f"run maskdit study NAME {home / 'root'} --classes none\n")
+    params = made(home, home / "root", classes="none")
+    assert params.fetch["mine"].model_dump()["classes"] == "none"
+    ours = {key: entry for key, entry in params.sample.items() if key.startswith("mine-")}
+    assert {entry.guidance for entry in ours.values()} == {1.0}
+    assert not [key for key in ours if key.endswith("guided")], "they would be the same as those without"
+    assert params.grid["mine-maskdit"].sample == "mine-maskdit-plain"
+    runs = [params.pretrain["mine-dit"], params.pretrain["mine-maskdit"], params.finetune["mine-maskdit"]]
+    assert {run.label_dropout for run in runs} == {0.0}
+    assert params.pretrain["demo-dit"].label_dropout == 0.1
+    assert {entry.guidance for key, entry in params.sample.items() if key.startswith("demo-")} == {1.0, 2.5}
+
+
+@pytest.mark.parametrize(("side", "factor", "tokens"), [(32, 2, 64), (64, 2, 256), (128, 4, 256), (512, 16, 256)])
+def test_a_larger_side_gets_an_autoencoder_of_more_levels(side: int, factor: int, tokens: int, home: Path) -> None:
+    study("mine", lay(home / "root", a=10, b=10), side)
+    params = load()
+    assert params.fetch["mine"].resolution == side
+    assert params.vae["mine"].factor == factor
+    assert (side // factor // params.pretrain["mine-dit"].encoder.patch) ** 2 == tokens
+
+
+def test_a_side_that_the_autoencoder_does_not_divide_is_refused(home: Path) -> None:
+    with pytest.raises(UserError, match=r"--resolution 500: vae\.mine\.channels: the downsampling factor 16 does not divide"):
+        study("mine", lay(home / "root", a=10, b=10), 500)
+
+
 def test_a_name_that_is_no_text_is_shown_with_its_bytes_escaped(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = lay(home / "root", **{os.fsdecode(b"gr\xfcn"): 8, "red\x1b[31m": 2, "红": 2})
     (root / "red\x1b[31m" / os.fsdecode(b"\xe9.heic")).write_bytes(b"x")

@@ -11,11 +11,18 @@ import yaml
 from PIL import Image
 from ruamel.yaml import YAML
 
+from maskdit.artifacts.atomic import write_json
 from maskdit.config import yaml_subset
 from maskdit.config.base import UserError
 from maskdit.config.load import load
+from maskdit.images.fetch import fetch
+from maskdit.latents.encode import encode
+from maskdit.reporting.pictures import grid
+from maskdit.sampling.sample import sample
 from maskdit.tools.study import inserted, study
+from maskdit.training import train
 from project import ROOT, SNAKEMAKE, TOY, nodes, project, run, says
+from small import make_vae
 
 COLOURS = {"blue": (40, 60, 220), "green": (30, 190, 60), "red": (210, 40, 50)}
 
@@ -93,16 +100,17 @@ def test_one_study_after_another_is_added_with_the_claims_that_it_can_show(
 @pytest.mark.pipeline
 def test_both_engines_plan_studies_that_were_added_to_the_file_that_is_shipped(photos: Path, tmp_path: Path) -> None:
     where = project(tmp_path, ROOT / "params.yaml")
-    for name, start in {"flowers": (), "birds": ("--from", "in256-theirs-open")}.items():
-        says(where, "maskdit", "study", name, str(photos), "--skip-bad", *start)
+    options = {"flowers": (), "birds": ("--from", "in256-theirs-open"), "heap": ("--classes", "none")}
+    for name, more in options.items():
+        says(where, "maskdit", "study", name, str(photos), "--skip-bad", *more)
         says(where, "maskdit", "check")
         by_snakemake = nodes(says(where, *SNAKEMAKE, "--dry-run", f"results/report_{name}.html"))
         by_dvc = nodes(says(where, "dvc", "repro", "--dry", "--force", f"report@{name}"))
         assert by_snakemake == by_dvc
         assert by_dvc > {f"fetch@{name}", f"table@{name}", f"claims@{name}-claims"}
-        theirs = {"fetch@in256-autoencoder", "vae@in256", "released@in256-theirs-open"} if start else set()
+        theirs = {"fetch@in256-autoencoder", "vae@in256", "released@in256-theirs-open"} if name == "birds" else set()
         assert {node for node in by_dvc if not node.split("@")[1].startswith(name)} == theirs
-        assert ("finetune@birds" if start else "pretrain@flowers-maskdit") in by_dvc
+        assert ("finetune@birds" if name == "birds" else f"pretrain@{name}-maskdit") in by_dvc
 
 
 def test_a_file_without_the_demo_is_refused_by_the_entry_that_is_missing(home: Path, photos: Path) -> None:
@@ -264,3 +272,62 @@ def test_a_folder_of_images_becomes_a_table(photos: Path, tmp_path: Path) -> Non
     assert "really-a-png.jpg" in report
     for path in ("artifacts/raw/mine", "artifacts/latents/mine", "artifacts/runs/mine-maskdit/pretrain"):
         assert "problem: 1 of" not in says(where, "maskdit", "doctor", path)
+
+
+@pytest.fixture
+def heap(tmp_path: Path) -> Path:
+    """Forty images without classes, some of them in a folder."""
+    root = tmp_path / "heap"
+    (root / "more").mkdir(parents=True)
+    for number in range(40):
+        picture("blue", number).save(root / ("more" if number % 3 else "") / f"{number}.png")
+    return root
+
+
+def test_a_heap_of_images_is_trained_on_sampled_and_drawn(heap: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "gemm_rate", lambda *_: 1e12)
+    study("mine", heap, 16, steps=4, classes="none")
+    params = load()
+    for name in ("images", "latents", "run", "samples"):
+        (home / name).mkdir()
+    fetch(params.fetch["mine"], out=home / "images")
+    write_json(home / "images" / "manifest.json", {})
+    make_vae(home / "vae")
+    encode(params.encode["mine"], images=home / "images", vae=home / "vae", out=home / "latents")
+    train.pretrain(params.pretrain["mine-dit"], latents=home / "latents", out=home / "run")
+    entry = params.sample["mine-dit-plain"]
+    sample(entry, run=home / "run", vae=home / "vae", out=home / "samples")
+    assert np.load(home / "samples" / "labels.npy").tolist() == [0] * entry.images
+    grid(
+        params.grid["mine-dit"].model_copy(update={"columns": 3}),
+        images=home / "images",
+        samples=home / "samples",
+        out=home / "grid.png",
+    )
+    with Image.open(home / "grid.png") as drawn:
+        wide, high = drawn.size
+    assert wide > 1.5 * high, "three rows of three on either side"
+    assert high > wide / 4
+
+
+@pytest.mark.slow
+@pytest.mark.pipeline
+def test_a_heap_of_images_without_classes_becomes_a_table_and_grids(heap: Path, tmp_path: Path) -> None:
+    where = project(tmp_path / "mine")
+    words = ("maskdit", "study", "mine", str(heap), "--resolution", "16", "--steps", "4", "--samples", "16")
+    code, said = run(where, *words)
+    assert code == 2
+    assert "classes: none for none" in said
+    assert "40 images of 1 class" in says(where, *words, "--classes", "none")
+    says(where, "snakemake", "--cores", "2", "results/report_mine.html", "results/grid_mine-dit.png")
+    table = pd.read_csv(where / "results" / "table_mine.csv", index_col="eval")
+    assert set(table.index) == {"mine-dit-plain", "mine-maskdit-guided"}
+    assert table["fd_mobilenet"].between(0, 1e4).all()
+    assert (table["guidance"] == 1).all()
+    for path in (
+        "artifacts/raw/mine",
+        "artifacts/latents/mine",
+        "artifacts/runs/mine-maskdit/pretrain",
+        "artifacts/samples/mine-dit-plain",
+    ):
+        assert "problem: " not in says(where, "maskdit", "doctor", path)

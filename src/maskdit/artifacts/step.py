@@ -123,6 +123,8 @@ def work(
     demand_replaceable(out, node, usual)
     progress.KEY = key
     training = STEPS[verb] == "training.train"
+    if training:
+        variables.loggers()  # refused before other processes start
     if not ranks:
         code = spread(verb, key, paths, share, spent)
         if code or (training and code is not None):

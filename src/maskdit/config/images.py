@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import StringConstraints, model_validator
+from pydantic import BeforeValidator, StringConstraints, model_validator
 
 from maskdit.config.base import Count, Family, Fraction, Line, Natural, Section, Seed, Sha, Url, new
 
@@ -11,13 +11,19 @@ INDEX = ".safetensors.index.json"  # the end of the name of a file that lists th
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", INDEX)  # the ends of names of files that may be weights
 Root = Annotated[Line, StringConstraints(min_length=1)]
 Policy = Literal["fail", "skip", "list"]  # damaged images: fail, skip them, or list all and then fail
-Naming = Literal["auto", "first", "last", "path"]  # which folder above an image names its class
+Naming = Literal["auto", "first", "last", "path", "none"]  # which folder above an image names its class; none: there are no classes
+
+
+def _square(value: object) -> object:
+    if isinstance(value, list | tuple | str):
+        raise ValueError(f"images are square; give the pixels of one side as a whole number, not {value!r}")
+    return value
 
 
 class Pictures(Section):
     """Labelled images of one side length."""
 
-    resolution: Count
+    resolution: Annotated[Count, BeforeValidator(_square)]  # pixels of one side
     images: Count  # expected number; fetch fails if it finds another
 
     @property
@@ -64,7 +70,7 @@ class Folder(Divided):
     root: Root  # relative to the project, or absolute
     bad: Policy
     orientation: Literal["ignore", "apply"] = new("ignore")  # apply: turn photographs as EXIF says; ADM ignores it for ImageNet
-    classes: Naming = new("auto")  # the folder that names a class; auto: the first, or a dataset.json or notes beside the images
+    classes: Naming = new("auto")  # the folder that names a class; auto: the first, or a dataset.json or notes; none: no classes
     validation: Natural = new(0)  # expected number of images below test/ or val/, held out; `images` then counts those below train/
     left_out: Fraction = new(0.05)  # largest share of the images that may be left out, because they are damaged or not read
 

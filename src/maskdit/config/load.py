@@ -148,6 +148,9 @@ def phases_unfit(params: Params) -> Iterator[str]:
         if evaluate.neighbours >= sample.images:
             least = f"{evaluate.neighbours} needs more than the {sample.images} images of sample.{key}"
             yield f"evaluate.{evaluate.dataset}.neighbours: {least}"
+        images = phase.dataset if released else params.encode[phase.dataset].dataset
+        if sample.guidance != 1 and getattr(params.fetch.get(images), "classes", "") == "none":
+            yield f"sample.{key}.guidance: {sample.guidance} needs classes, and fetch.{images} has classes: none; set it to 1.0"
         if sample.shards > sample.images:
             yield f"sample.{key}.shards: {sample.shards} is more than the {sample.images} images"
     for verb in OF_REPORT:

@@ -16,6 +16,7 @@ FIELDS = ("cls", "label", "class", "class_id", "class_index")  # of a note in JS
 TABLE = "dataset.json"  # of data sets in EDM's and StyleGAN's layout
 SHARD = re.compile(r"(?:.*[-_])?\d{4,}")  # how the archives of a WebDataset are named
 NUMBERED = re.compile(r"(?:.*/)?\d{5}/img\d{8}\.\w+")  # how EDM's dataset_tool names images
+ALL = "all"  # the class of images without classes
 WORDS = {"auto": "folder", "first": "first folder", "last": "last folder", "path": "path"}
 Read = Callable[[Held], bytes]
 
@@ -37,7 +38,8 @@ def classes_of(found: Contents, read: Read, choice: str) -> Classes:
     """The classes of the images of a folder, and its own split if it has one.
 
     choice: which folders name classes: the first one, the last one, or the whole path; auto: the first one, unless a table or
-    notes tell the classes. Raises UserError where the images have no classes, or may have others than these.
+    notes tell the classes; none: all images are of one class, ALL. Raises UserError where images have no classes, or may have
+    others than these.
     """
     if choice == "auto":
         for told, of in (f"{TABLE} tells the classes", by_table), ("a note beside each image tells its class", by_notes):
@@ -50,6 +52,10 @@ def classes_of(found: Contents, read: Read, choice: str) -> Classes:
                 return Classes(labels, names, apart, f"{told}; the parts for testing are held out" if apart else told)
     for _, name in found.notes:
         found.left.add(OTHER, name)
+    if choice == "none":
+        apart = parts_of(found)
+        told = "its images have no classes" + "; the parts for testing are held out" * bool(apart)
+        return Classes(dict.fromkeys(found.images, ALL), (ALL,), apart, told)
     return by_folders(found, choice)
 
 
@@ -170,7 +176,9 @@ def by_folders(found: Contents, choice: str) -> Classes:
     below = {name: path[first:] for name, path in parts.items()}
     if flat := next((name for name, path in below.items() if not path), None):
         where = f" below {flat.split('/')[top]}" if split else ""
-        raise UserError(f"{found.root}: {flat} is not in a folder{where}; the folder of an image names its class")
+        raise UserError(
+            f"{found.root}: {flat} is not in a folder{where}; the folder of an image names its class (classes: none for none)"
+        )
     if choice == "auto":
         demand_one_level(found, below)
     of = {name: path[-1] if choice == "last" else "/".join(path) if choice == "path" else path[0] for name, path in below.items()}

@@ -1,6 +1,7 @@
 """The frozen autoencoder: diffusers' AutoencoderKL, loaded from a folder with its configuration and weights."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -12,6 +13,8 @@ from maskdit.config.images import VAE_WEIGHTS
 from maskdit.config.latents import Vae
 from maskdit.runtime.device import autocast
 from maskdit.runtime.environment import demand_own, maps_files
+
+KIND = "AutoencoderKL"  # of diffusers' autoencoders, the one whose latents are understood
 
 
 def build(config: Vae) -> AutoencoderKL:
@@ -31,7 +34,7 @@ def build(config: Vae) -> AutoencoderKL:
 
 def load(folder: Path, device: torch.device) -> AutoencoderKL:
     """Load a folder in diffusers' layout and freeze the autoencoder. Raises UserError if weights are damaged or missing."""
-    read_json(folder / "config.json")  # for a clear error if the folder is missing
+    described(folder)
     try:
         demand_own(folder / VAE_WEIGHTS)
         vae, found = AutoencoderKL.from_pretrained(
@@ -69,16 +72,34 @@ def is_one(folder: Path) -> bool:
     return isinstance(known, dict) and str(known.get("_class_name", "")).startswith("Autoencoder")
 
 
+def described(folder: Path) -> dict[str, Any]:
+    """The folder's config.json. Raises UserError for another kind than AutoencoderKL, and for other images than RGB."""
+    config = read_json(folder / "config.json")
+    kind = config.get("_class_name", KIND) if isinstance(config, dict) else KIND
+    if kind != KIND:
+        raise UserError(f"{folder}: holds {kind}, which is not supported; use an autoencoder that diffusers loads as {KIND}")
+    config = read_json(folder / "config.json", "block_out_channels", "latent_channels")
+    if (config.get("in_channels", 3), config.get("out_channels", 3)) != (3, 3):
+        told = f"{config.get('in_channels', 3)} channels in and {config.get('out_channels', 3)} out"
+        raise UserError(f"{folder}: an autoencoder of images of {told}; use one of RGB images")
+    return config
+
+
 def geometry(folder: Path) -> tuple[int, int]:
     """Pixels per latent position along one side, and channels of a latent, from the folder's config.json."""
-    config = read_json(folder / "config.json", "block_out_channels", "latent_channels")
+    config = described(folder)
     return 2 ** (len(config["block_out_channels"]) - 1), config["latent_channels"]
 
 
 def factors(folder: Path) -> tuple[list[float], list[float]] | None:
-    """Shift and scale per channel that are published with an autoencoder; None if they must be fitted to the latents."""
-    config = read_json(folder / "config.json")
+    """Shift and scale per channel that are published with an autoencoder; None if they must be fitted to the latents.
+
+    scaling_factor and shift_factor are of all channels; latents_mean and latents_std, where they are given, of each.
+    """
+    config = described(folder)
     scale, channels = config.get("scaling_factor", 0.18215), config["latent_channels"]  # missing in SD's file
+    if (mean := config.get("latents_mean")) and (spread := config.get("latents_std")):
+        return list(mean), [scale / each for each in spread]
     return None if scale == 1.0 else ([config.get("shift_factor") or 0.0] * channels, [scale] * channels)
 
 

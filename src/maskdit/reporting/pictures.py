@@ -103,7 +103,10 @@ def sheet(rows: Sequence[Row], names: Sequence[str], title: str, out: Path, mark
 
 def first(pixels: Any, labels: Array, numbers: Array, classes: Sequence[int], columns: int) -> list[Row]:
     """A row for each class of its first images among `numbers`: at most `columns`, and no more than some class has."""
-    found = [pixels[numbers[labels[numbers] == label][:columns]] for label in classes]
+    chosen = [numbers[labels[numbers] == label] for label in classes]
+    if len(chosen) == 1:
+        chosen = [chosen[0][start:] for start in range(0, min(len(chosen[0]), columns**2), columns)] or chosen
+    found = [pixels[each[:columns]] for each in chosen]
     most = max(1, *map(len, found))
     return [[*row, *[None] * (most - len(row))] for row in found]
 
@@ -111,7 +114,7 @@ def first(pixels: Any, labels: Array, numbers: Array, classes: Sequence[int], co
 def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
     """Draw one row per class: the first held-out real images on the left, the first samples of the class on the right.
 
-    Where no image is held out, real images of the training are shown.
+    Of a single class there are up to as many rows as columns. Where no image is held out, real images of the training are shown.
     """
     real = Images.load(images)
     shown = config.classes or range(len(real.classes))
@@ -131,7 +134,8 @@ def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
     for title, rows in sides.items():
         panel = lay(figure, (left, 0), rows, real.pixels.shape[1], 72)
         if not left:
-            panel.set_yticklabels([literal(real.classes[label]) for label in shown])
+            names = [literal(real.classes[label]) for label in shown]
+            panel.set_yticklabels(names if len(names) == len(rows) else [""] * len(rows))
         panel.set_title(fitted(title, panel.get_position().width), fontsize="medium")
         left = panel.get_position().x1 + 0.4
     write(figure, out)

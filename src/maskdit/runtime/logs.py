@@ -12,6 +12,11 @@ def log_file(verb: str, key: str, part: tuple[int, int] | None = None) -> Path:
     return folder / key / f"{part[0]}-of-{part[1]}.log" if part else folder / f"{key}.log"
 
 
+def rows_file(verb: str, key: str) -> Path:
+    """The rows of a training's log while it runs, and after it."""
+    return log_file(verb, key).with_suffix(".jsonl")
+
+
 class Tee:
     """A stream that also writes whole lines to a log, which may fail without harm; bars, which go back in a line, it leaves out."""
 

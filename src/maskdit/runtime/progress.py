@@ -1,17 +1,16 @@
-"""Progress output of a step: log lines, bars and TensorBoard events."""
+"""Progress output of a step: log lines and bars."""
 
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from tqdm import tqdm
 
 from maskdit.config.base import UserError, printable
 from maskdit.runtime.logs import note_in_log
-from maskdit.runtime.variables import group, variable
+from maskdit.runtime.variables import group
 
 LOG_SECONDS = 10.0
 KEY = ""  # key of the entry that this process runs; it starts each line, because several processes may share a terminal
@@ -28,25 +27,6 @@ def say(line: str) -> None:
     """Print a line to stderr at once, from rank 0 only."""
     if first_rank():
         print(printable(f"{KEY} {line}".lstrip()), file=sys.stderr, flush=True)
-
-
-def tensorboard(name: str) -> Callable[[dict[str, float]], None]:
-    """A function that writes log rows as TensorBoard events under MASKDIT_TENSORBOARD; a no-op if that is unset or on rank > 0."""
-    folder = variable("MASKDIT_TENSORBOARD")
-    if folder is None or not first_rank():
-        return lambda row: None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("MASKDIT_TENSORBOARD is set, but tensorboard is not installed: pip install tensorboard") from None
-    writer = SummaryWriter(str(Path(folder) / f"{KEY}-{name}".lstrip("-")))
-
-    def write(row: dict[str, float]) -> None:
-        for field, value in row.items():
-            writer.add_scalar(field, value, int(row["step"]))
-        writer.flush()
-
-    return write
 
 
 def progress(steps: Iterable[int], name: str, total: int, start: int = 0, note: Callable[[], str] = lambda: "") -> Iterator[int]:

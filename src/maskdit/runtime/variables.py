@@ -2,11 +2,13 @@
 
 import os
 from contextlib import suppress
+from importlib.util import find_spec
 
 from maskdit.config.base import UserError
 
 LARGEST = 2**31
 MOST = 1024  # threads or processes on a machine
+LOGGERS = ("tensorboard", "wandb", "dvclive")  # libraries that can also have a training's log
 
 
 def variable(name: str) -> str | None:
@@ -43,6 +45,31 @@ def whole(name: str, least: int = 1, most: int = LARGEST) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
         raise UserError(f"{name}: '{text}' is not a whole number from {least} to {most}; correct it or unset it")
     return int(text)
+
+
+def loggers() -> list[str]:
+    """The libraries that MASKDIT_LOG names; MASKDIT_TENSORBOARD, which sets its folder, names TensorBoard, too.
+
+    Raises UserError for a name that is not known, and for a library that is not installed.
+    """
+    names = [name for name in map(str.strip, (variable("MASKDIT_LOG") or "").split(",")) if name]
+    if strange := [name for name in names if name not in LOGGERS]:
+        raise UserError(f"MASKDIT_LOG: '{strange[0]}' is none of {', '.join(LOGGERS)}; correct it or unset it")
+    folder = variable("MASKDIT_TENSORBOARD") is not None
+    found = [name for name in LOGGERS if name in names or (folder and name == "tensorboard")]
+    if missing := [name for name in found if not installed(name)]:
+        told = "MASKDIT_LOG" if missing[0] in names else "MASKDIT_TENSORBOARD"
+        raise UserError(f"{told}: {missing[0]} is not installed; run pip install {missing[0]}, or unset the variable")
+    return found
+
+
+def installed(name: str) -> bool:
+    """Whether a package can be imported. A mere folder of its name, as wandb and dvclive make here, is none."""
+    try:
+        spec = find_spec(name)
+    except ValueError:  # imported without a specification
+        return False
+    return spec is not None and spec.origin is not None
 
 
 def threads() -> int:

@@ -12,7 +12,7 @@ from maskdit.config import yaml_subset
 from maskdit.config.base import Key, UserError
 from maskdit.config.load import load, validate
 from maskdit.tools.study_published import of_published
-from maskdit.tools.study_sizes import Wishes, data_of, fitted
+from maskdit.tools.study_sizes import Wishes, data_of, deepened, fitted, unconditional
 
 LIKE = "demo"
 RESOLUTION = 32  # of images, unless published weights need another
@@ -120,8 +120,11 @@ def study(
             new[verb][name]["title"] = title
         new["claims"] = {f"{name}-claims": ledger(tree, name)}
         new["report"][name]["ledger"] = f"{name}-claims"
+        deepened(new, wanted)
     data = data_of(root, tree["fetch"][LIKE]["seed"], classes, skip_bad, left_out, heldout)
     new["fetch"][name] = {**data.entry, "resolution": wanted}
+    if classes == "none":
+        unconditional(new)
     numbers = fitted(new, data, Wishes(steps, batch, samples))
     whole = {verb: {**known, **new.get(verb, {})} for verb, known in tree.items()}
     try:

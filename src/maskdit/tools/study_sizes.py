@@ -22,6 +22,7 @@ SMALL = 500  # images, below which a larger share is worth it
 SCALES = (0.25, 4.0)  # steps relative to the demo's
 FEWEST = 64  # samples
 ROWS = 16  # classes in a grid
+SIDE = 32  # positions along one side of a latent, above which the autoencoder of a study gets more levels
 
 Tree = dict[str, Any]
 
@@ -124,6 +125,28 @@ def demand_enough(new: Tree, data: Data, wishes: Wishes) -> None:
     shown = 1 + max((max(strip["images"]) for strip in new.get("strip", {}).values()), default=0)
     if wishes.samples is not None and wishes.samples < (fewest := max(least, shown)):
         raise UserError(f"--samples {wishes.samples}: at least {fewest} are needed")
+
+
+def unconditional(new: Tree) -> None:
+    """Change a study's entries for images without classes: no label is dropped, and samples are drawn without guidance."""
+    for entry in (*new.get("pretrain", {}).values(), *new.get("finetune", {}).values()):
+        entry["label_dropout"] = 0.0
+    same: dict[str, str] = {}  # a guided sample, and the one that is the same without guidance
+    for key, entry in [*new["sample"].items()]:
+        plain = {**entry, "guidance": 1.0}
+        if entry["guidance"] != 1 and (others := [other for other, known in new["sample"].items() if known == plain]):
+            same[key] = others[0]
+        new["sample"][key] = plain
+    new["sample"] = {key: entry for key, entry in new["sample"].items() if key not in same}
+    rekeyed = replaced(new, same)
+    new.update(rekeyed)
+
+
+def deepened(new: Tree, resolution: int) -> None:
+    """Give the autoencoders of a study more levels until the side of a latent is at most SIDE."""
+    for entry in (entry for entry in new.get("vae", {}).values() if entry["source"] == "train"):
+        while resolution >> (len(entry["channels"]) - 1) > SIDE:
+            entry["channels"] = [*entry["channels"], entry["channels"][-1]]
 
 
 def fitted(new: Tree, data: Data, wishes: Wishes) -> str:

@@ -17,9 +17,10 @@ from maskdit.latents.dataset import Latents
 from maskdit.model.transformer import MaskDiT
 from maskdit.runtime.device import device, gemm_rate, peak_memory, prepare_compiler, settled
 from maskdit.runtime.process_group import Ranks, Stopped, listening, together, watched
-from maskdit.runtime.progress import progress, say, tensorboard
+from maskdit.runtime.progress import progress, say
 from maskdit.training.batches import ahead, batch_at
 from maskdit.training.learner import Learner
+from maskdit.training.loggers import Loggers
 from maskdit.training.micro_batch import fitted
 from maskdit.training.milestones import SPENT
 from maskdit.training.recovery import Recovery
@@ -69,10 +70,16 @@ def train(
     if config.batch > len(data.labels):
         raise UserError(f"{phase}.batch: {config.batch} is larger than the data ({len(data.labels)} latents); lower it")
     recipe = {"phase": phase, **config.recipe(), "architecture": architecture, "latents": data.sha256, "past": past.identity()}
-    with listening(), together() as ranks, Recovery(f"{phase}-{digest(recipe)[:16]}", config, ranks, published) as home:
+    name = digest(recipe)[:16]
+    with (
+        Loggers(phase, name, config.model_dump(mode="json")) as log,
+        listening(),
+        together() as ranks,
+        Recovery(f"{phase}-{name}", config, ranks, published) as home,
+    ):
         precision = ranks.from_first(lambda: settled(home.milestones.precision or config.precision, device(), home.folder))
         while missing := ranks.from_first(home.milestones.missing):
-            loop(phase, config.model_copy(update={"precision": precision}), architecture, data, past, ranks, home, missing)
+            loop(phase, config.model_copy(update={"precision": precision}), architecture, data, past, ranks, home, missing, log)
         if ranks.rank == 0:
             home.publish(out)
 
@@ -86,6 +93,7 @@ def loop(
     ranks: Ranks,
     home: Recovery,
     missing: list[int],
+    log: Loggers,
 ) -> None:
     """Run the steps from the newest state before the first of the missing milestones, as far as `Recovery.goal` says."""
     # 1. The network on its device, and the progress made so far
@@ -102,6 +110,7 @@ def loop(
     done: dict[str, Any] = {"step": 0, **dict.fromkeys((*SPENT, "state_seconds"), 0), "rows": []}
     done |= home.resume(learner, terms, missing[0])
     first, last, rows = done["step"], ranks.from_first(partial(home.goal, missing)), done["rows"]
+    log.begin(rows, first, last)
     if config.compile:
         prepare_compiler(where)
     if ranks.rank == 0:
@@ -140,7 +149,7 @@ def loop(
     # 2. The steps
     make = partial(batch_at, config=config, latents=data, patches=patches, rank=ranks.rank, world=ranks.world)
     marks: deque[torch.cuda.Event] = deque()
-    batches, log = ahead(make, first, last), tensorboard(phase)
+    batches = ahead(make, first, last)
     steps = watched(range(first, last), ranks.world)
     for step in progress(steps, phase, last, first, lambda: f"loss {rows[-1]['loss']:.4f}" if rows else ""):
         if ranks.stop(step):
@@ -180,7 +189,7 @@ def loop(
             row["mfu"] = (done["flops"] - before["flops"]) / seconds / ranks.world / peak
             row["peak_memory"] = peak_memory(where)
             rows.append(row)
-            log(row)
+            log.add(row)
             waited = 0.0
 
         # 4. Milestones and recovery
