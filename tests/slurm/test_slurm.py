@@ -255,7 +255,8 @@ def warn_while_away(where, number):
 EVENTS = (requeue, warn, cancel, preempt, preempt_for_good, lose_node, restart, warn_while_away)
 
 
-def test_whatever_happens_to_its_jobs_the_table_is_that_of_an_undisturbed_run(undisturbed, tmp_path):
+def test_whatever_happens_to_its_jobs_the_table_is_that_of_an_undisturbed_run(undisturbed, limited, tmp_path):
+    limited[1].wait(900)  # its jobs would be preempted, too, and cancelled for good
     where = twin(undisturbed, tmp_path / "site")
     for made in MADE:
         shutil.rmtree(where / made, ignore_errors=True)
