@@ -46,6 +46,16 @@ def made(home: Path, root: Path, **options: Any) -> Params:
     return load()
 
 
+@pytest.mark.parametrize("name", ["config.json", "index.json"])
+def test_a_file_of_the_user_s_beside_the_classes_does_not_make_them_weights_or_an_artifact(
+    home: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = lay(home / "root", blue=3, red=3)
+    (root / name).write_text('{"classes": ["blue", "red"]}')
+    assert doctor(root)
+    assert "ok: 6 images of 2 classes" in capsys.readouterr().out
+
+
 def test_the_doctor_lists_the_classes_first_then_what_is_left_out_then_what_is_damaged(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,6 +59,8 @@ def examine(path: Path, classes: str = "auto", sheet: ContactSheet | None = None
         yield from found
         if found[0].fix:
             return  # damaged files allow no further conclusions
+    if folder and not made and any(file.is_dir() for file in path.iterdir()):
+        names -= {"index.json", "config.json"}  # the user's own, beside the classes
     if "log.jsonl" in names:
         yield from training(path / "log.jsonl" if folder else path)
     elif folder and "index.json" in names:
