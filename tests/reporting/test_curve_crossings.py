@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from test_report import record, rows_of
 
+from maskdit.artifacts.atomic import read_json, write_json
 from maskdit.config.reporting import Curves
 from maskdit.reporting.curve_crossings import crossings, interval, reach
 from maskdit.reporting.curves import curves
@@ -150,6 +151,19 @@ def test_a_dit_whose_tokens_skip_blocks_is_compared_with_dit_as_tread(tmp_path):
     crossed = [row for row in rows_of(tmp_path / "c_crossing.csv") if row["axis"] == "steps"]
     assert [row["model"] for row in crossed] == ["TREAD", "TREAD"]
     assert [float(row["ratio"]) for row in crossed] == pytest.approx([0.5, 0.5])
+
+
+def test_finetunings_of_two_published_weights_are_two_curves_and_their_seeds_stay_apart(tmp_path):
+    for place, (theirs, seed) in enumerate([("x", 0), ("x", 1), ("y", 0)]):
+        record(tmp_path, f"r{place}", "MaskDiT", phase="finetune", run={}, seed=seed)
+        tree = read_json(tmp_path / f"r{place}.json")
+        lineage = tree["manifest"]["lineage"]
+        del lineage[f"pretrain/r{place}"]
+        lineage["released/weights"] = {"config": {"url": theirs}, "digest": ""}
+        write_json(tmp_path / f"r{place}.json", tree)
+    curves(Curves(title="T", evals=("r0", "r1", "r2")), metrics=tmp_path, out=tmp_path / "c.csv")
+    rows = {row["eval"]: (row["series"], row["seed"], row["steps"]) for row in rows_of(tmp_path / "c.csv")}
+    assert rows == {"r0": ("MaskDiT r0", "7/0", "2"), "r1": ("MaskDiT r0", "8/0", "2"), "r2": ("MaskDiT r2", "7/0", "2")}
 
 
 def test_two_recipes_of_one_model_are_two_curves(tmp_path):

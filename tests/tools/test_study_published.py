@@ -11,8 +11,9 @@ from sklearn.datasets import load_digits
 from maskdit.artifacts.atomic import read_json, write_json
 from maskdit.artifacts.freshness import Freshness
 from maskdit.cli import main
+from maskdit.config import yaml_subset
 from maskdit.config.graph import nodes_of
-from maskdit.config.load import load
+from maskdit.config.load import load, validate
 from maskdit.model import checkpoint
 from maskdit.model.transformer import MaskDiT
 from maskdit.runtime import device
@@ -73,6 +74,19 @@ def test_its_numbers_follow_the_folder_and_the_options(home, digits, capsys):
     assert [key for key in params.sample if key.startswith("mine")] == ["mine-0120", "mine-0250", "mine-plain", "mine-guided"]
     assert params.claims["yours-claims"].claims["longer"].evidence.over == ("yours-0020",)
     assert "batch 4, 80 steps, 12 samples of each evaluation" in said
+
+
+def test_an_arm_that_is_trained_from_nothing_is_added_as_the_docs_say(home, digits):
+    assert main(["study", "mine", str(digits), "--from", KEY]) == 0
+    tree = yaml_subset.read_file(home / "params.yaml")
+    numbers = {name: value for name, value in tree["finetune"]["mine"].items() if name not in ("run", "phase")}
+    sizes = {half: tree["pretrain"]["in256-maskdit"][half] for half in ("encoder", "decoder")}
+    tree["pretrain"]["mine-nothing"] = numbers | sizes
+    tree["sample"]["mine-nothing-plain"] = tree["sample"]["mine-plain"] | {"run": "mine-nothing", "phase": "pretrain"}
+    params = validate(tree)
+    ours, nothing = params.finetune["mine"].recipe(), params.pretrain["mine-nothing"].recipe()
+    assert {name for name in ours.keys() | nothing.keys() if ours.get(name) != nothing.get(name)} == {"run", "phase", *sizes}
+    assert "mine-nothing-plain" in params.curves["mine"].evals
 
 
 @pytest.mark.parametrize(
