@@ -204,6 +204,7 @@ def test_notes_warn_of_few_samples_and_name_the_distance_of_held_out_real_images
     text, tex = ((tmp_path / f"t.{kind}").read_text() for kind in ("md", "tex"))
     warning = f"\nWarning: fd_mobilenet rests on {images:,} samples; the authors of FID recommend at least 10,000. "
     assert (warning in text) == (images < 10_000)
+    assert f"\nSamples: {images:,} of each row, with random labels. Trained on 1 x cpu.\n" in text
     real = "Real images for comparison: 5 held-out real images have a fd_mobilenet of 50. This is over 5 images, not"
     assert f"\n{real} {images:,}.\n" in text
     assert real.replace("_", r"\_") in tex

@@ -1,8 +1,20 @@
-"""What the number of images says about a distance, as notes below a table."""
+"""How samples were drawn, and what their number says about a distance, as notes below a table."""
 
 from maskdit.reporting.records import Records, distance_of
 
 ENOUGH = 10_000  # samples, at least, that the authors of FID recommend (README of github.com/bioinf-jku/TTUR)
+
+
+def setting(records: Records) -> list[str]:
+    """How the samples of records with one protocol were labelled, and on how many devices their networks were trained."""
+    protocols = [record["protocol"] for record in records.values()]
+    speeds = [record["checkpoint"].get("speed") or {} for record in records.values()]
+    found = [
+        f"Samples: {known['images']:,} of each row, with {known['labels']} labels." for known in protocols[:1] if "labels" in known
+    ]
+    if devices := sorted({f"{speed['devices']} x {speed['device']}" for speed in speeds if speed.get("device")}):
+        found.append(f"Trained on {' or '.join(devices)}.")
+    return [" ".join(found)] if found else []
 
 
 def notes(records: Records) -> list[str]:

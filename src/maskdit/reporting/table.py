@@ -25,7 +25,7 @@ from maskdit.reporting.records import (
     steps_of,
     twins,
 )
-from maskdit.reporting.sample_size import notes
+from maskdit.reporting.sample_size import notes, setting
 from maskdit.reporting.table_formats import latex, markdown, rounded, write
 
 RECONSTRUCTED = ("family", "extractor_sha256", "images", "images_sha256", "resolution", "crop", "posterior", "quantisation")
@@ -145,7 +145,7 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
         rows.append({"eval": "real, held out", **real})
     frame = ordered([rounded(row) for row in rows] + reported).drop(columns=[*equal, "batch"], errors="ignore")
     shown, marks, kinds = laid_out(frame, [*config.numbers, *SAMPLED.values()])
-    below = notes(records)
+    below = [*setting(records), *notes(records)]
     tex, table = latex(shown, config.title, marks, kinds, below), markdown(shown.join(frame.filter(["source"])), marks)
     write(frame, config.title, out, tex, table, below)
     for name, record in records.items():  # for `dvc metrics`

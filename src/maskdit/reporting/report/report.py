@@ -20,7 +20,7 @@ from maskdit.reporting.report.dag import draw
 from maskdit.reporting.report.page import PIECES, page, picture, rows_of, short, table
 from maskdit.reporting.report.provenance_tables import ABSENT, STALE, costs, left_out, manifests, provenance, refuse_mixed, states
 from maskdit.reporting.report.summary import summary
-from maskdit.reporting.sample_size import notes
+from maskdit.reporting.sample_size import notes, setting
 
 TABLES = {  # file -> its caption; shown if params.yaml has an entry of the verb, or if the file exists
     "table_{}": "Evaluations",
@@ -157,7 +157,8 @@ def tables(params: Params, bench: str, records: Records, results: Path) -> Marku
         if path.exists() or (verb != "curves" and bench in getattr(params, verb, {})):
             parts.append(crossings(path) if verb == "curves" else shown(path, caption))
         if verb == "table":
-            parts += map(PIECES.paragraph, notes({name: records[name] for name in params.table[bench].evals if name in records}))
+            rows = {name: records[name] for name in params.table[bench].evals if name in records}
+            parts += map(PIECES.paragraph, [*setting(rows), *notes(rows)])
     return Markup("").join(parts)
 
 
