@@ -7,8 +7,8 @@ ENOUGH = 10_000  # samples, at least, that the authors of FID recommend (README 
 
 def setting(records: Records) -> list[str]:
     """How the samples of records with one protocol were labelled, and on how many devices their networks were trained."""
-    protocols = [record["protocol"] for record in records.values()]
-    speeds = [record["checkpoint"].get("speed") or {} for record in records.values()]
+    protocols = [record.get("protocol", {}) for record in records.values()]
+    speeds = [record.get("checkpoint", {}).get("speed") or {} for record in records.values()]
     found = [
         f"Samples: {known['images']:,} of each row, with {known['labels']} labels." for known in protocols[:1] if "labels" in known
     ]
