@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from maskdit.artifacts.step import SHARDED, STEPS, code_of, step
 from maskdit.config.paths import OUTPUTS
 from maskdit.tools.draw_options import add_draw, whole
+from maskdit.weights.options import add_weights, demand_used
 
 ENVIRONMENT = """environment variables:
   MASKDIT_SCRATCH=FOLDER       where states of trainings and other unfinished work are kept (default .scratch); shards of latents,
@@ -41,7 +42,6 @@ OF_TRAINING = """
   MASKDIT_TENSORBOARD=FOLDER   the folder of tensorboard, in place of runs/; alone, it means MASKDIT_LOG=tensorboard, too"""
 
 SHELLS = ("bash", "zsh", "tcsh")
-UNUSED = {"npz": ("step", "weights", "vae", "metrics"), "upstream": ("vae", "metrics"), "diffusers": ()}  # by format of an export
 OF_PARAMS = ("plan", "status", "watch", "clean", "verify")  # tools that are given what params.yaml says
 TOOLS = {verb: (f"tools.{verb}", verb) for verb in ("study", "doctor", "draw", *OF_PARAMS)}  # verb -> module and function
 TOOLS |= {"handoff": ("artifacts.engine_handoff", "handoff"), "import": ("weights.importing", "bring")}
@@ -107,29 +107,7 @@ def parser(first: str = "") -> Parser:
     handoff = verbs.add_parser("handoff", help="Let Snakemake or DVC take over the artifacts that the other one has made.")
     handoff.add_argument("--to", choices=("dvc", "snakemake"), required=True)
     handoff.add_argument("bench", metavar="STUDY", nargs="?", default="demo", help="an entry of table: (default: demo)")
-    line = "Turn published weights into a run."
-    text = f"{line} Optimiser states are ignored; nothing in the file is executed."
-    entry = verbs.add_parser("import", help=line, description=text)
-    entry.add_argument(
-        "file", type=Path, metavar="FILE", help="a torch or safetensors file, an index of shards, or a diffusers folder of a DiT"
-    )
-    entry.add_argument("--vae", type=Path, required=True, metavar="FOLDER", help="its autoencoder, in diffusers' layout")
-    entry.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
-    entry.add_argument("--format", choices=("upstream", "dit", "diffusers"), help="upstream: MaskDiT's (default: detected)")
-    entry.add_argument("--step", type=int, metavar="N", help="its training step, if the file does not state it")
-    entry.add_argument("--heads", type=int, nargs="+", default=[], metavar="N", help="heads of encoder and decoder, if unusual")
-    entry.add_argument(
-        "--side", type=int, metavar="N", help="side of the latents, if the file has no positions (32 for 256 pixels)"
-    )
-    text = "Write a checkpoint as MaskDiT's torch file or a diffusers folder, or samples for ADM's evaluator."
-    entry = verbs.add_parser("export", help="Write a checkpoint or samples in another project's format.", description=text)
-    entry.add_argument("run", type=Path, metavar="RUN", help="a run, from artifacts/runs or imported; for npz, samples")
-    entry.add_argument("--format", choices=("upstream", "diffusers", "npz"), required=True)
-    entry.add_argument("--out", type=Path, required=True, metavar="PATH", help="a new file (upstream, npz) or folder (diffusers)")
-    entry.add_argument("--step", type=int, metavar="N", help="a milestone (default: the last one)")
-    entry.add_argument("--weights", choices=("ema", "net", "both"), help="default: ema; both: upstream only")
-    entry.add_argument("--vae", type=Path, metavar="FOLDER", help="the autoencoder to copy (diffusers)")
-    entry.add_argument("--metrics", type=Path, metavar="FOLDER", help="records for the model card (default: results/metrics)")
+    add_weights(verbs)
     study = verbs.add_parser("study", help="Add a study of a folder of images to params.yaml.")
     study.add_argument("name", metavar="NAME", help="the prefix of its keys")
     study.add_argument("root", type=Path, metavar="ROOT", help="a folder CLASS/image, or tar or zip files with this layout")
@@ -190,16 +168,6 @@ def show(bench: str) -> None:
     print("".join(line for line in table.read_text(encoding="utf-8").splitlines(keepends=True) if not line.startswith("<!--")))
     print(*sorted({*results.glob(f"*_{bench}*")} - {report}), sep="\n")
     print(f"\nopen {report} in a browser" if report.exists() else f"\nno report yet: run snakemake {report}")
-
-
-def demand_used(options: dict[str, Any]) -> None:
-    """Raise UserError for an option of an export that its format has no use for."""
-    from maskdit.config.base import UserError
-
-    for name in (name for name in UNUSED[options["format"]] if options[name] is not None):
-        raise UserError(f"export: --{name} has no effect with --format {options['format']}; leave it out")
-    if options["metrics"] and options["weights"] == "net":
-        raise UserError("export: --metrics has no effect with --weights net, because evaluations are of ema weights; leave it out")
 
 
 def dispatch(arguments: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from maskdit.images.decode import centre_crop, decode
 from maskdit.images.fetch import fetch
 from maskdit.images.scan import Scanned, scan
 from maskdit.tools import contact_sheet
-from maskdit.tools.contact_sheet import RESOLUTION, ContactSheet, spaced
+from maskdit.tools.contact_sheet import RESOLUTION, ContactSheet
 from maskdit.tools.doctor import doctor
 from maskdit.tools.study import study
 from project import ROOT
@@ -54,7 +54,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Array]]:
 
     def kept(grid: list[list[Array | None]], names: list[str], *_: object) -> None:
         assert len({len(row) for row in grid}) == 1
-        rows.update(zip(names, ([image for image in row if image is not None] for row in grid), strict=True))
+        for name, row in zip(names, grid, strict=True):
+            rows.setdefault(name or [*rows][-1], []).extend(image for image in row if image is not None)
 
     monkeypatch.setattr("maskdit.reporting.pictures.sheet", kept)
     return rows
@@ -99,12 +100,12 @@ def test_an_image_is_turned_cropped_and_resized_as_the_study_s_training_sees_it(
     rows = drawn(monkeypatch)
     assert doctor(root)
     [(name, images)] = rows.items()
-    files = [root / "a" / f"{number}.jpg" for number in spaced(np.arange(8), 6)]
+    files = [root / "a" / f"{number}.jpg" for number in range(8)]
     np.testing.assert_array_equal(images, [centre_crop(decode(file.read_bytes(), upright=True), 16) for file in files])
     assert name == "a (8)"
     (home / "out").mkdir()
     fetch(load().fetch["mine"], out=home / "out")
-    np.testing.assert_array_equal(images, Images.load(home / "out").pixels[spaced(np.arange(8), 6)])
+    np.testing.assert_array_equal(images, Images.load(home / "out").pixels[:])
 
 
 def test_what_is_held_out_or_damaged_is_not_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,8 +133,18 @@ def test_of_many_classes_and_images_a_few_are_read_and_always_the_same(home: Pat
     assert list(rows)[:1] + list(rows)[-1:] == ["c00 (7)", "c29 (7)"]
     assert len(read) == 24 * 6
     before = {name: np.array(images).tolist() for name, images in rows.items()}
+    rows.clear()
     list(ContactSheet(root, None, 8).of_folder(*opened(root)))
     assert {name: np.array(images).tolist() for name, images in rows.items()} == before
+
+
+def test_of_few_classes_more_images_are_shown_in_lines_below_each_other(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+    monkeypatch.setattr("maskdit.reporting.pictures.sheet", lambda grid, names, *_: lines.append((names, [*map(len, grid)])))
+    for classes in (1, 2, 5):
+        assert doctor(colours(home / f"root{classes}", **{f"c{number}": 25 for number in range(classes)}))
+    names = [["c0 (25)", "", "", ""], ["c0 (25)", "", "c1 (25)", ""], [f"c{number} (25)" for number in range(5)]]
+    assert lines == [(each, [6] * len(each)) for each in names]
 
 
 def test_images_that_were_fetched_have_a_sheet_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

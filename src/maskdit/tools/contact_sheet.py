@@ -20,6 +20,7 @@ from maskdit.images.scan import Scanned
 from maskdit.runtime.environment import without_matplotlibrc
 
 ROWS, COLUMNS = 24, 6
+FEW = 4  # lines of images, where there are fewer classes
 RESOLUTION = 32  # of a folder that no study names: the one that `maskdit study` begins with
 
 
@@ -73,11 +74,15 @@ class ContactSheet:
         from maskdit.reporting.pictures import sheet
 
         shown = spaced(present, ROWS)
-        chosen = [spaced(rows[labels[rows] == label], COLUMNS) for label in shown]
-        wide = max(map(len, chosen))
+        most = COLUMNS * max(1, FEW // len(shown))
+        chosen = [spaced(rows[labels[rows] == label], most) for label in shown]
+        wide = min(COLUMNS, max(map(len, chosen)))
         images = iter(pixels[np.concatenate(chosen)])
-        grid = [[next(images) if place < len(each) else None for place in range(wide)] for each in chosen]
-        names = [f"{classes[label]} ({counts[label]:,})" for label in shown]
+        grid, names = [], []
+        for label, each in zip(shown, chosen, strict=True):
+            for first in range(0, len(each), wide):
+                grid.append([next(images) if place < len(each) else None for place in range(first, first + wide)])
+                names.append("" if first else f"{classes[label]} ({counts[label]:,})")
         side = pixels.shape[1]
         some = f"{len(shown)} of {len(present):,} classes" if len(shown) < len(present) else f"{len(present):,} classes"
         title = f"{self.name}: {len(rows):,} images, {some}, {side} pixels"
@@ -85,7 +90,7 @@ class ContactSheet:
         sheet(grid, names, title, self.out, text)
         self.drawn = True
         which = f"each of {some}" if len(shown) < len(present) else "each class"
-        yield f"{self.out}: up to {wide} images of {which} at {side} pixels, {told}"
+        yield f"{self.out}: up to {max(map(len, chosen))} images of {which} at {side} pixels, {told}"
 
 
 def spaced(values: Array, most: int) -> Array:
