@@ -18,7 +18,7 @@ from maskdit.images.fetch import fetch
 from maskdit.runtime.process_group import AHEAD, GRACE
 from maskdit.training import train
 from project import ROOT
-from small import COMMON, SAMPLE, images, latents, make_run, make_vae, masked, pretrained, vae, weights  # noqa: F401, fixtures  # noqa: F401, a fixture
+from small import COMMON, SAMPLE, images, latents, make_run, make_vae, masked, pretrained, vae, weights  # noqa: F401, fixtures
 
 TUNED = {**COMMON, "run": "toy", "mask_ratio": 0.0, "milestones": (6, 30)}
 

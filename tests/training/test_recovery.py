@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch.distributed import HashStore
 
 import warm
+from maskdit.artifacts.atomic import write_json
 from maskdit.config.base import UserError
 from maskdit.model import checkpoint
 from maskdit.runtime import process_group
@@ -447,3 +448,11 @@ def test_a_warning_reaches_a_process_that_has_just_begun():
     timer.start()
     assert launch([sys.executable, "-c", program], 2) == STOPPED
     timer.join()
+
+
+@pytest.mark.parametrize("known", [[], {}, 7, None, [7], ["a", None]])
+def test_a_record_that_names_no_files_is_a_damaged_one(tmp_path, known):
+    record = tmp_path / "state-000000004.json"
+    write_json(record, {"sha256": known, "step": 4, "world": 1})
+    with pytest.raises(UserError, match=r"state-000000004\.json: not the record of a state"):
+        recovery.files_of(record)

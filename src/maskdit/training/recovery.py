@@ -97,7 +97,7 @@ class Recovery:
         for record in records:
             with suppress(UserError, OSError, TypeError), ThreadPoolExecutor() as pool:
                 files = files_of(record)
-                if files and [*pool.map(sha256, files)] == [*files.values()]:
+                if [*pool.map(sha256, files)] == [*files.values()]:
                     return record
             self.aside(record, "damaged")
         if records or (any(self.folder.glob("state-*.damaged")) and not self.records()):
@@ -271,15 +271,17 @@ def part_file(record: str, rank: int, world: int) -> str:
 
 
 def files_of(record: Path) -> dict[Path, str]:
-    """The files of a state, each with its sha256. Raises UserError or TypeError if the record is damaged."""
+    """The files of a state, each with its sha256. Raises UserError if the record is damaged."""
     known = read_json(record, "sha256", "step", "world")["sha256"]
     if isinstance(known, str):  # of 0.1.0: one file
         return {record.with_suffix(".safetensors"): known}
+    if not known or not isinstance(known, list) or not all(isinstance(sha, str) for sha in known):
+        raise UserError(f"{record}: not the record of a state; remove it")
     return {record.with_name(part_file(record.name, rank, len(known))): sha for rank, sha in enumerate(known)}
 
 
 def part_of_first(record: Path) -> Path:
-    """The first rank's part of a state, with the progress in its description. Raises UserError or TypeError as `files_of`."""
+    """The first rank's part of a state, with the progress in its description. Raises UserError as `files_of`."""
     return next(iter(files_of(record)))
 
 
