@@ -10,6 +10,7 @@ from PIL import Image
 from maskdit.artifacts.arrays import Array
 from maskdit.cli import main
 from maskdit.config.base import UserError
+from maskdit.config.images import RESOLUTION
 from maskdit.config.load import load
 from maskdit.images.check import Opened
 from maskdit.images.dataset import Images
@@ -17,7 +18,7 @@ from maskdit.images.decode import centre_crop, decode
 from maskdit.images.fetch import fetch
 from maskdit.images.scan import Scanned, scan
 from maskdit.tools import contact_sheet
-from maskdit.tools.contact_sheet import RESOLUTION, ContactSheet
+from maskdit.tools.contact_sheet import ContactSheet
 from maskdit.tools.doctor import doctor
 from maskdit.tools.study import study
 from project import ROOT

@@ -9,6 +9,7 @@ from maskdit.config.base import Count, Family, Fraction, Line, Natural, Section,
 VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"  # weights of an autoencoder in diffusers' layout, next to config.json
 INDEX = ".safetensors.index.json"  # the end of the name of a file that lists the shards of weights
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", INDEX)  # the ends of names of files that may be weights
+RESOLUTION = 32  # of a study of one's own images, unless published weights need another
 Root = Annotated[Line, StringConstraints(min_length=1)]
 Policy = Literal["fail", "skip", "list"]  # damaged images: fail, skip them, or list all and then fail
 Naming = Literal["auto", "first", "last", "path", "none"]  # which folder above an image names its class; none: there are no classes

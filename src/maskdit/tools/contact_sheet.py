@@ -12,7 +12,7 @@ from maskdit.artifacts.arrays import Array
 from maskdit.artifacts.atomic import digest
 from maskdit.artifacts.provenance import demand_own_picture, mark
 from maskdit.config.base import UserError
-from maskdit.config.images import Folder
+from maskdit.config.images import RESOLUTION, Folder
 from maskdit.config.load import load
 from maskdit.images.check import Opened
 from maskdit.images.index import Encoded
@@ -21,7 +21,6 @@ from maskdit.runtime.environment import without_matplotlibrc
 
 ROWS, COLUMNS = 24, 6
 FEW = 4  # lines of images, where there are fewer classes
-RESOLUTION = 32  # of a folder that no study names: the one that `maskdit study` begins with
 
 
 class ContactSheet:

@@ -10,12 +10,12 @@ from pydantic import TypeAdapter, ValidationError
 from maskdit.artifacts.atomic import replacing
 from maskdit.config import yaml_subset
 from maskdit.config.base import Key, UserError
+from maskdit.config.images import RESOLUTION
 from maskdit.config.load import load, validate
 from maskdit.tools.study_published import of_published
 from maskdit.tools.study_sizes import Wishes, data_of, deepened, fitted, unconditional
 
 LIKE = "demo"
-RESOLUTION = 32  # of images, unless published weights need another
 PARAMS = Path("params.yaml")
 
 
