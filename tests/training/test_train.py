@@ -376,7 +376,6 @@ def test_a_step_is_made_while_the_one_before_is_used():
         assert found == wanted
         waits.append(wait)
         time.sleep(0.08)
-    assert waits[0] > 0.04
     assert sorted(waits[1:])[1] < 0.03, "the others may wait for a busy machine"
     assert sorted(made) == [0, 1, 2, 3, 4]
 
