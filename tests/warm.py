@@ -104,6 +104,7 @@ def serve(server: socket.socket) -> list[str]:
             break
         client.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what it starts in the background
     server.close()
     length, streams, *_ = socket.recv_fds(client, 4, 3)
     request = b""
