@@ -180,8 +180,10 @@ def dispatch(arguments: dict[str, Any]) -> None:
 
                 pack(arguments["run"], arguments["out"])
             else:
+                from maskdit.tools.draw import located
                 from maskdit.weights.export import export
 
+                arguments["run"] = located(arguments["run"], arguments["step"])
                 export(**{**arguments, "weights": arguments["weights"] or "ema"})
         case "show":
             show(**arguments)
@@ -240,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     signal.signal(signal.SIGUSR1, wish)  # it may come before the training handles it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+    goes_on = arguments["verb"] in STEPS
     try:
         dispatch(arguments)
     except Stopped as stop:
@@ -252,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif isinstance(error, UnicodeEncodeError):
             line = f"{ascii(error.object)[:120]}: has letters that {error.encoding} lacks; set LC_ALL=C.UTF-8"
         elif isinstance(error, KeyboardInterrupt):
-            line = "interrupted; run the command again to continue"
+            line = f"interrupted; run the command again{' to continue' * goes_on}"
         print(f"maskdit: {line}", file=sys.stderr)
         return code_of(error)
     finally:

@@ -151,7 +151,9 @@ def test_what_was_not_run_and_what_failed_is_told(html):
 
 def test_the_first_screen_says_whether_masking_pays_with_four_numbers(html):
     text = html.read_text()
-    assert '<p class="verdict">Masking does not pay off here. of never.</p>' in text, "DiT's last quality was not reached"
+    assert '<p class="verdict">Masking does not pay off here, by a single seed of each. of never.</p>' in text, (
+        "DiT's last quality was not reached"
+    )
     cards = re.findall(r"<li><span>(.*?)</span><strong>(.*?)</strong><span>(.*?)</span></li>", text)
     assert cards == [
         ("Images per second in training", "not run", "of DiT&#39;s"),
@@ -222,12 +224,13 @@ def test_claims_that_were_not_measured_here_are_not_told_as_if_they_were(tmp_pat
 
 
 NOISE = "Masking {}, within the noise of the seeds. It reads."
+ONE = "Masking {}, by a single seed of each. It reads."
 
 
 @pytest.mark.parametrize(
     ("last", "told"),
     [
-        ({"status": "reached", "ratio": "0.5"}, "Masking pays off here. It reads."),
+        ({"status": "reached", "ratio": "0.5"}, ONE.format("pays off here")),
         (
             {"status": "reached", "ratio": "0.9", "low": "0.7", "high": "1.1"},
             NOISE.format("pays off here"),
@@ -237,8 +240,8 @@ NOISE = "Masking {}, within the noise of the seeds. It reads."
             {"status": "reached", "ratio": "1.2", "low": "0.9", "high": "1.4"},
             NOISE.format("does not pay off here"),
         ),
-        ({"status": "before the first milestone", "ratio": "0.4"}, "Masking pays off here. It reads."),
-        ({"status": "not reached", "ratio": ""}, "Masking does not pay off here. It reads."),
+        ({"status": "before the first milestone", "ratio": "0.4"}, ONE.format("pays off here")),
+        ({"status": "not reached", "ratio": ""}, ONE.format("does not pay off here")),
     ],
 )
 def test_the_answer_follows_the_last_crossing_and_its_interval(last, told):

@@ -19,6 +19,7 @@ from maskdit.config.sampling import Sample
 from maskdit.model import checkpoint
 from maskdit.sampling import chosen, sample
 from maskdit.sampling.between import TABLE, slerp
+from maskdit.tools import drawing
 from project import run
 from small import SAMPLE, make_run
 
@@ -360,6 +361,28 @@ def test_a_network_that_has_not_learnt_to_do_without_a_class_is_not_guided_unles
     space = {**facts["space"], "classes": ["a", "b", "c"][:classes]}
     architecture = {**facts["architecture"], "classes": classes}
     checkpoint.save(file, tensors, {**facts, "architecture": architecture, "space": space, "config": {"label_dropout": dropout}})
-    for words, expected in ((), guidance), (("--guidance", "2"), 2.0):
+    told = [((), guidance)] + [(("--guidance", "2"), 2.0)] * (classes > 1)  # of one class it is refused
+    for words, expected in told:
         (image,) = singles("toy", "--class", "a", "--count", 1, *words, quick=QUICK[2:]).items()
         assert f"guidance {expected}," in (home / "out" / f"{image[0]}.png").read_bytes().decode("latin-1")
+
+
+def test_a_network_of_one_class_cannot_be_guided(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing.Source, "classes", property(lambda self: ("all",)))
+        assert "has a single class, so that nothing can guide it" in refused(capsys, "toy", "--guidance", "2")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("x")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "drawn", None)
+        assert refused(capsys, "toy", "--out", "file/x.png").startswith("maskdit: file")
+    with pytest.raises(SystemExit):
+        main(["draw", "toy", "--out", ""])
+    assert "a path is empty" in capsys.readouterr().err
+
+
+def test_a_run_is_exported_by_its_key_too(home: Path) -> None:
+    assert main(["export", "toy", "--format", "upstream", "--out", "toy.pth"]) == 0
+    assert Path("toy.pth").stat().st_size

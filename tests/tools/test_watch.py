@@ -176,6 +176,13 @@ def test_losses_are_drawn_between_the_least_and_the_largest(monkeypatch: pytest.
     assert sparkline([1.0]) == ""
 
 
+def test_a_line_that_is_no_row_is_left_out(tmp_path: Path) -> None:
+    row = json.dumps({**ROW, "step": 10, "seconds": 2.5})
+    lines = ["[1, 2]", '{"step": "x", "loss": null}', "garbage{", "7", row, '{"step": 20}']
+    (tmp_path / "rows.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    assert [row["step"] for row in rows_of(tmp_path / "rows.jsonl")] == [10]
+
+
 def test_the_last_progress_in_a_long_log_is_found(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
     log.write_text("vae: 10/99, 2.0/s, 00:40 left\n" + "other words\n" * 1000 + "demo vae: 20/99, 2.0/s, 00:30 left\nvae: kept\n")

@@ -1,5 +1,7 @@
 """`maskdit draw`: images of a run or of an exported folder as PNG, without params.yaml."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ def draw(
     name = (folder.parent if folder.name in PHASES else folder).resolve().name
     out = out or Path("results") / f"draw_{name}.png"
     single = is_folder(out)
+    demand_place(out if single else out.parent)
     without_matplotlibrc()
     with leased(1):
         from maskdit.tools.drawing import picture
@@ -71,6 +74,15 @@ def milestones(run: Path) -> list[int]:
     """The steps of a run's milestones; none of another folder."""
     known = read_json(run / "index.json") if (run / "index.json").is_file() else {}
     return [mark["step"] for mark in known.get("milestones", ())] if isinstance(known, dict) else []
+
+
+def demand_place(folder: Path) -> None:
+    """Raise OSError, before anything is drawn, if no file can be written into a folder, which may be missing as yet."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    if not os.access(there, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
 
 def is_folder(out: Path) -> bool:

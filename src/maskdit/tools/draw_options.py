@@ -43,6 +43,13 @@ def whole(least: int, most: int = SEEDS - 1) -> Callable[[str], int]:
     return parse
 
 
+def named(text: str) -> Path:
+    """Parse a path, which has a name."""
+    if not text:
+        raise argparse.ArgumentTypeError("a path is empty")
+    return Path(text)
+
+
 def strength(text: str) -> float:
     """Parse a guidance: 1 or more."""
     try:
@@ -85,4 +92,4 @@ def add_draw(verbs: Any) -> None:
     text = "the run's autoencoder (default: the one that made its latents, beside the run or in artifacts/vae)"
     draw.add_argument("--vae", type=Path, metavar="FOLDER", help=text)
     text = "a .png file for a grid (default: results/draw_RUN.png), or a folder for single images as PNG"
-    draw.add_argument("--out", type=Path, metavar="PATH", help=text)
+    draw.add_argument("--out", type=named, metavar="PATH", help=text)

@@ -92,6 +92,8 @@ def picture(
     wide = length if end != End() else -(-length // -(-length // LINE))  # images side by side in a grid
     if not single and max(len(images) // wide, wide) * max(source.side, MOST) > WIDEST:
         raise UserError(f"draw: {len(images)} images are too many for one picture; use --out FOLDER")
+    if (numbers["guidance"] or 1) > 1 and len(source.classes) == 1:
+        raise UserError(f"{folder}: has a single class, so that nothing can guide it; leave --guidance out")
     numbers["guidance"] = numbers["guidance"] or source.guidance
     numbers["batch"] = numbers["batch"] or usual_batch(source.facts)
     numbers["precision"] = native(device()) if numbers["precision"] == "auto" else numbers["precision"]

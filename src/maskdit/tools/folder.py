@@ -1,5 +1,6 @@
 """What `maskdit doctor` finds in a folder or archive of images."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,8 @@ def pictures(path: Path, choice: str = "auto", sheet: ContactSheet | None = None
         fine, options = False, f"{options} --left-out {share:g}"
         told = f"left out: {found.left.images} of {found.left.images + len(opened.good)} images, more than {LEFT_OUT:g} of all"
         yield Finding(told, "mend them, or allow it as below")
-    yield Finding(f"to make a study of {'them' if fine else 'the others'}, run maskdit study NAME {path}{options}")
+    command = f"maskdit study NAME {shlex.quote(str(path))}{options}"
+    yield Finding(f"to make a study of {'them' if fine else 'the others'}, run {command}")
 
 
 def counted(classes: Sequence[str]) -> str:

@@ -105,8 +105,8 @@ def study(
         raise UserError(
             f"{root}: params.yaml cannot hold this name, which is not UTF-8 or has control characters; rename the folder"
         )
-    theirs = params.entry("released", released) if released else None
-    wanted = params.resolution(released) if released else RESOLUTION if resolution is None else resolution
+    theirs = params.entry("released", released) if released is not None else None
+    wanted = params.resolution(released) if released is not None else RESOLUTION if resolution is None else resolution
     if resolution not in (None, wanted):
         raise UserError(f"--resolution {resolution}: released.{released} is for images of {wanted} pixels; leave the option out")
     text = PARAMS.read_bytes().decode()

@@ -28,6 +28,7 @@ PAUSE = 2.0  # seconds between two looks
 LINE = 10.0  # seconds between two lines where there is no terminal
 TAIL = 2**16  # bytes read from the end of a log
 SHOWN = 40  # rows whose loss is drawn, and over which the rate is measured
+ROW = ("step", "seconds", "loss", "grad_norm", "images_per_second", "mfu", "data_wait", "peak_memory")  # what is shown of a row
 BARS = "▁▂▃▄▅▆▇█"
 Facts = dict[str, str]
 
@@ -166,11 +167,13 @@ def tail(path: Path) -> list[str]:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The last rows of a training's log."""
+    """The last rows of a training's log; a line that is none is left out."""
     found = []
     for line in tail(path):
-        with suppress(ValueError):
-            found.append(json.loads(line))
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and all(isinstance(row.get(name), int | float) for name in ROW):
+                found.append(row)
     return found
 
 

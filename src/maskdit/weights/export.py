@@ -181,15 +181,17 @@ def card(facts: dict[str, Any], before: int, results: list[dict[str, Any]]) -> s
         "latents": f"{space['channels']} x {space['side']} x {space['side']}, autoencoder sha256 {space['vae']}",
         "classes": len(space["classes"]),
         "training steps": f"{steps} ({before} of pretraining and {facts['step']} of finetuning)" if before else steps,
-        "training images": facts["images"],
-        "training seconds": facts["seconds"],
+        "images seen in training": facts["images"],
+        "training seconds": facts["seconds"] and round(facts["seconds"], 1),
         "training FLOPs": facts["flops"],
         "made from": " ".join(str(value) for value in facts.get("source", {}).values()) or "trained by maskdit",
     }
     table = "".join(f"| {name} | {'unknown' if value is None else value} |\n" for name, value in rows.items())
     title = f"{facts['model']}, {steps} training steps"
     index = {"model-index": [{"name": title, "results": results}]} if results else {}
-    return CARD.format(front=yaml_subset.write({"library_name": "diffusers", **index}), title=title, table=table)
+    two = len(space["classes"]) > 1
+    call = f"{[0, 1] if two else [0]}, guidance_scale={1.5 if two else 1.0}"
+    return CARD.format(call=call, front=yaml_subset.write({"library_name": "diffusers", **index}), title=title, table=table)
 
 
 CARD = """---
@@ -203,7 +205,7 @@ CARD = """---
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
-images = pipe([0, 1], guidance_scale=1.5, num_inference_steps=40).images
+images = pipe({call}, num_inference_steps=40).images
 ```
 
 `trust_remote_code` lets diffusers run `pipeline.py` and `transformer/*.py` of this folder; read them first. The network computes in

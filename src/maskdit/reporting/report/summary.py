@@ -104,9 +104,11 @@ def answer(timed: list[dict[str, str]], untested: str = "") -> str:
     if untested:
         return f"Does masking pay off? This study cannot tell: {untested}. {last['reads']}."
     pays = last["status"] != "not reached" and float(last["ratio"]) < 1
-    sure = not last.get("high") or (float(last["high"]) < 1 if pays else float(last["low"] or 1) > 1)
+    noise = ", by a single seed of each"
+    if last.get("high"):
+        noise = "" if (float(last["high"]) < 1 if pays else float(last["low"] or 1) > 1) else ", within the noise of the seeds"
     told = "pays off here" if pays else "does not pay off here"
-    return f"Masking {told}{'' if sure else ', within the noise of the seeds'}. {last['reads']}."
+    return f"Masking {told}{noise}. {last['reads']}."
 
 
 def cards(trainings: list[dict[str, str]], timed: list[dict[str, str]], points: dict[str, Any]) -> Markup:
