@@ -463,7 +463,7 @@ def test_diffusers_draws_from_an_exported_folder_alone_what_sample_draws(bring, 
     assert np.abs(theirs - ours).max() <= 1
     assert len(np.unique(ours, axis=0)) == 6
     card = (folder / "README.md").read_text()
-    assert "| training steps | 3 |\n| training images | unknown |" in card
+    assert "| training steps | 3 |\n| images seen in training | unknown |" in card
     assert "Apache" in (folder / "LICENSE").read_text()
 
 
