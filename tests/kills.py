@@ -61,20 +61,24 @@ def dying(work: Work, count: int) -> None:
 
 
 def kill_training(spec: dict) -> dict:
-    """Train once undisturbed, then again and again until so many kills, from a scratch folder of its own each time it is done.
+    """Train once undisturbed, then again and again until so many kills and so many attempts that went on from a state.
 
-    Of several ranks, all are killed, or one.
+    Each time it is done it begins anew, in a scratch folder of its own. Of several ranks, all are killed, or one.
     """
     folder, source, seen, hashes = Path(spec["folder"]), random.Random(spec.get("seed", 0)), Counter(), []
     work, last = training(spec)
     usual, world = 0.0, spec.get("world", 1)
-    while len(hashes) < 2 or seen["kills"] < spec["kills"]:
+
+    def enough() -> bool:
+        return seen["kills"] >= spec["kills"] and seen["attempts that went on"] >= spec["resumed"]
+
+    while len(hashes) < 2 or not enough():
         scratch, out, log, reached = folder / f"scratch-{len(hashes)}", folder / "out", folder / "said", 0
         shutil.rmtree(out, ignore_errors=True)
         os.environ["MASKDIT_SCRATCH"] = str(scratch)
         code: int | None = None
         while code != 0:
-            calm, one, began = not usual or seen["kills"] >= spec["kills"], partial(work, out), time.monotonic()
+            calm, one, began = not usual or enough(), partial(work, out), time.monotonic()
             aimed = not calm and (source.random() < 0.3 or not seen["kills"])  # the first one before the first state
             NOTES[:] = 0
             one = partial(dying, one, source.randint(1, 60) if seen["kills"] else 1) if aimed else one

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -364,20 +365,23 @@ def test_averages_by_power_functions_are_published_beside_the_milestones(latents
 
 
 def test_a_step_is_made_while_the_one_before_is_used():
-    made = []
+    begun, go = [threading.Event() for _ in range(5)], threading.Event()
 
     def make(step: int) -> int:
-        time.sleep(0.05)
-        made.append(step)
+        begun[step].set()
+        if step == 4:
+            go.wait(10)
         return step
 
-    waits = []
-    for wanted, (found, wait) in enumerate(ahead(make, 0, 5)):
-        assert found == wanted
-        waits.append(wait)
-        time.sleep(0.08)
-    assert sorted(waits[1:])[1] < 0.03, "the others may wait for a busy machine"
-    assert sorted(made) == [0, 1, 2, 3, 4]
+    batches = ahead(make, 0, 5)
+    for step in range(4):
+        assert next(batches)[0] == step
+        assert begun[step + 1].wait(10), "the next one is made meanwhile"
+    threading.Timer(0.5, go.set).start()
+    found, waited = next(batches)
+    assert found == 4
+    assert waited > 0.04, "the seconds that a step waits for its batch are told"
+    assert next(batches, None) is None
 
 
 DETERMINISTIC = """

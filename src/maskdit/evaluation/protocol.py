@@ -69,12 +69,12 @@ def scored(
 def floor(known: dict[str, Array], most: int, name: str, mind: bool) -> dict[str, float]:
     """The distances between two halves of a reference's images, at most `most` each, which no sampler is expected to undercut.
 
-    They are named as in `scored`; `images` is the number in each half. Empty if the halves have fewer than two images.
+    `name` is their suffix, not that of an FID; `images` is the number in each half. Empty if the halves have fewer than two images.
     """
     one, other = metrics.halves(known["features"], most, generator(SEED, "halves"))
     if len(one) < 2:
         return {}
-    found = {f"{'fd' if name else 'fid'}{name}": frechet_distance(moments(one), moments(other))}
+    found = {f"fd{name}": frechet_distance(moments(one), moments(other))}
     found[f"kid{name}"] = metrics.kernel_distance(one, other, np.random.RandomState(SEED))
     if mind:
         found[f"mind{name}"] = metrics.monge_distance(one, other, generator(SEED, "mind"))
