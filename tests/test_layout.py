@@ -169,6 +169,7 @@ UNATOMIC = {  # where a file may be written as it is, and why
     ("artifacts/stamps.py", "set_stamps"): "a mark that a result is stale, whose contents nobody reads",
     ("images/download.py", "fetch_rest"): "a part, which is checked before it is given its name",
     ("evaluation/inception.py", "__init__"): "into memory",
+    ("reporting/heldout_plot.py", "heldout_png"): "into memory",
     ("config/yaml_subset.py", "write"): "into memory",
     ("config/yaml_subset.py", "flow"): "into memory",
     ("runtime/device.py", "_first"): "under another name, to which a link is then made",
@@ -176,10 +177,10 @@ UNATOMIC = {  # where a file may be written as it is, and why
 }
 
 
-def test_every_file_is_written_under_another_name_first_but_in_24_places_that_say_why():
+def test_every_file_is_written_under_another_name_first_but_in_25_places_that_say_why():
     found = {(str(path.relative_to(PACKAGE)), function) for path in SOURCES for function, _ in unatomic(path.read_text())}
     assert found == set(UNATOMIC)
-    assert len(UNATOMIC) == 24
+    assert len(UNATOMIC) == 25
 
 
 WRITES = (

@@ -23,6 +23,7 @@ from maskdit.images.dataset import Images
 from maskdit.reporting.curve_plot import unit
 from maskdit.reporting.curves import curves
 from maskdit.reporting.figures import save
+from maskdit.reporting.heldout_plot import heldout_plot
 from maskdit.reporting.pictures import grid, strip, write
 from project import ROOT
 
@@ -228,6 +229,7 @@ import sys
 from pathlib import Path
 from matplotlib.figure import Figure
 from maskdit.reporting.figures import save
+from maskdit.reporting.heldout_plot import heldout_plot
 figure = Figure()
 figure.subplots().plot([1, 2], label="a_b")
 figure.legend()
@@ -279,3 +281,22 @@ def test_a_strip_names_the_class_and_sets_models_and_noises_apart(trained, drawn
     shutil.rmtree(raw)
     strip(STRIP, results=trained / "results", out=trained / "s.png")
     assert drawn[-1].axes[0].get_ylabel() == "class 5\nnoise 1"
+
+
+def test_the_held_out_loss_of_the_curves_has_a_panel_for_the_mean_and_each_level_and_no_fault(tmp_path):
+    metrics = tmp_path / "records"
+    for name, model, step in (("a", "DiT", 2), ("b", "DiT", 4), ("c", "MaskDiT", 2), ("d", "MaskDiT", 6)):
+        record(metrics, name, model=model, step=step, run={})
+        tree = read_json(metrics / f"{name}.json")
+        tree["checkpoint"]["heldout"] = {
+            "heldout": 1 / step,
+            **{f"heldout_{level:.3f}": level / step for level in (0.05, 0.5, 2.0)},
+        }
+        write_json(metrics / f"{name}.json", tree)
+    config = Curves(title="Two", evals=("a", "b", "c", "d"))
+    curves(config, metrics=metrics, out=tmp_path / "curves_two.csv")
+    figure = heldout_plot(pd.read_csv(tmp_path / "curves_two.csv"), "device_hours", "device-hours")
+    assert [panel.get_title() for panel in figure.axes if panel.get_title()] == ["mean", "sigma 0.05", "sigma 0.5", "sigma 2"]
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].get_lines()}
+    assert drawn == {"DiT": [1 / 2, 1 / 4], "MaskDiT": [1 / 2, 1 / 6]}
+    assert faults(figure) == []

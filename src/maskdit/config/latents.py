@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from maskdit.config.base import Count, Key, ListOf, Positive, Section, Seed
+from maskdit.config.base import Count, Key, ListOf, Natural, Positive, Section, Seed, new
 
 
 class DownloadedVae(Section):
@@ -45,3 +45,4 @@ class Encode(Section):
     batch: Count
     mirror: bool  # also store the moments of the mirrored image, because latents must not be flipped
     shards: Count = 1  # number of files; any number of processes can share the work
+    heldout: Natural = new(0)  # held-out images, or as many as there are, whose denoising loss the trainings log

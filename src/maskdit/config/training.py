@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from maskdit.config.base import Count, Fraction, Key, Line, ListOf, Natural, Positive, Precision, Section, Seed, Sha, Url, new
 
+HELDOUT_LOSS = "heldout"  # in logs and records the mean over the noise levels; heldout_SIGMA is the loss at one of them
+
 
 class Transformer(Section):
     """Depth, width and heads of one half of the model."""

@@ -12,6 +12,7 @@ from maskdit.artifacts.arrays import Array, Stored, read_array
 from maskdit.artifacts.atomic import digest, read_json
 from maskdit.config.base import UserError
 
+HELDOUT = ("heldout-moments.npy", "heldout-labels.npy")  # (N, 1, 2 C, H, W) float16, and (N,)
 PIECE = 64  # samples copied at once, few enough for the CPU cache
 
 
@@ -51,16 +52,19 @@ class Latents:
     labels: Array
     space: Space
     sha256: str
+    heldout: "Latents | None" = None  # of held-out images, whose loss is measured
 
     @classmethod
-    def of(cls, moments: Sequence[Array | Stored], labels: Array, space: Space, sha256: str = "") -> "Latents":
+    def of(
+        cls, moments: Sequence[Array | Stored], labels: Array, space: Space, sha256: str = "", heldout: "Latents | None" = None
+    ) -> "Latents":
         """Make Latents from the moments (n, mirrors, 2 C, H, W) of each shard."""
         shape = moments[0].shape[1:]
         whole = np.dtype((np.void, 2 * math.prod(shape[1:])))
         shards = tuple(
             part.elements(whole) if isinstance(part, Stored) else np.asarray(part).reshape(-1).view(whole) for part in moments
         )
-        return cls(shards, np.cumsum([0, *map(len, moments)]), (len(labels), *shape), labels, space, sha256)
+        return cls(shards, np.cumsum([0, *map(len, moments)]), (len(labels), *shape), labels, space, sha256, heldout)
 
     @classmethod
     def load(cls, folder: Path) -> "Latents":
@@ -81,7 +85,13 @@ class Latents:
         labels = read_array(folder / "labels.npy")
         if not (count := sum(map(len, shards))) == len(labels) == shape[0]:
             raise UserError(f"{folder}: {count} moments and {len(labels)} labels for {shape[0]} samples; run encode again")
-        return cls.of(shards, labels, space, digest(index))
+        unseen = None
+        if (folder / HELDOUT[0]).exists():
+            few, theirs = (read_array(folder / name) for name in HELDOUT)
+            if few.shape != (len(theirs), 1, *shape[2:]) or few.dtype != np.float16:
+                raise UserError(f"{folder / HELDOUT[0]}: holds {few.dtype} {few.shape}, which does not fit; run encode again")
+            unseen = cls.of([few], theirs, space)
+        return cls.of(shards, labels, space, digest(index), unseen)
 
     @property
     def mirrors(self) -> int:

@@ -16,7 +16,7 @@ from maskdit.config.base import UserError
 from maskdit.config.latents import Encode
 from maskdit.images.dataset import Images
 from maskdit.latents.autoencoder import factors, geometry, identity, load, to_unit
-from maskdit.latents.dataset import Space
+from maskdit.latents.dataset import HELDOUT, Space
 from maskdit.latents.published import READERS
 from maskdit.model.diffusion import SIGMA_DATA
 from maskdit.runtime.device import device
@@ -33,7 +33,8 @@ def encode(config: Encode, *, images: Path, vae: Path, out: Path) -> None:
 
     Any number of processes can make the shards, which are the files of the artifact. The index has the class names, the hashes of
     the VAE and of each file, and shift and scale per channel: as published with the VAE, or such that latents have mean 0 and
-    standard deviation 0.5. Raises UserError for moments that do not fit float16, and if the disk has no room for all of them.
+    standard deviation 0.5. Moments of held-out images, which no training learns from, are in files of their own.
+    Raises UserError for moments that do not fit float16, and if the disk has no room for all of them.
     """
     index = read_json(images / "index.json", "kind", "classes")
     rows, shape, make = (converted if index["kind"] == "latents" else encoded)(config, images, vae)
@@ -55,6 +56,12 @@ def encode(config: Encode, *, images: Path, vae: Path, out: Path) -> None:
     space = Space(shape[1] // 2, shape[2], tuple(shift), tuple(scale), identity(vae), tuple(index["classes"]))
     whole = [len(rows), *shape]
     write_json(out / "index.json", {"shape": whole, "dtype": "float16", "space": space.__dict__, "shards": files})
+    unseen = Images.load(images).rows(heldout=True) if config.heldout and index["kind"] != "latents" else rows[:0]
+    if len(unseen):
+        spread = np.linspace(0, len(unseen) - 1, min(config.heldout, len(unseen))).round().astype(int)
+        moments, labels = map(np.concatenate, zip(*make(unseen[spread]), strict=True))
+        save_array(out / HELDOUT[0], moments[:, :1])
+        save_array(out / HELDOUT[1], labels)
     work.forget()
     say(f"encode: {len(rows)} images, moments {shape} float16, {2 * math.prod(whole) / 2**20:.1f} MiB")
 

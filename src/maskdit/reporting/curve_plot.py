@@ -1,5 +1,6 @@
 """The plot of quality against each training cost."""
 
+from collections.abc import Iterable
 from itertools import cycle
 from math import ceil
 
@@ -26,6 +27,15 @@ def unit(column: str, largest: float, label: str) -> tuple[str, float]:
     return pattern.format(name), units[name]
 
 
+def coloured(series: Iterable[str]) -> dict[str, str]:
+    """A colour for each series; the points before finetuning have that of their model."""
+    others, found = cycle(OTHERS), dict[str, str]()
+    for model in dict.fromkeys(name.removesuffix(BEFORE_FINETUNING) for name in series):
+        colour = COLOURS.get(model) or next(others)
+        found |= {model: colour, model + BEFORE_FINETUNING: colour}
+    return found
+
+
 def plot(frame: pd.DataFrame, theirs: pd.DataFrame, quality: str, axes: dict[str, str], title: str) -> Figure:
     """A panel for each cost (column -> label); `theirs` are the published points, which have no line.
 
@@ -34,9 +44,7 @@ def plot(frame: pd.DataFrame, theirs: pd.DataFrame, quality: str, axes: dict[str
     across = max(PANEL * len(axes), 5.0)
     figure = Figure(figsize=(across, 3.6), layout="constrained")
     panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
-    others = cycle(OTHERS)
-    models = dict.fromkeys(series.removesuffix(BEFORE_FINETUNING) for series in frame["series"].unique())
-    colours = {model: COLOURS.get(model) or next(others) for model in models}
+    colours = coloured(frame["series"].unique())
     costs = {column: pd.concat([points[column] for points in (frame, theirs) if column in points]) for column in axes}
     logarithmic = any(wide(values) for values in costs.values())
     for panel, (column, label) in zip(panels, axes.items(), strict=True):
@@ -44,7 +52,7 @@ def plot(frame: pd.DataFrame, theirs: pd.DataFrame, quality: str, axes: dict[str
         for series, rows in frame[frame[column].notna()].groupby("series"):
             groups = rows.assign(cost=rows[column] * factor).groupby(["steps", "phase"])[["cost", quality]]
             middle, low, high = groups.mean(), groups.min(), groups.max()
-            colour, thin = colours[str(series).removesuffix(BEFORE_FINETUNING)], str(series).endswith(BEFORE_FINETUNING)
+            colour, thin = colours[str(series)], str(series).endswith(BEFORE_FINETUNING)
             style = {"linewidth": 0.7, "markersize": 3} if thin else {}
             panel.plot(middle["cost"], middle[quality], "o-", color=colour, label=series, **style)
             if rows["seed"].nunique() > 1 and not thin:

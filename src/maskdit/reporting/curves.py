@@ -54,6 +54,7 @@ def points(metrics: Path, config: Curves) -> pd.DataFrame:
         cost |= {"tflop": known(checkpoint["flops"]) / 1e12, "device_hours": hours, "cost": hours * price}
         cost["mfu"] = known((checkpoint.get("speed") or {}).get("mfu"))
         rows.append({**point, "steps": steps, **cost, "guidance": record["protocol"]["guidance"], **record["metrics"]})
+        rows[-1] |= checkpoint.get("heldout") or {}
     if not rows:
         raise UserError(f"{metrics}: none of the evaluations of these curves has been run; run one first")
     frame = pd.DataFrame(rows).sort_values(["model", "series", "steps"], ignore_index=True)

@@ -18,6 +18,7 @@ from maskdit.config.base import UserError
 from maskdit.config.errors import nearest
 from maskdit.config.params import Params
 from maskdit.config.paths import output
+from maskdit.config.training import HELDOUT_LOSS
 from maskdit.runtime.environment import NODE, scratch_root
 from maskdit.runtime.lock import RUNNING, runs, sign
 from maskdit.runtime.logs import log_file, rows_file
@@ -110,6 +111,8 @@ def facts(params: Params, verb: str, key: str) -> Facts:
         found["rate"] = f"{rate:.3g} steps/s, {last['images_per_second']:,.0f} images/s"
         found |= {"left": duration((total - step) / rate / 3600)} if where and step < total else {}
         found["loss"] = f"{last['loss']:.4f} {sparkline([row['loss'] for row in rows[-SHOWN:]])}".rstrip()
+        if unseen := [row[HELDOUT_LOSS] for row in rows if HELDOUT_LOSS in row]:
+            found["held-out loss"] = f"{unseen[-1]:.4f} {sparkline(unseen)}".rstrip()
         found["grad norm"], found["MFU"] = f"{last['grad_norm']:.3g}", f"{last['mfu']:.2f}"
         found["data_wait"], found["memory"] = f"{last['data_wait']:.1%}", size(last["peak_memory"])
     if newest:
@@ -207,7 +210,7 @@ class Screen:
         """Show what is known."""
         if sys.stdout.isatty():
             width = shutil.get_terminal_size().columns
-            table = [f"{name:<10} {text}"[: width - 1] for name, text in found.items()]
+            table = [f"{name:<13} {text}"[: width - 1] for name, text in found.items()]
             print(f"\x1b[{self.lines}A\x1b[J" * bool(self.lines) + "\n".join(table), flush=True)
             self.lines = len(table)
         elif last or time.monotonic() - self.shown >= LINE:

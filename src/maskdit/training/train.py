@@ -19,6 +19,7 @@ from maskdit.runtime.device import device, gemm_rate, peak_memory, prepare_compi
 from maskdit.runtime.process_group import Ranks, Stopped, listening, together, watched
 from maskdit.runtime.progress import progress, say
 from maskdit.training.batches import ahead, batch_at
+from maskdit.training.heldout import Heldout, due
 from maskdit.training.learner import Learner
 from maskdit.training.loggers import Loggers
 from maskdit.training.micro_batch import fitted
@@ -104,7 +105,9 @@ def loop(
     net.load_state_dict(past.net)
     weights = sum(weight.numel() for weight in net.parameters())
     config = fitted(phase, config, architecture, weights, where, ranks, home.folder)
-    learner = Learner(net, past.ema, config, where, ranks, vp=past.preconditioning == "vp")
+    vp = past.preconditioning == "vp"
+    learner = Learner(net, past.ema, config, where, ranks, vp)
+    unseen = Heldout(architecture, data.heldout, config.precision, where, ranks, vp) if data.heldout else None
     patches = net.pos_embed.shape[1]
     terms = torch.zeros(2, device=where)  # sums of the loss terms since the last row of the log
     done: dict[str, Any] = {"step": 0, **dict.fromkeys((*SPENT, "state_seconds"), 0), "rows": []}
@@ -116,7 +119,7 @@ def loop(
     if ranks.rank == 0:
         home.room(learner)
     peak = gemm_rate(where, config.precision)
-    mark, waited = time.perf_counter(), 0.0
+    mark, waited, measured = time.perf_counter(), 0.0, dict[int, dict[str, float]]()
 
     def tick() -> None:
         nonlocal mark
@@ -126,15 +129,33 @@ def loop(
         done["seconds"] += passed
         done["device_seconds"] += passed * ranks.world
 
+    def heldout() -> dict[str, float]:
+        nonlocal mark
+        if unseen and done["step"] not in measured:
+            tick()
+            measured.clear()
+            measured[done["step"]] = unseen.loss(learner.weights(learner.average))
+            mark = time.perf_counter()  # the time of a measurement is not training time
+        return measured.get(done["step"], {})
+
     def facts() -> dict[str, Any]:
         kind: dict[str, Any] = {"model": "DiT" if architecture["decoder"] is None else "MaskDiT", "phase": phase}
         kind |= {"preconditioning": past.preconditioning, **({"source": past.source} if past.source else {})}
         cost = {"step": done["step"], **{name: getattr(past, name) + done[name] for name in SPENT}}
         how = {"precision": config.precision, "arithmetic": arithmetic(where), "speed": speed(rows, ranks.world, where.type)}
         given = {"architecture": architecture, "space": data.space.__dict__, "config": config.model_dump(mode="json")}
-        return {**kind, **cost, "parameters": weights, **how, **given}
+        return {
+            **kind,
+            **cost,
+            "parameters": weights,
+            **how,
+            **given,
+            **({"heldout": measured[done["step"]]} if done["step"] in measured else {}),
+        }
 
     def save(milestone: bool, together: bool) -> None:
+        if milestone:
+            heldout()
         tick()
         if together and ranks.world > 1:
             distributed.all_reduce(terms)
@@ -188,6 +209,7 @@ def loop(
             row["data_wait"] = waited / seconds
             row["mfu"] = (done["flops"] - before["flops"]) / seconds / ranks.world / peak
             row["peak_memory"] = peak_memory(where)
+            row |= heldout() if due(step + 1, LOG_STEPS) or step + 1 in config.milestones else {}
             rows.append(row)
             log.add(row)
             waited = 0.0

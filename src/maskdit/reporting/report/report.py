@@ -15,6 +15,7 @@ from maskdit.config.graph import study
 from maskdit.config.load import load
 from maskdit.config.params import Params
 from maskdit.config.reporting import Report
+from maskdit.config.training import HELDOUT_LOSS
 from maskdit.reporting.records import Records, distance_of, read
 from maskdit.reporting.report.dag import draw
 from maskdit.reporting.report.page import PIECES, page, picture, rows_of, short, table
@@ -29,6 +30,7 @@ TABLES = {  # file -> its caption; shown if params.yaml has an entry of the verb
     "recon_{}": "Reconstructions by the autoencoders",
     "calibrate_{}": "Published samples through this evaluator",
 }
+LOSSES = "The denoising loss of held-out images, of the averaged weights and without a mask, at each noise level"
 AXES = {  # column -> its label, and its unit in a sentence
     "steps": ("training steps", "training steps"),
     "images": ("training images", "training images"),
@@ -183,9 +185,17 @@ def charts(points: dict[str, Any], curves: list[dict[str, str]], results: Path, 
         return PIECES.missing(f"curves_{bench}.csv")
     numbers = table(curves, "Points of the curves", f"curves_{bench}.csv")
     hours, _ = points["hours"]
+    losses = Markup("")
+    if any(row.get(HELDOUT_LOSS) for row in curves):
+        from maskdit.reporting.heldout_plot import heldout_png  # with pandas and Matplotlib, which the rest does without
+
+        path = results / f"curves_{bench}.csv"
+        losses = PIECES.figure(heldout_png(path, hours, AXES[hours][0]), LOSSES, LOSSES, path.name)
     line = ahead(points["points"], hours, AXES[hours][1], points["quality"])
     budget = PIECES.paragraph(line) if line else ""
-    return Markup('<div id="chart"></div><div id="budget"></div>') + budget + PIECES.folded("The points in numbers", numbers)
+    return (
+        Markup('<div id="chart"></div><div id="budget"></div>') + budget + losses + PIECES.folded("The points in numbers", numbers)
+    )
 
 
 def speeds(params: Params, results: Path) -> Markup:
