@@ -20,7 +20,7 @@ from maskdit.config.paths import OUTPUTS
 from maskdit.config.reporting import Grid, Strip
 from maskdit.images.dataset import Images
 from maskdit.reporting.figures import COLOURS, fitted, literal, save
-from maskdit.reporting.records import read, steps_of
+from maskdit.reporting.records import model_of, read, steps_of
 
 DPI = 120
 MOST = 128  # pixels across a large image, where many are shown
@@ -171,6 +171,12 @@ def class_names(record: dict[str, Any], results: Path) -> Sequence[str]:
     return read_json(folder / "index.json", "classes")["classes"] if folder and same else ()
 
 
+def pretrained(record: dict[str, Any]) -> str:
+    """The run behind a record: of finetunings that branch off one run, that run."""
+    sample, finetune = config_of(record, "sample"), config_of(record, "finetune")
+    return str(finetune.get("run") or sample["run"])
+
+
 def strip(config: Strip, *, results: Path, out: Path) -> None:
     """Draw the same noise and class through training: one block per image, in it one row per run and one column per milestone.
 
@@ -180,7 +186,7 @@ def strip(config: Strip, *, results: Path, out: Path) -> None:
     drawn = {name: images_of(folder) for name, record in records.items() if (folder := scored(name, record, results))}
     if not drawn:
         raise UserError(f"{out.name}: none of its samples exist; run the sampling steps first")
-    runs = {name: (records[name]["checkpoint"]["model"], config_of(records[name], "sample")["run"]) for name in drawn}
+    runs = {name: (model_of(records[name]), pretrained(records[name])) for name in drawn}
     several = Counter(model for model, _ in set(runs.values()))
     places = {name: (steps_of(records[name]), records[name]["checkpoint"]["phase"]) for name in drawn}
     columns = sorted(set(places.values()))

@@ -45,7 +45,7 @@ def of_published(demo: Tree, name: str, key: str, theirs: Released, title: str) 
     claim = {"says": "the last milestone is better than the first", "source": "this study", "evidence": better}
     return {
         "fetch": {extractor: judge},
-        "encode": {name: {"dataset": name, "vae": theirs.vae, "batch": ENCODED, "mirror": False}},
+        "encode": {name: {"dataset": name, "vae": theirs.vae, "batch": ENCODED, "mirror": False, "heldout": 128}},
         "finetune": {name: {"run": key, "phase": "released", "dataset": name, **RECIPE}},
         **{verb: {name: demo[verb][name]} for verb in KEPT},
         "sample": samples,

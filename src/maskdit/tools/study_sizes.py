@@ -171,6 +171,10 @@ def fitted(new: Tree, data: Data, wishes: Wishes) -> str:
             entry["warmup"] = entry["warmup"] and rounded(entry["warmup"] * min(1.0, ratio))
             entry["batch"] = wishes.batch or min(entry["batch"], power(training))
     keys = {}
+    for key, entry in new.get("finetune", {}).items():
+        if entry.get("start") in moved:
+            tail, entry["start"] = f"-{entry['start']:04d}", moved[entry["start"]]
+            keys |= {key: f"{key.removesuffix(tail)}-{entry['start']:04d}"} if key.endswith(tail) else {}
     for key, entry in new["sample"].items():
         usual = max(min(entry["images"], max(FEWEST, 16 * -(-len(data.labels) // 16))), 2 * classes)
         entry["images"] = wishes.samples or usual
