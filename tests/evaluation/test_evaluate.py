@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import shutil
 from unittest import mock
 
 import numpy as np
@@ -24,7 +25,7 @@ from maskdit.evaluation.extractors import Network
 from maskdit.evaluation.features import features
 from maskdit.evaluation.metrics import moments, monge_distance
 from maskdit.evaluation.protocol import OFFICIAL, suffix
-from maskdit.evaluation.reference import reference
+from maskdit.evaluation.reference import reference, summed
 from maskdit.images.dataset import Images
 from maskdit.images.fetch import fetch
 from maskdit.runtime.random import generator
@@ -362,3 +363,35 @@ def test_the_distance_of_unboundedly_many_images_needs_ten_times_as_many_as_feat
 
 def test_images_of_the_folder_are_those_of_the_png_files(home):
     np.testing.assert_array_equal(Images.load(home / "images").pixels[:], REAL)
+
+
+def test_copies_among_the_samples_are_counted_over_all_training_images_that_the_reference_keeps(home, official, seen, tmp_path):
+    source, folders = np.random.default_rng(0), {name: tmp_path / name for name in ("features", "reference")}
+    for name, folder in folders.items():
+        shutil.copytree(home / name, folder)
+    every = np.abs(source.normal(size=(30, 2048))).astype(np.float32)
+    np.savez(folders["reference"] / "reference.npz", **seen[0], every=every)
+    made = dict(seen[1])
+    made["features"] = np.concatenate([every[[7, 21]], every[: COUNT - 2] + 9])
+    index = read_json(folders["features"] / "index.json")
+    for shard, rows in zip(index["shards"], np.split(np.arange(COUNT), [2]), strict=True):
+        np.savez(folders["features"] / shard, **{name: array[rows] for name, array in made.items()})
+    config = Evaluate(bench="x", dataset="x", neighbours=NEIGHBOURS, memorisation=True)
+    evaluate(config, **folders, out=tmp_path / "r.json")
+    record = read_json(tmp_path / "r.json")
+    assert record["metrics"]["memorised_inception"] == 2 / COUNT
+    assert record["protocol"]["memorised_from"] == 30
+    assert {pair["sample"]: (pair["row"], pair["distance"]) for pair in record["nearest"][:2]} == {0: (7, 0), 1: (21, 0)}
+    floor = record["real"]["memorisation"]
+    assert (floor["images"], floor["of"]) == (30, 30)
+    assert 0.2 < floor["memorised_inception"] < 0.9
+
+
+def test_a_reference_keeps_the_drawn_features_and_if_asked_for_all():
+    features = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    keep = np.array([True, False, True, False, False])
+    for every in (False, True):
+        found = summed(iter([{"features": features[:2]}, {"features": features[2:]}]), keep, True, every)
+        np.testing.assert_array_equal(found["kept"], features[keep])
+        assert ("every" in found) == every
+    np.testing.assert_array_equal(found["every"], features)

@@ -17,6 +17,7 @@ from maskdit.evaluation.metrics import (
     kernel_distance,
     moments,
     monge_distance,
+    nearest,
     overlap,
     squared_distances,
 )
@@ -244,3 +245,31 @@ def test_two_halves_share_no_image():
     assert len(one) == len(other) == 4
     assert not set(one.ravel()) & set(other.ravel())
     assert len(halves(points, 3, np.random.default_rng(0))[0]) == 3
+
+
+def test_k_copies_among_n_samples_are_k_of_n_and_a_near_copy_is_one():
+    source = np.random.default_rng(3)
+    real = source.normal(size=(300, 16)).astype(np.float32)
+    far = source.normal(size=(63, 16)).astype(np.float32) * 9
+    found = nearest(np.concatenate([far, real[40:50], real[90:117] + np.float32(1e-3)]), real)
+    assert found.copied == 37 / 100
+    np.testing.assert_array_equal(found.rows_N[63:], [*range(40, 50), *range(90, 117)])
+    assert nearest(far, real).copied == 0
+
+
+@pytest.mark.parametrize(("dimensions", "wanted"), [(1, 2 / 3), (2, 6 * np.pi / (8 * np.pi + 3 * np.sqrt(3)))])
+def test_fresh_draws_and_images_left_out_are_copies_as_often_as_two_points_are_mutual_nearest_neighbours(dimensions, wanted):
+    source = np.random.default_rng(4)
+    fresh, real = source.random((2, 6000, dimensions))
+    rows = np.arange(len(real))
+    assert nearest(fresh, real).copied == pytest.approx(wanted, abs=0.025)
+    assert nearest(real, real, rows).copied == pytest.approx(wanted, abs=0.025)
+
+
+@pytest.mark.parametrize("block", [metrics.BLOCK, 1])
+def test_an_image_left_out_is_neither_its_own_neighbour_nor_that_of_its_neighbour(block, monkeypatch):
+    monkeypatch.setattr(metrics, "BLOCK", block)
+    real = np.array([[0.0], [1], [5], [5], [11]], np.float32)
+    found = nearest(real[[0, 2, 4]], real, np.array([0, 2, 4]))
+    assert (found.rows_N.tolist(), found.distances_N.tolist(), found.own_N.tolist()) == ([1, 3, 2], [1, 0, 6], [4, 4, 0])
+    assert found.copied == 2 / 3, "a twin among the training images counts"

@@ -1,5 +1,6 @@
 """The report: what it shows is what the files say, in a real browser, from nothing but the one file."""
 
+import base64
 import csv
 import io
 import json
@@ -20,13 +21,15 @@ from PIL import Image
 from browser import CHROMIUM, browser
 from maskdit.artifacts.atomic import write_json
 from maskdit.artifacts.compute_log import LEDGER, append
-from maskdit.artifacts.manifest import Origin
+from maskdit.artifacts.manifest import Origin, read_manifest
 from maskdit.artifacts.publish import publishing
 from maskdit.config.base import UserError
 from maskdit.config.graph import study
 from maskdit.config.load import load
+from maskdit.images.dataset import Images
 from maskdit.reporting.curve_crossings import reach
 from maskdit.reporting.report.dag import draw, heights, spread
+from maskdit.reporting.report.nearest import nearest
 from maskdit.reporting.report.page import rows_of, short, table
 from maskdit.reporting.report.report import ahead, at, claims, drawn, report
 from maskdit.reporting.report.summary import answer, best, untested, verdicts
@@ -221,6 +224,40 @@ def test_claims_that_were_not_measured_here_are_not_told_as_if_they_were(tmp_pat
     assert "<li>NOT RUN: not measured here, so the claim is not judged.</li>" in told
     path.write_text("claim,verdict\nfid,REPRODUCED\n")
     assert "not measured here" not in claims(path)
+
+
+def test_the_most_suspicious_samples_stand_above_their_nearest_training_image(home, tmp_path, monkeypatch):
+    home = shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(home)
+    params, name = load(), "demo-dit-plain"
+    real = np.arange(8 * 4 * 4 * 3, dtype=np.uint8).reshape(8, 4, 4, 3)
+    lineage = {}
+    with publishing(Path("artifacts/raw/demo"), "fetch/demo", entry := params.fetch["demo"].model_dump(mode="json"), {}) as place:
+        Images(real, np.zeros(8, int), np.arange(8) % 2 == 0, ("a",)).save(place)
+    lineage["fetch/demo"] = read_manifest(Path("artifacts/raw/demo")).lineage["fetch/demo"]
+    lineage["reference/demo"] = Origin(params.reference["demo"].model_dump(mode="json"), "")
+    entry = params.sample[name].model_dump(mode="json")
+    with publishing(Path("artifacts/samples") / name, f"sample/{name}", entry, {}) as place:
+        np.save(place / "images-0000.npy", 255 - real)
+        np.save(place / "labels.npy", np.zeros(8, int))
+        write_json(place / "index.json", {"shards": ["images-0000.npy"]})
+    lineage |= read_manifest(Path("artifacts/samples") / name).lineage
+    record = evaluated(1161.8, memorised_from=4)
+    record["metrics"]["memorised_mobilenet"] = 0.25
+    record["real"] = {"heldout": None, "memorisation": {"images": 4, "of": 4, "memorised_mobilenet": 0.5}}
+    record["nearest"] = [
+        {"sample": 6, "row": 1, "distance": 0.125, "own": 2.5},
+        {"sample": 0, "row": 3, "distance": 2.0, "own": 2.5},
+    ]
+    found = nearest(
+        name, {**record, "manifest": {"lineage": {node: vars(origin) for node, origin in lineage.items()}}}, Path("results")
+    )
+    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in re.findall(r"base64,([^\"]+)", found)]
+    for picture, wanted in zip(pictures, (255 - real[6], real[3], 255 - real[0], real[7]), strict=True):
+        np.testing.assert_array_equal(picture, wanted)
+    assert "sample 6: 0.125, its own nearest 2.5<" in found
+    assert "No farther than that are 25.0% of all samples, and 50.0% of real images when each is left out in turn." in found
+    assert nearest(name, evaluated(1161.8), Path("results")) == ""
 
 
 NOISE = "Masking {}, within the noise of the seeds. It reads."

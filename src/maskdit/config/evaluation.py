@@ -15,6 +15,7 @@ class Reference(Section):
     batch: Count
     shards: Count = 1
     neighbours_from: Count | None = None  # number of images drawn for precision and recall; null: all
+    memorisation: bool = new(False)  # whether to keep the features of all images, which memorisation is then taken over
 
 
 class Features(Section):
@@ -30,6 +31,7 @@ class Judged(Section):
     neighbours: Count  # k of precision and recall
     mind: bool = new(False)  # whether to compute MIND
     floor: bool = new(False)  # whether to compute the distances between two halves of the real images
+    memorisation: bool = new(False)  # whether to compute the share of samples that look like copies of training images
 
 
 class Evaluate(Judged):

@@ -7,7 +7,7 @@ from maskdit.artifacts.atomic import read_json, sha256, write_json
 from maskdit.config.base import UserError
 from maskdit.config.evaluation import Evaluate
 from maskdit.evaluation.metrics import DIRECTIONS, NEAR, SPLIT, SUBSET, SUBSETS
-from maskdit.evaluation.protocol import floor, gathered, probe_accuracy, scored, suffix
+from maskdit.evaluation.protocol import floor, gathered, memorisation, probe_accuracy, scored, suffix
 from maskdit.runtime.progress import say
 
 
@@ -44,7 +44,13 @@ def evaluate(config: Evaluate, *, features: Path, reference: Path, out: Path) ->
     }
     if config.mind:
         made |= {"mind_directions": DIRECTIONS, "mind_images": min(len(labels), len(known["features"]))}
+    record = {"metrics": metrics, "checkpoint": index["checkpoint"], "protocol": made, "real": real}
+    if config.memorisation:
+        every, short = known.get("every", known["features"]), suffix(made["family"], made["extractor_sha256"], 0)
+        told, real["memorisation"], record["nearest"] = memorisation(found["features"], every, short)
+        metrics |= told
+        made["memorised_from"] = len(every)
     if config.floor:
         real["floor"] = floor(known, len(labels), suffix(made["family"], made["extractor_sha256"], 0), config.mind)
-    write_json(out, {"metrics": metrics, "checkpoint": index["checkpoint"], "protocol": made, "real": real})
+    write_json(out, record)
     say("evaluate: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))

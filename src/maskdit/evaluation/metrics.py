@@ -122,12 +122,13 @@ def in_range(one_NF: Array, other_MF: Array) -> tuple[Array, Array]:
     return np.ldexp(one_NF, -int(power)), np.ldexp(other_MF, -int(power))
 
 
-def squared_distances(a_NF: Array, b_MF: Array) -> Iterator[tuple[slice, Array]]:
+def squared_distances(a_NF: Array, b_MF: Array, without_NK: Array | None = None) -> Iterator[tuple[slice, Array]]:
     """Squared Euclidean distances (N, M) in the features' precision: blocks of rows, each after the slice of its row numbers.
 
     As in ADM's evaluator: |a|^2 - 2 a b + |b|^2, clipped at 0. Rows in which that cancels are computed in float64.
+    The distances of each row to the K rows of b that it is `without` are infinite.
     """
-    lengths, size, same = squared_norms(b_MF), max(1, BLOCK // len(b_MF)), a_NF is b_MF
+    lengths, size, same = squared_norms(b_MF), max(1, BLOCK // len(b_MF)), a_NF is b_MF and without_NK is None
     for start in range(0, len(a_NF), size):
         at = slice(start, min(start + size, len(a_NF)))
         own = squared_norms(a_NF[at])
@@ -138,12 +139,16 @@ def squared_distances(a_NF: Array, b_MF: Array) -> Iterator[tuple[slice, Array]]
         diagonal = (np.arange(at.stop - start), np.arange(start, at.stop))
         if same:
             block[diagonal] = np.inf
+        if without_NK is not None:
+            np.put_along_axis(block, without_NK[at], np.inf, axis=1)
         if block.dtype != np.float64 and (near := np.flatnonzero(block.min(1) < CANCELS * own)).size:
             rows = a_NF[at][near].astype(np.float64)
             for place in range(0, len(b_MF), PART):
                 other = b_MF[place : place + PART].astype(np.float64)
                 exact = squared_norms(rows)[:, None] - 2 * (rows @ other.T) + squared_norms(other)
                 block[near, place : place + PART] = exact
+            if without_NK is not None:
+                np.put_along_axis(block, without_NK[at], np.inf, axis=1)
         if same:
             block[diagonal] = 0
         yield at, np.maximum(block, 0, out=block)
@@ -188,6 +193,51 @@ def overlap(generated_NF: Array, real_MF: Array, k: int, near: int = NEAR) -> Ov
         held += int(within.sum())
         covered |= within.any(0)
     return Overlap(float(inside.mean()), float(reached.mean()), held / (near * len(generated_NF)), float(covered.mean()))
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest training image of each of N points: its row, its distance, and its distance to its own nearest training image."""
+
+    rows_N: Array
+    distances_N: Array
+    own_N: Array
+
+    @property
+    def copied(self) -> float:
+        """Share of points no farther from their nearest training image than that one is from its own nearest neighbour.
+
+        That is 1 minus the authenticity of Alaa et al. 2022 (How faithful is your synthetic data?, section 4), ties included.
+        For points of the training images' distribution it is the probability of being mutual nearest neighbours: among very many
+        images 2/3 in one dimension and 0.6215 in two (Schilling 1986), in a feature space far less, so it has to be measured.
+        """
+        return float((self.distances_N <= self.own_N).mean())
+
+
+def nearest(points_NF: Array, real_MF: Array, left_out_N: Array | None = None) -> Nearest:
+    """The nearest of M training images to each point. left_out: for each point the row of an image that does not count.
+
+    Where the points are rows of `real`, leaving each out makes it a real image that nobody was trained on. Needs M > 2.
+    """
+    points_NF, real_MF = in_range(points_NF, real_MF)
+    without_NK = np.empty((len(points_NF), 0), int) if left_out_N is None else left_out_N[:, None]
+    rows_N = closest(points_NF, real_MF, without_NK)
+    its_N = closest(real_MF[rows_N], real_MF, np.column_stack([without_NK, rows_N]))
+    return Nearest(rows_N, distances(points_NF, real_MF, rows_N), distances(real_MF[rows_N], real_MF, its_N))
+
+
+def closest(points_NF: Array, real_MF: Array, without_NK: Array) -> Array:
+    """Row of the nearest of `real` to each point; the rows `without` of each do not count."""
+    rows_N = np.empty(len(points_NF), int)
+    for at, block in squared_distances(points_NF, real_MF, without_NK):
+        rows_N[at] = block.argmin(1)
+    return rows_N
+
+
+def distances(points_NF: Array, real_MF: Array, rows_N: Array) -> Array:
+    """Distance of each point to one row of `real`: exactly 0 for equal ones."""
+    parts = [slice(at, at + PART) for at in range(0, len(rows_N), PART)]
+    return np.concatenate([np.linalg.norm(points_NF[part] - real_MF[rows_N[part]], axis=1) for part in parts])
 
 
 def kernel_distance(one_NF: Array, other_MF: Array, rng: Draws, size: int = SUBSET, subsets: int = SUBSETS) -> float:

@@ -16,6 +16,8 @@ OFFICIAL = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 FULL = 50_000  # images of an FID
 NEIGHBOURS = 3  # of precision and recall in ADM's evaluator
 SEED = 2020  # of KID's subsets; the same subsets as torch-fidelity draws
+PLACED = 1000  # real images, at most, whose nearest neighbours samples are compared with
+PAIRS = 8  # samples kept with their nearest training image
 METRICS = ("fid", "sfid", "is", "precision", "recall", "kid", "mind", "density", "coverage", "fid_infinity")
 SUFFIXES = {"mobilenet-v2": "_mobilenet", "dinov2": "_dinov2"}
 
@@ -79,6 +81,25 @@ def floor(known: dict[str, Array], most: int, name: str, mind: bool) -> dict[str
     if mind:
         found[f"mind{name}"] = metrics.monge_distance(one, other, generator(SEED, "mind"))
     return {"images": len(one), **found}
+
+
+def memorisation(samples_NF: Array, real_MF: Array, name: str) -> tuple[dict[str, float], dict[str, float], list[dict[str, float]]]:
+    """Whether samples are copies of training images: `memorised` of the samples and of real images, and the most suspicious pairs.
+
+    `memorised` is metrics.Nearest.copied; `name` is its suffix. The real images are at most PLACED of the training, each left out
+    in turn: a sampler that has learnt nothing by heart is expected to have their number. A pair: the sample's number, the row of
+    its nearest training image among `real`, its distance, and the distance of that image to its own nearest neighbour.
+    """
+    found = metrics.nearest(samples_NF, real_MF)
+    rows = np.sort(generator(SEED, "memorisation").permutation(len(real_MF))[:PLACED])
+    real = metrics.nearest(real_MF[rows], real_MF, rows)
+    order = np.lexsort((found.distances_N, found.distances_N / np.maximum(found.own_N, np.finfo(np.float32).tiny)))[:PAIRS]
+    pairs = [
+        {"sample": int(at), "row": int(found.rows_N[at]), "distance": float(found.distances_N[at]), "own": float(found.own_N[at])}
+        for at in order
+    ]
+    floor = {"images": len(rows), "of": len(real_MF), f"memorised{name}": real.copied}
+    return {f"memorised{name}": found.copied}, floor, pairs
 
 
 def probe_accuracy(features_NF: Array, labels_N: Array, known: dict[str, Array]) -> float:

@@ -19,15 +19,17 @@ from maskdit.runtime.progress import say
 from maskdit.runtime.random import generator
 
 SPACES = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # names of the statistics in ADM's reference batches
+KEPT = {"kept": "features", "every": "every"}  # array of a shard -> array of the reference
 PROBED = 50_000  # largest number of images that a class probe is fitted to
 
 
 def reference(config: Reference, *, images: Path, extractor: Path, out: Path) -> None:
     """Mean and covariance of the training images' features, and the features for precision and recall.
 
-    Statistics in an npz batch, such as ADM's, are used as they are. For a small data set with classes and held-out images real.json
-    also contains the scores of these: their Fréchet distance is the floor of that metric for this number of images, and the probe's
-    accuracy is that of a perfect sampler. Raises UserError if there are fewer than two images, or more shards than images.
+    With `memorisation` the features of all images are kept, as `every`. Statistics in an npz batch, such as ADM's, are used as they
+    are. For a small data set with classes and held-out images real.json also contains the scores of these: their Fréchet distance
+    is the floor of that metric for this number of images, and the probe's accuracy is that of a perfect sampler. Raises UserError
+    if there are fewer than two images, or more shards than images.
     """
     data, net = Images.load(images), Network(extractor)
     rows = data.rows(heldout=False)
@@ -37,13 +39,14 @@ def reference(config: Reference, *, images: Path, extractor: Path, out: Path) ->
     for space, (mean, _) in SPACES.items():
         if mean in given and len(given[mean]) != net.net.WIDTHS.get(space):
             raise UserError(f"{images / 'batch.npz'}: {mean} {given[mean].shape} does not fit {net.family}; use another batch")
-    kept = np.sort(generator(0, "neighbours").permutation(rows)[: config.neighbours_from or len(rows)])
+    kept = drawn(rows, config.neighbours_from or len(rows))
     parts = np.array_split(rows, config.shards)
     names = [f"reference-{number:04d}.npz" for number in range(config.shards)]
     work = Shards("reference", [config.model_dump(), net.sha256, sha256(images / "manifest.json")], names)
 
     def make(number: int, path: Path) -> None:
-        savez(path, summed(net.stream(data.pixels, parts[number], config.batch), np.isin(parts[number], kept), not given))
+        seen = net.stream(data.pixels, parts[number], config.batch)
+        savez(path, summed(seen, np.isin(parts[number], kept), not given, config.memorisation and len(kept) < len(rows)))
 
     if not work.fill(make):
         return
@@ -60,15 +63,23 @@ def reference(config: Reference, *, images: Path, extractor: Path, out: Path) ->
     say(f"reference: {len(rows)} images, statistics {real['statistics']}" + (f"; {real['heldout']}" if real["heldout"] else ""))
 
 
-def summed(seen: Iterator[Arrays], keep_N: Array, statistics: bool) -> dict[str, Array]:
-    """Features to keep and, if wanted, the sums of all in each space; at most about PART images wait for their sums."""
+def drawn(rows_N: Array, count: int) -> Array:
+    """The rows of the images whose features are kept, if they are so many."""
+    return np.sort(generator(0, "neighbours").permutation(rows_N)[:count])
+
+
+def summed(seen: Iterator[Arrays], keep_N: Array, statistics: bool, every: bool) -> dict[str, Array]:
+    """Features to keep, and if wanted those of every image and the sums in each space; at most about PART images wait for these."""
     kept: list[Array] = []
+    whole: list[Array] = []
     sums: dict[str, Sums] = {}
     waiting: list[Arrays] = []
     at = 0
     for found in seen:
         count = len(found["features"])
         kept.append(found["features"][keep_N[at : at + count]])
+        if every:
+            whole.append(found["features"])
         at += count
         if statistics:
             waiting.append(found)
@@ -77,7 +88,7 @@ def summed(seen: Iterator[Arrays], keep_N: Array, statistics: bool) -> dict[str,
                 more = Sums.of(np.concatenate([each[space] for each in waiting]))
                 sums[space] = sums[space] + more if space in sums else more
             waiting.clear()
-    tree = {"kept": np.concatenate(kept)}
+    tree = {"kept": np.concatenate(kept), **({"every": np.concatenate(whole)} if every else {})}
     for space, total in sums.items():
         tree |= {f"count_{space}": np.array(total.count), f"mean_{space}": total.mean, f"scatter_{space}": total.scatter}
     return tree
@@ -85,16 +96,18 @@ def summed(seen: Iterator[Arrays], keep_N: Array, statistics: bool) -> dict[str,
 
 def joined(paths: Iterable[Path]) -> dict[str, Array]:
     """Kept features, and mean and covariance in each space, of all shards; one shard is held at a time."""
-    kept: list[Array] = []
+    kept: dict[str, list[Array]] = {}
     sums: dict[str, Sums] = {}
     for path in paths:
         part = read_arrays(path)
-        kept.append(part["kept"])
+        for name, final in KEPT.items():
+            if name in part:
+                kept.setdefault(final, []).append(part[name])
         for space in SPACES:
             if f"count_{space}" in part:
                 more = Sums(int(part[f"count_{space}"]), part[f"mean_{space}"], part[f"scatter_{space}"])
                 sums[space] = sums[space] + more if space in sums else more
-    tree = {"features": np.concatenate(kept)}
+    tree = {name: np.concatenate(found) for name, found in kept.items()}
     for space, total in sums.items():
         tree |= dict(zip(SPACES[space], total.moments(), strict=True))
     return tree

@@ -42,4 +42,13 @@ def notes(records: Records) -> list[str]:
     if floor := real.get("floor"):
         told = ", ".join(f"{each} {value:.4g}" for each, value in floor.items() if each != "images")
         found.append(f"Floor: between two halves of the real images, {floor['images']:,} each, {told}.")
+    if left_out := real.get("memorisation"):
+        measure, share = next((each, value) for each, value in left_out.items() if each.startswith("memorised"))
+        whole = real["train_images"]
+        some = f"only {left_out['of']:,} of the {whole:,}" if left_out["of"] < whole else f"the reference's {whole:,}"
+        found.append(
+            f"{measure}: the share of samples that are no farther from their nearest training image than that one is from its own "
+            f"nearest, over {some} training images. Of {left_out['images']:,} real images, each left out in turn, it is "
+            f"{share:.3g}; a share well above that means copies."
+        )
     return found

@@ -31,7 +31,7 @@ from maskdit.reporting.table_formats import latex, markdown, rounded, write
 RECONSTRUCTED = ("family", "extractor_sha256", "images", "images_sha256", "resolution", "crop", "posterior", "quantisation")
 APART = ("density", "coverage", "fid_infinity", "fd_infinity")  # only in the records
 LOWER = ("fid", "fd", "sfid", "sfd", "kid", "mind")  # lower is better
-METRICS = (*LOWER, "is", "precision", "recall", "probe")
+METRICS = (*LOWER, "is", "precision", "recall", "memorised", "probe")
 FIRST = ("eval", "model", "phase", "guidance")
 SAMPLED = {field: "sampling_precision" if field == "precision" else field for field in SAMPLING}  # field -> column
 LAST = ("sampler", "nfe", *SAMPLED.values(), "images")
@@ -166,6 +166,8 @@ def best(frame: pd.DataFrame, columns: list[str]) -> set[tuple[int, str]]:
     found = set()
     for _, rows in ours.groupby(list(frame.filter(["guidance", *LAST])), dropna=False):
         for name in columns if len(rows) > 1 else []:
+            if name.startswith("memorised"):  # to be compared with that of real images: neither higher nor lower is better
+                continue
             values = pd.to_numeric(rows[name])
             value = values.min() if name.split("_")[0] in LOWER else values.max()
             found |= {(int(row), name) for row in values.index[values == value]}

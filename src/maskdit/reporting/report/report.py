@@ -18,6 +18,7 @@ from maskdit.config.reporting import Report
 from maskdit.config.training import HELDOUT_LOSS
 from maskdit.reporting.records import Records, distance_of, read
 from maskdit.reporting.report.dag import draw
+from maskdit.reporting.report.nearest import nearest
 from maskdit.reporting.report.page import PIECES, page, picture, rows_of, short, table
 from maskdit.reporting.report.provenance_tables import ABSENT, STALE, costs, left_out, manifests, provenance, refuse_mixed, states
 from maskdit.reporting.report.summary import summary
@@ -82,6 +83,7 @@ def report(config: Report, *, results: Path, out: Path) -> None:
     lists = {word: [node for node, state in told.items() if state.startswith(kind)] for word, kind in UNMADE.items()}
     unmade = [f"{word}: {', '.join(nodes)}." for word, nodes in lists.items() if nodes]
     alt = "Left: held-out real images; right: samples of {}; one row per class"
+    likenesses = dict.fromkeys(params.grid[name].sample for name in config.grids)
     grids = {name: alt.format(params.grid[name].sample) for name in config.grids}
     parts = {
         "Summary": summary(params, config, bench, points, records, results),
@@ -89,7 +91,8 @@ def report(config: Report, *, results: Path, out: Path) -> None:
         "Tables": tables(params, bench, records, results),
         "Curves": charts(points, curves, results, bench),
         "Speed": speeds(params, results),
-        "Samples": Markup("").join(picture(results / f"grid_{name}.png", alt, alt) for name, alt in grids.items()),
+        "Samples": Markup("").join(picture(results / f"grid_{name}.png", alt, alt) for name, alt in grids.items())
+        + Markup("").join(nearest(name, records[name], results) for name in likenesses if name in records),
         "Graph": PIECES.items(unmade or ["Everything in this study was run."])
         + PIECES.boxes(KEY)
         + PIECES.scrolled("Graph", draw(edges, told, bench)),
