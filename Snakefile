@@ -40,6 +40,7 @@ localrules:
     recon,
     curves,
     efficiency,
+    sweep,
     claims,
     report,
     grid,

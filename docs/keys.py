@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from maskdit.config.params import OF_REPORT, READS
+from maskdit.config.params import READS, SELECTING
 from maskdit.config.schema import text
 
 PAGE = Path(__file__).parent / "keys.md"
@@ -63,8 +63,12 @@ def meanings() -> dict[str, dict[str, str]]:
             if model.__module__ == f"maskdit.config.{file}":
                 told = {key: why for base in model.__mro__[::-1] if "maskdit" in base.__module__ for key, why in comments(base)}
                 found[name] = found[f"maskdit__config__{file}__{name}"] = told
-    found["Sample"] |= {"study": "the table that it may be a row of", "reference": "what it is measured against"}
-    for name in map(str.capitalize, OF_REPORT):
+    found["Sample"] |= {
+        "study": "the table that it may be a row of, or the sweep that it is a point of",
+        "reference": "what it is measured against",
+        "best_of": "the sweeps that chose its values",
+    }
+    for name in map(str.capitalize, SELECTING):
         found[name]["select"] = "the samples of its study that are shown; without it all"
     return found
 

@@ -110,6 +110,28 @@ def edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
+def with_sweep(params: Path) -> None:
+    """Add a sweep of two points to the toy's params.yaml; it chooses the guidance of the row `demo-maskdit-guided`."""
+    edit(
+        params,
+        "    guidance: 2.0\n",
+        """    guidance: 2.0
+    best_of: demo-sweep
+  demo-sweep-10: &demo-sweep
+    <<: *demo-sample
+    study: demo-sweep
+    run: demo-maskdit
+    phase: finetune
+    step: final
+    images: 12
+    seed: 1
+  demo-sweep-20: {<<: *demo-sweep, guidance: 2.0}
+""",
+    )
+    edit(params, "\nsweep: {}\n", "\nsweep:\n  demo-sweep: {title: Toy, axis: guidance}\n")
+    edit(params, "    mixed: true", "    sweeps: [demo-sweep]\n    mixed: true")
+
+
 def plan(where: Path, *targets: str) -> set[str]:
     """What a dry run of Snakemake would run."""
     return nodes(says(where, *SNAKEMAKE, "--dry-run", *targets))

@@ -20,9 +20,9 @@ from maskdit.artifacts.manifest import manifest_file
 from maskdit.artifacts.step import STEPS
 from maskdit.cli import signature
 from maskdit.config.load import load
-from maskdit.config.params import OF_REPORT, Params
+from maskdit.config.params import SELECTING, Params
 from maskdit.config.paths import inputs, output
-from project import ROOT, TOY, edit, project
+from project import ROOT, TOY, edit, project, with_sweep
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def differences(dvc: Graph, snakemake: Graph) -> Iterator[str]:
     for name in sorted(dvc.keys() & snakemake.keys()):
         for what, ours in vars(dvc[name]).items():
             theirs = getattr(snakemake[name], what)
-            folder = what == "before" and name.split("@")[0] in OF_REPORT  # for DVC they wait for all records of their study
+            folder = what == "before" and name.split("@")[0] in SELECTING  # for DVC they wait for all records of their study
             if ours != theirs and not (folder and theirs <= ours):
                 yield f"{name}: {what} {ours} in DVC, {theirs} in Snakemake"
 
@@ -120,9 +120,9 @@ released:
 """
 
 
-@pytest.fixture(scope="module", params=["study", "toy", "released"])
+@pytest.fixture(scope="module", params=["study", "toy", "released", "sweep"])
 def where(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The study, the toy, and the toy with samples and a finetuning of released weights."""
+    """The study, the toy, the toy with samples and a finetuning of released weights, and the toy with a sweep."""
     place = tmp_path_factory.getbasetemp() / f"graphs-{request.param}"
     if place.exists():
         return place
@@ -130,6 +130,8 @@ def where(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param == "released":
         edit(made / "params.yaml", "\nreleased: {}\n", THEIRS)
         edit(made / "params.yaml", "run: demo-maskdit\n    phase: finetune", "run: demo-theirs\n    phase: released")
+    if request.param == "sweep":
+        with_sweep(made / "params.yaml")
     return made
 
 
@@ -195,7 +197,8 @@ def test_a_stage_runs_again_when_its_entry_changes(where: Path, params: Params) 
             verb, key = stage.name.split("@")
             source = tree["sample"][key]["reference"] if verb in ("features", "evaluate") else key
             named = [name for each in stage.params for name in each.params]
-            assert named == [f"{verb}.{source}", *["sample"] * (verb in OF_REPORT)], stage.name
+            others = [*["sample"] * (verb in SELECTING), *["pretrain", "finetune"] * (verb == "sweep")]
+            assert named == [f"{verb}.{source}", *others], stage.name
 
 
 def test_a_node_waits_for_what_its_step_demands(graphs: tuple[Graph, Graph], params: Params) -> None:

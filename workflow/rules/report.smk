@@ -58,6 +58,22 @@ rule efficiency:
         "maskdit efficiency {wildcards.key}"
 
 
+rule sweep:
+    input:
+        made_before("sweep"),
+        stale=mark_of("sweep"),
+    output:
+        csv=update("results/sweep_{key}.csv"),
+        md=update("results/sweep_{key}.md"),
+        tex=update("results/sweep_{key}.tex"),
+        png=report(update("results/sweep_{key}.png"), caption="../report/sweep.rst", category="Curves"),
+        svg=update("results/sweep_{key}.svg"),
+    log:
+        "logs/sweep/{key}.log",
+    shell:
+        "maskdit sweep {wildcards.key}"
+
+
 rule grid:
     input:
         made_before("grid"),

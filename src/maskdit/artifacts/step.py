@@ -27,6 +27,7 @@ STEPS = {  # verb -> module of this package
     "table": "reporting.table",
     "curves": "reporting.curves",
     "efficiency": "reporting.efficiency",
+    "sweep": "reporting.sweep",
     "reconstruct": "evaluation.reconstruct",
     "recon": "reporting.table",
     "calibrate": "evaluation.calibrate",

@@ -4,7 +4,7 @@ from maskdit.config.params import Params
 
 COLUMNS: tuple[tuple[str, ...], ...] = (("fetch",), ("vae",), ("encode",), ("pretrain", "released"), ("finetune",), ("sample",))
 COLUMNS += (("features", "reference"), ("evaluate", "reconstruct"))
-COLUMNS += (("table", "curves", "grid", "strip", "recon", "calibrate"), ("report",))
+COLUMNS += (("table", "curves", "sweep", "grid", "strip", "recon", "calibrate"), ("report",))
 Edges = dict[str, set[str]]  # node -> the nodes that it reads
 
 
@@ -28,7 +28,12 @@ def nodes_of(params: Params, bench: str) -> list[str]:
 
 
 def ends(params: Params, bench: str) -> list[str]:
-    """The nodes that a study is made for: its tables, curves, pictures, claims and report. Raises UserError if it has no table."""
+    """The nodes that a study is made for: its tables, curves, pictures, claims and report, or its sweep.
+
+    Raises UserError if it has no table and no sweep.
+    """
+    if bench in params.sweep:
+        return [f"sweep/{bench}"]
     params.entry("table", bench)
     of_key = [
         f"{verb}/{bench}"

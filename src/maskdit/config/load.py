@@ -12,7 +12,7 @@ from maskdit.config.errors import first, nearest
 from maskdit.config.expand import expanded
 from maskdit.config.images import Autoencoder, Extractor, Npz, Pictures
 from maskdit.config.latents import DownloadedVae
-from maskdit.config.params import OF_REPORT, READS, VERBS, Params
+from maskdit.config.params import OF_REPORT, READS, SELECTING, VERBS, Params
 from maskdit.config.training import Finetune, Released
 from maskdit.config.yaml_subset import read_file
 
@@ -20,6 +20,7 @@ SAMPLING: tuple[str, ...] = ("ema_width", "guidance", "guidance_channels", "guid
 SAMPLING += ("vae_precision",)
 # As READS, for entries that must exist but whose artifacts are not read.
 UNREAD = {"reconstruct": {"bench": "recon"}, "released": {"dataset": "reference"}, "claims": {"study": "table"}}
+UNREAD |= {"report": {"sweeps": "sweep"}}
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
@@ -37,7 +38,7 @@ def validate(tree: object, path: Path = Path("params.yaml")) -> Params:
         params = Params.model_validate(expanded(tree, path))
     except ValidationError as error:
         raise UserError(f"{path}: {first(error, Params)}") from None
-    checks = (keys_unfit, names_unknown, sources_unfit, sizes_unfit, phases_unfit, protocols_unfit)
+    checks = (keys_unfit, names_unknown, sources_unfit, sizes_unfit, phases_unfit, sweeps_unfit, protocols_unfit)
     for problem in chain.from_iterable(check(params) for check in checks):  # each check relies on those before it
         raise UserError(f"{path}: {problem}")
     return params
@@ -153,7 +154,7 @@ def phases_unfit(params: Params) -> Iterator[str]:
             yield f"sample.{key}.guidance: {sample.guidance} needs classes, and fetch.{images} has classes: none; set it to 1.0"
         if sample.shards > sample.images:
             yield f"sample.{key}.shards: {sample.shards} is more than the {sample.images} images"
-    for verb in OF_REPORT:
+    for verb in SELECTING:
         for key, entry in getattr(params, verb).items():
             if not entry.evals:
                 yield f"{verb}.{key}.select: matches no sample of the study {key}; correct it, or add the sample"
@@ -175,6 +176,30 @@ def phases_unfit(params: Params) -> Iterator[str]:
                 yield f"report.{key}.grids: '{name}' belongs to bench {bench}"
 
 
+def sweeps_unfit(params: Params) -> Iterator[str]:
+    """Sweeps that would report the samples that they chose by, or that choose for another training."""
+    for key, sweep in params.sweep.items():
+        for verb in OF_REPORT:
+            if key in getattr(params, verb):
+                yield f"sweep.{key}: {verb} has an entry '{key}', too; a sweep needs a study of its own, which nothing reports"
+        for name in sweep.evals:
+            sample = params.sample[name]
+            first = params.finetune[sample.run].phase if sample.phase == "finetune" else sample.phase
+            if sweep.axis == "lr" and first == "released":
+                yield f"sweep.{key}.axis: lr, but sample.{name} is of published weights; use guidance, or another select"
+        for name, reported in sweep.reports.items():
+            if params.evaluate[name].bench in params.sweep:
+                yield f"sample.{name}.best_of: a point of a sweep is not reported; remove this key, or give it another study"
+            if reported.arm is None:
+                alike = "pretraining, whatever its rate and length" if sweep.axis == "lr" else "training, phase and step"
+                yield f"sample.{name}.best_of: no point of {key} is of the same {alike}; add one, or remove this key"
+            for point in sweep.evals:
+                for field in ("seed", "images"):
+                    if (value := getattr(params.sample[point], field)) == getattr(params.sample[name], field):
+                        told = f"{value} is that of {name}, whose values sweep.{key} chooses"
+                        yield f"sample.{point}.{field}: {told}; a sweep needs another seed and another number of images"
+
+
 def protocols_unfit(params: Params) -> Iterator[str]:
     """Solvers and averages that a run does not support, and comparisons of samples with different sampling settings."""
     for key, sample in params.sample.items():
@@ -187,6 +212,8 @@ def protocols_unfit(params: Params) -> Iterator[str]:
             yield f"sample.{key}.ema_width: {run} does not keep two averages; give it posthoc_ema: [0.05, 0.1]"
     compared = [(f"strip.{key}.select", strip.evals, (*SAMPLING, "seed", "labels", "vae")) for key, strip in params.strip.items()]
     compared += [(f"curves.{key}.select", curves.evals, SAMPLING) for key, curves in params.curves.items()]
+    fixed = tuple(field for field in SAMPLING if field not in ("ema_width", "guidance"))
+    compared += [(f"sweep.{key}.select", (*sweep.evals, *sweep.reports), fixed) for key, sweep in params.sweep.items()]
     for key, ledger in params.claims.items():
         for name, claim in ledger.claims.items():
             ratios = [each for each in (claim.evidence, claim.scaled, claim.control) if isinstance(each, Ratio)]

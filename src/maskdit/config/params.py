@@ -12,11 +12,12 @@ from maskdit.config.errors import nearest
 from maskdit.config.evaluation import Calibrate, Evaluate, Features, Reconstruct, Reference
 from maskdit.config.images import Fetch, Pictures
 from maskdit.config.latents import DownloadedVae, Encode, Vae
-from maskdit.config.reporting import Curves, Efficiency, Grid, Recon, Report, Strip, Table
+from maskdit.config.reporting import Curves, Efficiency, Grid, Recon, Report, Strip, Sweep, Table
 from maskdit.config.sampling import Sample
 from maskdit.config.training import Finetune, Pretrain, Released, milestone_file
 
 OF_REPORT = ("table", "curves", "efficiency", "strip")  # sections that a report shows, under its own key
+SELECTING = (*OF_REPORT, "sweep")  # sections that show the samples of the study of their key that `select` matches
 READS = {  # verb -> field -> verb of the entries that the field names, whose artifacts the step reads; phase: as that field says
     "vae": {"dataset": "fetch"},
     "encode": {"dataset": "fetch", "vae": "vae"},
@@ -31,7 +32,7 @@ READS = {  # verb -> field -> verb of the entries that the field names, whose ar
     "grid": {"dataset": "fetch", "sample": "sample"},
     "claims": {"study": "curves"},
     "report": {"grids": "grid", "ledger": "claims"},
-    **{verb: {"evals": "evaluate"} for verb in OF_REPORT},
+    **{verb: {"evals": "evaluate"} for verb in SELECTING},
 }
 OPTIONS = {"dataset": "images", "run": "run", "sample": "samples", **{name: name for name in ("extractor", "reference", "vae")}}
 OF_TRAINING = {"dataset": "latents", "run": "pretrained"}  # field -> the option of the step for what it names
@@ -56,6 +57,7 @@ class Params(BaseModel):
     table: dict[Key, Table]
     curves: dict[Key, Curves]
     efficiency: dict[Key, Efficiency]
+    sweep: dict[Key, Sweep] = Field(default={})
     reconstruct: dict[Key, Reconstruct]
     recon: dict[Key, Recon]
     calibrate: dict[Key, Calibrate]
@@ -121,12 +123,19 @@ class Params(BaseModel):
         return {f"{entry.phase}/{entry.run}": tuple(files)}
 
     def beside(self, verb: str, key: str) -> set[str]:
-        """The nodes of other studies whose results a node reads if they exist: the evidence that a ledger of claims names."""
+        """The nodes of other studies whose results a node reads if they exist: evidence of claims, sweeps that a report names."""
+        if verb == "report":
+            return {f"sweep/{name}" for name in self.report[key].sweeps}
         if verb != "claims":
             return set()
         ledger = self.claims[key]
         needed = {f"{each}/{name}" for _, verbs, name in ledger.needs() for each in verbs if name in getattr(self, each)}
         return needed - self.upstream(verb, key)
+
+    @property
+    def studies(self) -> tuple[str, ...]:
+        """The names of all studies: those with a table, and those of sweeps."""
+        return (*self.table, *self.sweep)
 
     def of(self, bench: str) -> tuple[str, ...]:
         """The evaluations of a benchmark."""

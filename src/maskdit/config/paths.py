@@ -24,7 +24,7 @@ OUTPUTS = {
     "strip": "results/strip_{key}.png",
     "claims": "results/{key}.csv",
     "report": "results/report_{key}.html",
-    **{verb: f"results/{verb}_{{key}}.csv" for verb in ("table", "curves", "efficiency", "recon", "calibrate", "bench")},
+    **{verb: f"results/{verb}_{{key}}.csv" for verb in ("table", "curves", "efficiency", "sweep", "recon", "calibrate", "bench")},
 }
 
 
@@ -46,7 +46,7 @@ def inputs(params: "Params", verb: str, key: str) -> dict[str, Path]:
     """The inputs of a step by the names of its options: what one node made, or a folder of records."""
     if verb in ("claims", "report", "strip"):
         return {"results": Path("results")}
-    if verb in ("table", "curves", "efficiency"):
+    if verb in ("table", "curves", "efficiency", "sweep"):
         return {"metrics": Path("results/metrics") / key}
     if verb == "recon":
         return {"metrics": Path("results/reconstructions") / key}

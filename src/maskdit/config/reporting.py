@@ -1,10 +1,10 @@
 """Sections of params.yaml: tables, curves, pictures and reports."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from maskdit.config.base import Count, Key, Line, ListOf, Natural, Place, Positive, Section
+from maskdit.config.base import Count, Key, Line, ListOf, Natural, Place, Positive, Section, new
 
 
 class Recon(Section):
@@ -39,6 +39,7 @@ class Table(Section):
     evals: ListOf[Key]  # matched by `select`, in the order of params.yaml
     reproduces: dict[Key, str] = Field(default={})  # evaluation -> the method in published.csv that it should reproduce
     numbers: ListOf[Place] = ()  # shown as columns: the settings that differ between rows of an ablation
+    chosen: dict[Key, ListOf[Key]] = new({})  # evaluation -> the sweeps that its `best_of` names
 
     @model_validator(mode="after")
     def _reproduced(self) -> Self:
@@ -64,9 +65,29 @@ class Efficiency(Section):
     evals: ListOf[Key]  # matched by `select`, in the order of params.yaml
 
 
+class Reported(Section):
+    """A sample that names a sweep as what chose its values, with those values."""
+
+    arm: Key | None  # null: no point of the sweep is of its training
+    lr: Positive | None  # of pretraining; null: of published weights
+    guidance: float
+    ema_width: Positive | None
+
+
+class Sweep(Section):
+    """Points of one study that choose values for samples of another: the best of each arm, by the first Fréchet distance."""
+
+    title: Line
+    axis: Literal["guidance", "lr"]  # guidance: with EMA widths, of finished trainings; lr: the learning rate of pretraining
+    evals: ListOf[Key]  # matched by `select`, in the order of params.yaml
+    arms: dict[Key, Key]  # evaluation -> its arm, by the name of the arm's first run
+    reports: dict[Key, Reported] = new({})  # the samples whose `best_of` names this one
+
+
 class Report(Section):
     """A benchmark's report. A table, curves, efficiency and a strip with the same key must exist."""
 
     grids: Annotated[tuple[Key, Key], Field(strict=False)]  # samples of the two models
     ledger: Key  # an entry of claims
     mixed: bool = False  # whether artifacts from different commits are allowed
+    sweeps: ListOf[Key] = new(())  # whose figures are shown, if they exist

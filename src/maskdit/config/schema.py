@@ -3,7 +3,9 @@
 import json
 
 from maskdit.config.expand import Drawn, Shown, Written
-from maskdit.config.params import OF_REPORT, Params
+from maskdit.config.params import SELECTING, Params
+
+EXPANDED = {"evals", "chosen", "arms", "reports"}  # fields that expansion writes
 
 
 def text() -> str:
@@ -13,12 +15,15 @@ def text() -> str:
     for section in ("features", "evaluate"):
         tree["properties"][section] = written["properties"][section]
         del models[section.capitalize()]  # describes the expanded entries
-    models["Sample"]["properties"] |= Drawn.model_json_schema()["properties"]
-    models["Sample"]["required"] += [*Drawn.model_fields]
-    for name in map(str.capitalize, OF_REPORT):
-        models[name]["properties"]["select"] = Shown.model_json_schema()["properties"]["select"]
-        del models[name]["properties"]["evals"]
-        models[name]["required"].remove("evals")
+    drawn = Drawn.model_json_schema()
+    models["Sample"]["properties"] |= drawn["properties"]
+    models["Sample"]["required"] += drawn["required"]
+    del models["Reported"]
+    for name in map(str.capitalize, SELECTING):
+        properties = models[name]["properties"]
+        properties["select"] = Shown.model_json_schema()["properties"]["select"]
+        models[name]["properties"] = {field: value for field, value in properties.items() if field not in EXPANDED}
+        models[name]["required"] = [field for field in models[name]["required"] if field not in EXPANDED]
     tree["$defs"] = dict(sorted(models.items()))
     parts = {}
     for name in ("$defs", "properties"):

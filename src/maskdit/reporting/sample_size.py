@@ -1,5 +1,7 @@
 """How samples were drawn, and what their number says about a distance, as notes below a table."""
 
+from collections.abc import Mapping, Sequence
+
 from maskdit.reporting.records import Records, distance_of
 
 ENOUGH = 10_000  # samples, at least, that the authors of FID recommend (README of github.com/bioinf-jku/TTUR)
@@ -15,6 +17,13 @@ def setting(records: Records) -> list[str]:
     if devices := sorted({f"{speed['devices']} x {speed['device']}" for speed in speeds if speed.get("device")}):
         found.append(f"Trained on {' or '.join(devices)}.")
     return [" ".join(found)] if found else []
+
+
+def origins(chosen: Mapping[str, Sequence[str]]) -> list[str]:
+    """Which evaluations have values that sweeps chose, a note for each sweep."""
+    sweeps = dict.fromkeys(sweep for names in chosen.values() for sweep in names)
+    rows = {sweep: ", ".join(name for name, names in chosen.items() if sweep in names) for sweep in sweeps}
+    return [f"Best of the sweep {sweep}, which chose on other samples: {names}." for sweep, names in rows.items()]
 
 
 def notes(records: Records) -> list[str]:

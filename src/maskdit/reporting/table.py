@@ -25,7 +25,7 @@ from maskdit.reporting.records import (
     steps_of,
     twins,
 )
-from maskdit.reporting.sample_size import notes, setting
+from maskdit.reporting.sample_size import notes, origins, setting
 from maskdit.reporting.table_formats import latex, markdown, rounded, write
 
 RECONSTRUCTED = ("family", "extractor_sha256", "images", "images_sha256", "resolution", "crop", "posterior", "quantisation")
@@ -123,7 +123,7 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
     Evaluations that differ only in the seed are one row, with mean and standard deviation; several of the same samples count once.
     A row that reproduces a published one has its deviation from it. A sampling setting is a column if rows differ in it. The
     probe's accuracy on held-out real images comes after the evaluations, and published rows come last. Notes below the Markdown
-    and LaTeX warn of few samples. Raises UserError if evaluation protocols differ.
+    and LaTeX name the rows that sweeps chose, and warn of few samples. Raises UserError if evaluation protocols differ.
     """
     records = read(metrics, config.evals, COMPARABLE)
     reported = published(config.published)
@@ -145,7 +145,7 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
         rows.append({"eval": "real, held out", **real})
     frame = ordered([rounded(row) for row in rows] + reported).drop(columns=[*equal, "batch"], errors="ignore")
     shown, marks, kinds = laid_out(frame, [*config.numbers, *SAMPLED.values()])
-    below = [*setting(records), *notes(records)]
+    below = [*setting(records), *origins(config.chosen), *notes(records)]
     tex, table = latex(shown, config.title, marks, kinds, below), markdown(shown.join(frame.filter(["source"])), marks)
     write(frame, config.title, out, tex, table, below)
     for name, record in records.items():  # for `dvc metrics`

@@ -26,10 +26,10 @@ def status(params: Params, bench: str | None, as_json: bool = False, whole: bool
     fresh, ledger = Freshness(params), rows()
     spent, device = {row["node"]: row for row in ledger}, device_of(ledger)
     if bench is None and not as_json and not whole:
-        studies = {name: states(fresh, name, spent, device) for name in params.table}
+        studies = {name: states(fresh, name, spent, device) for name in params.studies}
         show(["study", "nodes", *STATES, "to make"], [summary(name, found) for name, found in studies.items()])
         return
-    wanted = params.table if bench is None else [bench]
+    wanted = params.studies if bench is None else [bench]
     found = {node: told for name in wanted for node, told in states(fresh, name, spent, device).items()}
     if as_json:
         print(json.dumps({"study": bench, "nodes": found}, indent=1))

@@ -31,7 +31,7 @@ def verify(params: Params, name: str) -> bool:
 
     Returns whether nothing has changed. Raises UserError for a name that is neither a study nor an evaluation.
     """
-    if name in params.table:
+    if name in params.studies:
         nodes = nodes_of(params, name)
     elif name in params.evaluate:
         nodes = list(study(params, f"evaluate/{name}"))

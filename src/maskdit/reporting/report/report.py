@@ -22,7 +22,7 @@ from maskdit.reporting.report.nearest import nearest
 from maskdit.reporting.report.page import PIECES, page, picture, rows_of, short, table
 from maskdit.reporting.report.provenance_tables import ABSENT, STALE, costs, left_out, manifests, provenance, refuse_mixed, states
 from maskdit.reporting.report.summary import summary
-from maskdit.reporting.sample_size import notes, setting
+from maskdit.reporting.sample_size import notes, origins, setting
 
 TABLES = {  # file -> its caption; shown if params.yaml has an entry of the verb, or if the file exists
     "table_{}": "Evaluations",
@@ -90,6 +90,7 @@ def report(config: Report, *, results: Path, out: Path) -> None:
         "Claims": claims(results / f"{config.ledger}.csv"),
         "Tables": tables(params, bench, records, results),
         "Curves": charts(points, curves, results, bench),
+        **({"Sweeps": sweeps(params, config, results)} if config.sweeps else {}),
         "Speed": speeds(params, results),
         "Samples": Markup("").join(picture(results / f"grid_{name}.png", alt, alt) for name, alt in grids.items())
         + Markup("").join(nearest(name, records[name], results) for name in likenesses if name in records),
@@ -163,7 +164,7 @@ def tables(params: Params, bench: str, records: Records, results: Path) -> Marku
             parts.append(crossings(path) if verb == "curves" else shown(path, caption))
         if verb == "table":
             rows = {name: records[name] for name in params.table[bench].evals if name in records}
-            parts += map(PIECES.paragraph, [*setting(rows), *notes(rows)])
+            parts += map(PIECES.paragraph, [*setting(rows), *origins(params.table[bench].chosen), *notes(rows)])
     return Markup("").join(parts)
 
 
@@ -199,6 +200,15 @@ def charts(points: dict[str, Any], curves: list[dict[str, str]], results: Path, 
     return (
         Markup('<div id="chart"></div><div id="budget"></div>') + budget + losses + PIECES.folded("The points in numbers", numbers)
     )
+
+
+def sweeps(params: Params, config: Report, results: Path) -> Markup:
+    """The figures of the sweeps that the report names, each with its points."""
+    parts = []
+    for key in config.sweeps:
+        path, title = results / f"sweep_{key}.csv", params.sweep[key].title
+        parts += [picture(path.with_suffix(".png"), f"{title}; the table below lists the points", title), shown(path, title)]
+    return Markup("").join(parts)
 
 
 def speeds(params: Params, results: Path) -> Markup:
