@@ -56,4 +56,3 @@ rule demo:
 rule fashion:
     input:
         "results/report_fashion.html",
-        "results/table_fashion-ablation.csv",
