@@ -5,6 +5,7 @@ The strip of samples and the benchmark cannot be made from records. If results/ 
 
 import re
 import sys
+from base64 import b64decode
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,8 @@ from maskdit.artifacts.atomic import replacing
 from maskdit.config.base import UserError
 from maskdit.config.load import load
 from maskdit.config.params import Params
+from maskdit.config.training import HELDOUT_LOSS
+from maskdit.reporting.heldout_plot import heldout_png
 from maskdit.reporting.table_formats import markdown
 
 RESULTS, DOCS, README = Path("results"), Path("docs"), Path("README.md")
@@ -42,10 +45,11 @@ def found(name: str, kept: Path | None = None) -> Path:
 
 def evidence(params: Params, study: str) -> list[str]:
     """The names of all that is kept of a study: what is shown, what that says in numbers, and the records with their manifests."""
-    ablation = f"{study}-ablation"
+    ablation, shown = f"{study}-ablation", params.entry("report", study)
     more = [f"table_{ablation}.md"] if ablation in params.table else []
-    records = [f"metrics/{bench}/{name}.json" for bench in (study, ablation) for name in params.of(bench)]
-    return [*(name.format(study) for name in SHOWN), f"{params.entry('report', study).ledger}.csv", *more, *records]
+    more += [f"sweep_{sweep}.{suffix}" for sweep in shown.sweeps for suffix in ("png", "csv", "md")]
+    records = [f"metrics/{bench}/{name}.json" for bench in (study, ablation, *shown.sweeps) for name in params.of(bench)]
+    return [*(name.format(study) for name in SHOWN), f"{shown.ledger}.csv", *more, *records]
 
 
 def opening(params: Params, study: str) -> str:
@@ -58,6 +62,14 @@ def opening(params: Params, study: str) -> str:
             f"- This study cannot test the claim '{row.says}': {row.direction}. [docs/claims.md](docs/claims.md) has the control.\n"
         )
     return f"![{params.entry('curves', study).title}](docs/{study}/curves_{study}.png)\n\n{told}"
+
+
+def losses(study: str) -> dict[Path, bytes]:
+    """The picture of the held-out loss, if the points of the curves have one."""
+    curves = found(f"curves_{study}.csv")
+    if not any(name.startswith(HELDOUT_LOSS) for name in pd.read_csv(curves, nrows=0).columns):
+        return {}
+    return {DOCS / study / f"heldout_{study}.png": b64decode(heldout_png(curves, "device_hours", "device-hours"))}
 
 
 def claims(params: Params, study: str) -> str:
@@ -92,7 +104,7 @@ def refresh(study: str) -> None:
     texts = {path: path.read_text(encoding="utf-8") for path, _, _ in blocks}
     for path, block, contents in blocks:
         texts[path] = replaced(path, texts[path], block, contents)
-    files |= {path: text.encode() for path, text in texts.items()}
+    files |= losses(study) | {path: text.encode() for path, text in texts.items()}
     for path, data in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

@@ -12,7 +12,9 @@ from project import ROOT, edit, run
 PARAMS = load(ROOT / "params.yaml")
 PARTS = ("curves_{}.png", "curves_{}.csv", "strip_{}.png", "table_{}.csv", "efficiency_{}.md")
 FILES = {part.format(study): f"{part} of {study}" for part in PARTS for study in ("demo", "fashion")}
-FILES |= {f"metrics/{bench}/{name}.json": name for bench in ("demo", "fashion", "fashion-ablation") for name in PARAMS.of(bench)}
+BENCHES = ("demo", "fashion", "fashion-ablation", *PARAMS.report["fashion"].sweeps)
+FILES |= {f"metrics/{bench}/{name}.json": name for bench in BENCHES for name in PARAMS.of(bench)}
+FILES |= {f"sweep_{sweep}.{suffix}": sweep for sweep in PARAMS.report["fashion"].sweeps for suffix in ("png", "csv", "md")}
 READS = "axis,reads\nsteps,not this\ndevice_hours,{} is here\n"
 FILES |= {f"curves_{study}_crossing.csv": READS.format(study) for study in ("demo", "fashion")}
 PAGES = ("docs/claims.md", "docs/performance.md")

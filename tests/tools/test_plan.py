@@ -97,10 +97,11 @@ def test_finetuning_published_weights_costs_what_finetuning_a_run_of_the_paper_s
 
 def test_trainings_on_a_cpu_cost_what_the_records_of_fashion_say():
     costs, found = Costs(PARAMS), []
-    for file in sorted((ROOT / "docs" / "fashion" / "metrics" / "fashion").glob("*-final.json")):
-        spent, run_of = json.loads(file.read_text())["checkpoint"], PARAMS.sample[file.stem].run
+    for key in (f"fashion-{model}{seed}-end" for model in ("dit", "maskdit", "tread") for seed in ("", "-seed1")):
+        spent = json.loads((ROOT / "docs" / "fashion" / "metrics" / "fashion" / f"{key}.json").read_text())["checkpoint"]
         assert (spent["speed"]["device"], spent["precision"]) == ("cpu", "bf16")
-        hours = sum(CPU.hours(costs.of(f"{phase}/{run_of}")) for phase in ("pretrain", "finetune"))
+        branch = PARAMS.sample[key].run
+        hours = sum(CPU.hours(costs.of(node)) for node in (f"pretrain/{PARAMS.finetune[branch].run}", f"finetune/{branch}"))
         found.append((hours * 3600, spent["device_seconds"]))
     assert len(found) == 6
     assert all(1 / 1.3 < computed / measured < 1.3 for computed, measured in found)

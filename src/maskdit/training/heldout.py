@@ -22,7 +22,7 @@ from maskdit.runtime.random import generator
 
 LEVELS = 8
 SIGMAS = tuple(math.exp(P_MEAN + P_STD * NormalDist().inv_cdf((level + 0.5) / LEVELS)) for level in range(LEVELS))
-GROWTH = 1.25  # of the step between two measurements
+GROWTH = 1.5  # of the step between two measurements
 BATCH = 64  # images at once
 
 
