@@ -32,6 +32,7 @@ from project import (
     run,
     says,
     twin,
+    with_sweep,
 )
 
 pytestmark = pytest.mark.pipeline
@@ -84,6 +85,24 @@ def test_each_step_is_in_the_ledger_and_the_report_tells_how_each_artifact_was_m
     told = dict(re.findall(r'<th scope="row">(\w+/[\w-]+)</th><td>([^<]*)</td>', page))
     assert told == dict.fromkeys(ran, "made")
     assert "Everything in this study was run." in page
+
+
+def test_a_sweep_is_sampled_judged_and_shown_and_leaves_the_samples_that_are_reported(by_snakemake: Path, tmp_path: Path) -> None:
+    where = twin(by_snakemake, tmp_path)
+    with_sweep(where / "params.yaml")
+    ran = nodes(says(where, *SNAKEMAKE, "results/sweep_demo-sweep.csv"))
+    points = {f"{verb}@demo-sweep-{at}" for verb in ("sample", "features", "evaluate") for at in (10, 20)}
+    assert ran == {*points, "sweep@demo-sweep"}
+    rows = list(csv.DictReader((where / "results" / "sweep_demo-sweep.csv").read_text().splitlines()))
+    assert [row["eval"] for row in rows] == ["demo-sweep-10", "demo-sweep-20", GUIDED]
+    assert nodes(says(where, *SNAKEMAKE)) == {"table@demo", "report@demo"}
+    assert (
+        "Best of the sweep demo-sweep, which chose on other samples: demo-maskdit-guided."
+        in (where / "results" / "table_demo.md").read_text()
+    )
+    assert 'data-file="sweep_demo-sweep.csv"' in (where / "results" / "report_demo.html").read_text()
+    assert "Nothing to be done" in says(where, *SNAKEMAKE, "results/report_demo.html", "results/sweep_demo-sweep.csv")
+    assert "demo-sweep: everything is made" in says(where, "maskdit", "status", "demo-sweep")
 
 
 def test_weights_of_others_are_sampled_and_scored_in_the_same_graph(by_snakemake: Path, tmp_path: Path) -> None:

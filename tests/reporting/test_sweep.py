@@ -96,7 +96,7 @@ def test_the_run_s_own_average_can_be_the_best(tmp_path: Path) -> None:
     record(tmp_path, "a", 3, guidance=1.0)
     record(tmp_path, "b", 4, guidance=1.0, width=0.1)
     rows = swept(tmp_path, {"a": "dit", "b": "dit"}, row=reported(1.0, 0.1))
-    assert rows["row"]["verdict"] == "reported: the sweep's optimum is guidance 1, the run's own EMA; write it there"
+    assert rows["row"]["verdict"] == "reported: the sweep's optimum is guidance 1, own EMA; write it there"
 
 
 def test_seeds_of_one_point_count_as_their_mean(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ NAMES = {"lr": "learning rate", "guidance": "guidance", "ema_width": "EMA width"
 OTHER = {"guidance": ("ema_width",), "lr": ("guidance", "ema_width")}  # axis -> the values that have lines of their own
 LABELS = {"arm": "Arm", "eval": "Samples", "lr": "Rate", "guidance": "Guidance", "ema_width": "EMA width", "verdict": "Verdict"}
 OPTIMUM, REPORTED = "optimum", "reported:"  # the beginnings of verdicts on points and on reported samples
-ACROSS = 6.0  # inches of the figure
+ACROSS = 6.4  # inches of the figure
 STYLES = ("-", "--", ":", "-.")  # of lines
 
 
@@ -57,7 +57,7 @@ def edges(row: dict[str, Any], arm: list[dict[str, Any]], axis: str) -> list[str
 
 def words(name: str, value: float | None) -> str:
     """A swept value in words."""
-    return "the run's own EMA" if value is None else f"{NAMES[name]} {value:g}"
+    return "own EMA" if value is None else f"{NAMES[name]} {value:g}"
 
 
 def judged(reported: Reported, best: dict[str, dict[str, Any]], unrun: set[str], axis: str) -> str:
@@ -90,7 +90,7 @@ def plot(rows: list[dict[str, Any]], config: Sweep, quality: str) -> Figure:
             colours[arm] = COLOURS.get(models[arm] if alone else "") or next(fresh)
         if tuple(values) not in dashes:
             dashes[tuple(values)] = next(styles)
-        label = ", ".join([models[arm] if alone else f"{models[arm]} {arm}", *map(words, others, values)])
+        label = ", ".join([models[arm] if alone else arm, *map(words, others, values)])
         frame = pd.DataFrame(line).sort_values(axis)
         style: dict[str, Any] = {"color": colours[arm], "linestyle": dashes[tuple(values)]}
         panel.plot(frame[axis], frame[quality], marker="o", markersize=4, label=label, **style)
@@ -103,7 +103,7 @@ def plot(rows: list[dict[str, Any]], config: Sweep, quality: str) -> Figure:
     scaled(panel.yaxis, qualities := [row[quality] for row in rows], wide(qualities))
     panel.set(xlabel=NAMES[axis], ylabel=f"{quality} (lower is better)")
     panel.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     figure.set_figheight(figure.get_figheight() + 0.25 * ceil(len(lines) / 2))
     figure.suptitle(fitted(config.title, ACROSS))
     return figure
