@@ -111,23 +111,16 @@ def edit(file: Path, old: str, new: str) -> None:
 
 
 def with_sweep(params: Path) -> None:
-    """Add a sweep of two points to the toy's params.yaml; it chooses the guidance of the row `demo-maskdit-guided`."""
-    edit(
-        params,
-        "    guidance: 2.0\n",
-        """    guidance: 2.0
-    best_of: demo-sweep
-  demo-sweep-10: &demo-sweep
-    <<: *demo-sample
-    study: demo-sweep
-    run: demo-maskdit
-    phase: finetune
-    step: final
-    images: 12
-    seed: 1
+    """Add a sweep of two points to the toy's params.yaml; it chooses the guidance of a new row, `demo-maskdit-best`."""
+    edit(params, "  demo-maskdit-guided:\n", "  demo-maskdit-guided: &demo-guided\n")
+    rows = """
+  demo-maskdit-best: {<<: *demo-guided, guidance: 3.0, best_of: demo-sweep}
+  demo-sweep-10: &demo-sweep {<<: *demo-guided, study: demo-sweep, guidance: 1.0, images: 12, seed: 1}
   demo-sweep-20: {<<: *demo-sweep, guidance: 2.0}
-""",
-    )
+
+features:
+"""
+    edit(params, "\nfeatures:\n", rows)
     edit(params, "\nsweep: {}\n", "\nsweep:\n  demo-sweep: {title: Toy, axis: guidance}\n")
     edit(params, "    mixed: true", "    sweeps: [demo-sweep]\n    mixed: true")
 

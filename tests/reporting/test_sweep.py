@@ -161,9 +161,13 @@ def test_expansion_finds_the_arms_and_the_rows_that_were_chosen(tree: dict) -> N
     params = validate(tree)
     entry = params.sweep["demo-sweep"]
     assert entry.arms == {"demo-sweep-10": "demo-maskdit", "demo-sweep-20": "demo-maskdit"}
-    assert entry.reports == {"demo-maskdit-guided": Reported(arm="demo-maskdit", lr=2e-3, guidance=2.0, ema_width=None)}
-    assert params.table["demo"].chosen == {"demo-maskdit-guided": ("demo-sweep",)}
-    assert params.sample["demo-maskdit-guided"] == load(TOY).sample["demo-maskdit-guided"], "an artifact of before stays current"
+    assert entry.reports == {"demo-maskdit-best": Reported(arm="demo-maskdit", lr=2e-3, guidance=3.0, ema_width=None)}
+    assert params.table["demo"].chosen == {"demo-maskdit-best": ("demo-sweep",)}
+    assert "demo-maskdit-best" in params.table["demo"].evals
+    assert params.curves["demo"].evals == ("demo-maskdit-guided",), "a row that was chosen is a row of tables only"
+    assert params.table["demo"].model_dump(mode="json").keys() - load(TOY).table["demo"].model_dump(mode="json").keys() == {
+        "chosen"
+    }
     assert params.upstream("sweep", "demo-sweep") == {"evaluate/demo-sweep-10", "evaluate/demo-sweep-20"}
     assert "Reported" not in schema()
 
@@ -184,8 +188,8 @@ def test_a_seed_of_the_same_training_is_of_the_same_arm_and_another_rate_only_in
 
 
 MISTAKES = [
-    (("sample", "demo-sweep-10", "seed"), 0, "sample.demo-sweep-10.seed: 0 is that of demo-maskdit-guided, whose values"),
-    (("sample", "demo-sweep-20", "images"), 16, "sample.demo-sweep-20.images: 16 is that of demo-maskdit-guided, whose values"),
+    (("sample", "demo-sweep-10", "seed"), 0, "sample.demo-sweep-10.seed: 0 is that of demo-maskdit-best, whose values"),
+    (("sample", "demo-sweep-20", "images"), 16, "sample.demo-sweep-20.images: 16 is that of demo-maskdit-best, whose values"),
     (("sample", "demo-sweep-20", "solver_steps"), 3, "sweep.demo-sweep.select: the samples must have the same solver_steps"),
     (
         ("sample", "demo-dit-plain", "best_of"),

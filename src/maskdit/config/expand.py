@@ -38,7 +38,10 @@ class Choice(BaseModel):
 
 
 class Shown(BaseModel):
-    """What a table, curve or strip shows: the samples that `select` matches, by default all samples of its study."""
+    """What a table, curve or strip shows: the samples that `select` matches, by default all samples of its study.
+
+    Only tables show samples with `best_of`.
+    """
 
     select: Annotated[list[Choice], Field(min_length=1)] = [Choice()]
 
@@ -104,7 +107,7 @@ def expanded(tree: Mapping[str, Any], path: Path = Path("params.yaml")) -> dict[
     for verb in SELECTING:
         long[verb] = {}
         for name, shown in getattr(written, verb).items():
-            mine = [key for key, place in written.sample.items() if place.study == name]
+            mine = [key for key, place in written.sample.items() if place.study == name and (verb == "table" or not place.sweeps)]
             evals = [key for key in mine if any(choice.fits(samples[key]) for choice in shown.select)]
             long[verb][name] = {**tree[verb][name], "evals": evals}
             long[verb][name].pop("select", None)
