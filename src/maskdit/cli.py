@@ -42,7 +42,7 @@ OF_TRAINING = """
   MASKDIT_TENSORBOARD=FOLDER   the folder of tensorboard, in place of runs/; alone, it means MASKDIT_LOG=tensorboard, too"""
 
 SHELLS = ("bash", "zsh", "tcsh")
-OF_PARAMS = ("plan", "status", "watch", "clean", "verify")  # tools that are given what params.yaml says
+OF_PARAMS = ("plan", "status", "watch", "clean", "verify", "crate")  # tools that are given what params.yaml says
 TOOLS = {verb: (f"tools.{verb}", verb) for verb in ("study", "doctor", "draw", *OF_PARAMS)}  # verb -> module and function
 TOOLS |= {"handoff": ("artifacts.engine_handoff", "handoff"), "import": ("weights.importing", "bring")}
 OTHERS = (*TOOLS, "export", "check", "show")  # not steps
@@ -141,6 +141,11 @@ def parser(first: str = "") -> Parser:
     clean.add_argument("--yes", action="store_true", help="delete the named kinds")
     verify = verbs.add_parser("verify", help="Check the hash of each file of a study, or of those behind one row of its table.")
     verify.add_argument("name", metavar="STUDY|EVALUATION", help="an entry of table:, or of sample: for one row")
+    crate = verbs.add_parser(
+        "crate", help="Write a study's workflow, results and provenance as an RO-Crate, without its artifacts."
+    )
+    crate.add_argument("bench", metavar="STUDY", help="an entry of table:")
+    crate.add_argument("--out", type=Path, metavar="FOLDER", help="default: crate_STUDY")
     doctor = verbs.add_parser("doctor", help="Check a folder, a file or this machine, and say how to fix what is wrong.")
     doctor.add_argument("path", type=Path, nargs="?", metavar="PATH", help="images, latents, weights, a run, a reference batch")
     text = "which folder above an image is its class (default: auto, the first, refused if another may be meant); none: no classes"
