@@ -21,7 +21,7 @@ from maskdit.reporting.efficiency import efficiency
 from maskdit.reporting.pictures import Stacked, grid, strip, write
 from maskdit.reporting.records import COMPARABLE, SAMPLING, published
 from maskdit.reporting.sample_size import notes
-from maskdit.reporting.table import SAMPLED, recon, table
+from maskdit.reporting.table import SAMPLED, best, recon, scores, table
 from maskdit.reporting.table_formats import rounded
 from maskdit.reporting.table_formats import write as write_table
 from project import TOY
@@ -510,3 +510,14 @@ def test_an_interval_is_a_cell_of_a_table() -> None:
         "fid": 2.2812,
         "seeds": 3,
     }
+
+
+def test_a_share_of_copies_is_a_column_of_which_none_is_the_best_beside_that_of_real_images():
+    row = {"sampler": "EDM Heun", "guidance": 1.0}
+    frame = pd.DataFrame([{**row, "fd_mobilenet": each, "memorised_mobilenet": each / 10} for each in (1.0, 2.0)])
+    assert scores(frame) == ["fd_mobilenet", "memorised_mobilenet"]
+    assert best(frame, scores(frame)) == {(0, "fd_mobilenet")}
+    real = {"memorisation": {"images": 1000, "of": 2000, "memorised_mobilenet": 0.4}, "train_images": 60_000}
+    record = {"metrics": {"fd_mobilenet": 1.0}, "protocol": {"images": 10**5}, "real": real}
+    [told] = notes({"a": record})
+    assert "over only 2,000 of the 60,000 training images. Of 1,000 real images, each left out in turn, it is 0.4;" in told
