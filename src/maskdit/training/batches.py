@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskdit.artifacts.arrays import Array
 from maskdit.config.training import Training
 from maskdit.latents.dataset import Latents
 from maskdit.model.diffusion import Draw
@@ -47,26 +48,43 @@ class Batch:
 def batch_at(step: int, config: Training, latents: Latents, patches: int, rank: int = 0, world: int = 1) -> Batch:
     """A rank's share of a step's global batch. Each sample's draws depend only on (seed, step, place in the global batch)."""
     share = config.batch // world
-    first = step * config.batch + rank * share
-    rows = order(config.seed, len(latents.labels), first, first + share)
+    first = rank * share
+    rows = order(config.seed, len(latents.labels), step * config.batch + first, step * config.batch + first + share)
     shape = (latents.space.channels, latents.space.side, latents.space.side)
-    posterior, noise = np.empty((2, share, *shape), np.float32)
-    uniform = np.empty((share, patches + 2), np.float32)  # mask scores, label drop, mirror
-    normal = np.empty(share, np.float32)
-    for place in range(share):
-        source = generator(config.seed, "step", step, rank * share + place)
+    found, posterior, flip = draws(config.seed, step, share, shape, patches, first, route=config.route is not None)
+    clean = latents.draw(rows, (flip * latents.mirrors).astype(int), posterior)
+    return Batch(torch.from_numpy(clean), torch.from_numpy(latents.labels[rows]), found)
+
+
+def draws(
+    seed: int, step: int, count: int, shape: tuple[int, ...], patches: int, first: int = 0, *, route: bool = False
+) -> tuple[Draw, Array, Array]:
+    """Random numbers of a step, see `draw`; and those of its latents: posterior noise (B, C, H, W), uniform numbers (B,)."""
+    posterior, noise = np.empty((2, count, *shape), np.float32)
+    uniform = np.empty((count, patches + 2), np.float32)  # mask scores, label drop, mirror
+    normal = np.empty(count, np.float32)
+    for place in range(count):
+        source = generator(seed, "step", step, first + place)
         normal[place] = source.standard_normal(dtype=np.float32)
         source.standard_normal(dtype=np.float32, out=posterior[place])
         source.standard_normal(dtype=np.float32, out=noise[place])
         source.random(dtype=np.float32, out=uniform[place])
-    mirrors = (uniform[:, -1] * latents.mirrors).astype(int)
-    clean = latents.draw(rows, mirrors, posterior)
     parts = [normal, noise, uniform[:, :patches].copy(), uniform[:, patches].copy()]
-    if config.route:  # from a separate stream, so that all other draws equal those of a training without routing
-        sources = (generator(config.seed, "route", step, rank * share + place) for place in range(share))
+    if route:  # from a separate stream, so that all other draws equal those of a training without routing
+        sources = (generator(seed, "route", step, first + place) for place in range(count))
         parts.append(np.stack([source.random(patches, dtype=np.float32) for source in sources]))
-    draw = Draw(*map(torch.from_numpy, parts))
-    return Batch(torch.from_numpy(clean), torch.from_numpy(latents.labels[rows]), draw)
+    return Draw(*map(torch.from_numpy, parts)), posterior, uniform[:, -1]
+
+
+def draw(seed: int, step: int, latent_BCHW: Tensor, patches: int, first: int = 0, *, route: bool = False) -> Draw:
+    """All random numbers of one training step for a batch like `latent_BCHW`, on its device.
+
+    Those of each sample depend only on (seed, step, place in the global batch), and equal those of `maskdit pretrain`; `first` is
+    the place of the first one. `patches`: tokens of a latent. `route`: also those of a network with routing.
+    """
+    count, *shape = latent_BCHW.shape
+    found = vars(draws(seed, step, count, tuple(shape), patches, first, route=route)[0])
+    return Draw(**{name: upload(part, latent_BCHW.device) for name, part in found.items() if part is not None})
 
 
 def ahead(make: Callable[[int], Batch], start: int, stop: int) -> Iterator[tuple[Batch, float]]:

@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 
 from maskdit.config.training import Training, kept_tokens
 from maskdit.model.diffusion import loss, loss_vp
-from maskdit.model.ema import decay
+from maskdit.model.ema import decay, warmed
 from maskdit.model.transformer import MaskDiT, compile_blocks
 from maskdit.runtime.device import autocast, half
 from maskdit.runtime.process_group import Ranks
@@ -109,7 +109,7 @@ class Learner:
             self.optimizer.grad_scale = self.scale  # type: ignore[attr-defined]
         self.optimizer.step()
         weights, moves = self.masters.detach(), 1 - bad
-        self.average.lerp_(weights, moves * (1 - min(config.ema, (step + 1) / (step + config.ema_warmup))))
+        self.average.lerp_(weights, moves * (1 - warmed(config.ema, step, config.ema_warmup)))
         for width, average in zip(config.posthoc_ema, self.posthoc, strict=True):
             average.lerp_(weights, moves * (1 - decay(width, step + 1)))
         if self.copy.dtype != weights.dtype:
