@@ -34,7 +34,7 @@ include: "workflow/rules/parts.smk"
 
 # Rules of a second: under Slurm they run beside Snakemake, where a job of their own would take longer to start.
 localrules:
-    demo,
+    all,
     fashion,
     table,
     recon,
@@ -47,10 +47,10 @@ localrules:
     strip,
 
 
-rule demo:
+rule all:
     default_target: True
     input:
-        "results/report_demo.html",  # which needs all other results of the study
+        [f"results/report_{study}.html" for study in list(params.report)[:1]],  # which needs all other results of the study
 
 
 rule fashion:

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from maskdit.artifacts.step import SHARDED, STEPS, code_of, step
 from maskdit.config.paths import OUTPUTS
 from maskdit.tools.draw_options import add_draw, whole
+from maskdit.tools.study_options import add_classes, add_study
 from maskdit.weights.options import add_weights, demand_used
 
 ENVIRONMENT = """environment variables:
@@ -43,7 +44,7 @@ OF_TRAINING = """
 
 SHELLS = ("bash", "zsh", "tcsh")
 OF_PARAMS = ("plan", "status", "watch", "clean", "verify", "crate")  # tools that are given what params.yaml says
-TOOLS = {verb: (f"tools.{verb}", verb) for verb in ("study", "doctor", "draw", *OF_PARAMS)}  # verb -> module and function
+TOOLS = {verb: (f"tools.{verb}", verb) for verb in ("study", "init", "doctor", "draw", *OF_PARAMS)}  # verb -> module and function
 TOOLS |= {"handoff": ("artifacts.engine_handoff", "handoff"), "import": ("weights.importing", "bring")}
 OTHERS = (*TOOLS, "export", "check", "show")  # not steps
 
@@ -56,19 +57,23 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"maskdit: {message}; see {self.prog} --help\n")
 
 
+class Version(argparse.Action):
+    """An option that prints the version."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Print it and exit."""
+        import maskdit
+
+        print(f"maskdit {maskdit.__version__}")
+        sys.exit()
+
+
 def part(text: str) -> tuple[int, int]:
     """Parse K/N: the K-th of N parts, counted from 1."""
     first, _, second = text.partition("/")
     if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
         raise argparse.ArgumentTypeError(f"'{text}' is not K/N with 1 <= K <= N")
     return int(first), int(second)
-
-
-def side(text: str) -> int:
-    """Parse the pixels of one side."""
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of pixels; images are square, so give that of one side")
-    return int(text)
 
 
 def against() -> Path | None:
@@ -89,6 +94,7 @@ def parser(first: str = "") -> Parser:
     top = Parser("maskdit", description="Masked diffusion transformers, from images to tables: one verb per step.")
     text = f"print the completions for {', '.join(SHELLS)}: maskdit --print-completion bash > FILE"
     top.add_argument("--print-completion", choices=SHELLS, metavar="SHELL", default=argparse.SUPPRESS, help=text)
+    top.add_argument("--version", action=Version, nargs=0, default=argparse.SUPPRESS, help="print the version")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
     for verb in [first] if first in STEPS else [] if first in OTHERS else STEPS:
         paths, text = signature(verb)
@@ -108,21 +114,7 @@ def parser(first: str = "") -> Parser:
     handoff.add_argument("--to", choices=("dvc", "snakemake"), required=True)
     handoff.add_argument("bench", metavar="STUDY", nargs="?", default="demo", help="an entry of table: (default: demo)")
     add_weights(verbs)
-    study = verbs.add_parser("study", help="Add a study of a folder of images to params.yaml.")
-    study.add_argument("name", metavar="NAME", help="the prefix of its keys")
-    study.add_argument("root", type=Path, metavar="ROOT", help="a folder CLASS/image, or tar or zip files with this layout")
-    text = "finetune these published weights, an entry of released: in params.yaml, in place of training from nothing"
-    study.add_argument("--from", dest="released", metavar="KEY", help=text)
-    text = "side of the images (default 32, with --from that of the weights)"
-    study.add_argument("--resolution", type=side, metavar="PIXELS", help=text)
-    text = "by the number of images"
-    study.add_argument("--heldout", type=float, metavar="FRACTION", help=f"fraction of held-out images (default: {text}, from 0.1)")
-    study.add_argument("--steps", type=int, metavar="N", help=f"steps of pretraining; others in proportion (default: {text})")
-    study.add_argument("--batch", type=int, metavar="N", help=f"images per step (default: {text}, up to the demo's)")
-    study.add_argument("--samples", type=int, metavar="N", help=f"samples of each evaluation (default: {text}, up to the demo's)")
-    study.add_argument("--skip-bad", action="store_true", help="leave out damaged images")
-    text = "largest fraction of the images that may be left out (default 0.05)"
-    study.add_argument("--left-out", type=float, default=0.05, metavar="FRACTION", help=text)
+    add_study(verbs)
     plan = verbs.add_parser("plan", help="Print what a study costs: jobs, device-hours, wall time, disk.")
     plan.add_argument("bench", metavar="STUDY", help="an entry of table:")
     plan.add_argument("--device", metavar="NAME", help="a100, h100, h200, l40s or cpu (default: the one last used, else a100)")
@@ -148,9 +140,7 @@ def parser(first: str = "") -> Parser:
     crate.add_argument("--out", type=Path, metavar="FOLDER", help="default: crate_STUDY")
     doctor = verbs.add_parser("doctor", help="Check a folder, a file or this machine, and say how to fix what is wrong.")
     doctor.add_argument("path", type=Path, nargs="?", metavar="PATH", help="images, latents, weights, a run, a reference batch")
-    text = "which folder above an image is its class (default: auto, the first, refused if another may be meant); none: no classes"
-    for entry in (study, doctor):
-        entry.add_argument("--classes", choices=("auto", "first", "last", "path", "none"), default="auto", help=text)
+    add_classes(doctor)
     text = "the contact sheet of images, a PNG (default: results/sheet_NAME.png where there is a params.yaml, else none)"
     doctor.add_argument("--sheet", type=Path, metavar="FILE", help=text)
     text = "side of its images (default: that of the study of this folder, else 32)"

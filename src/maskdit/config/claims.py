@@ -65,12 +65,14 @@ class Claim(Section):
     source: str
     paper: float | None = None
     better: Literal["lower", "higher"] = "lower"
-    evidence: Evidence
+    evidence: Evidence | None  # null: a project that cannot have any of the paper's size
     scaled: Evidence | None = None  # the same at a smaller size, which can show a direction at most
     control: Evidence | None = new(None)  # a ratio known to be below 1 (above 1) that the smaller size must show, too
 
     @model_validator(mode="after")
     def _measurable(self) -> Self:
+        if self.evidence is None and self.scaled is None:
+            raise ValueError("evidence is null, so scaled must be given")
         if isinstance(self.evidence, Metric) and self.paper is None:
             raise ValueError("evidence of kind metric is compared with the paper's number, but paper is missing")
         for name in ("scaled", "control"):

@@ -79,7 +79,7 @@ def error(values: list[float]) -> float:
     return statistics.stdev(values) / statistics.mean(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
-def found(evidence: Evidence, results: Path, lower: bool) -> Found | None:
+def found(evidence: Evidence | None, results: Path, lower: bool) -> Found | None:
     """The measured value; None if some of the evidence does not exist.
 
     Raises UserError if the records that are compared have different protocols.

@@ -1,6 +1,7 @@
 """`maskdit study`: adds entries to params.yaml for a folder of images: the demo's, or those that finetune published weights."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from maskdit.config import yaml_subset
 from maskdit.config.base import Key, UserError
 from maskdit.config.images import RESOLUTION
 from maskdit.config.load import load, validate
+from maskdit.config.params import Params
+from maskdit.config.project import template
+from maskdit.config.training import Released
 from maskdit.tools.study_published import of_published
 from maskdit.tools.study_sizes import Wishes, data_of, deepened, fitted, unconditional
 
@@ -38,10 +42,16 @@ def entries(tree: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
 
 
 def ledger(tree: dict[str, Any], name: str) -> dict[str, Any]:
-    """The claims for which the demo has evidence, with evidence from another study."""
+    """The claims for which the demo has evidence, with evidence from the study `name`."""
     claims = tree["claims"][tree["report"][LIKE]["ledger"]]["claims"]
-    mine = {key: renamed(claim, name) for key, claim in claims.items() if renamed(claim, name) != claim}
+    mine = {key: renamed(claim, name) for key, claim in claims.items() if renamed(claim, f"not-{LIKE}") != claim}
     return {"title": "What the paper claims, and what was measured here", "study": name, "claims": mine}
+
+
+def scaled_down(new: dict[str, Any]) -> None:
+    """Change the claims of a study for a project without the studies of the paper's size."""
+    for book in new["claims"].values():
+        book["claims"] = {key: {**claim, "evidence": None} for key, claim in book["claims"].items()}
 
 
 def inserted(text: str, verb: str, new: dict[str, Any], anchor: str = "") -> str:
@@ -69,6 +79,79 @@ def inserted(text: str, verb: str, new: dict[str, Any], anchor: str = "") -> str
     return "".join([*lines[:end], *block, *lines[end:]])
 
 
+@dataclass(frozen=True)
+class Made:
+    """A new study: its entries of each step, and what is said of them."""
+
+    new: dict[str, Any]
+    told: str
+    fits: str  # what its images must fit, for an error message
+
+    def validated(self, whole: dict[str, Any]) -> Params:
+        """Check a params.yaml with these entries. Raises UserError, naming the images, if it is not valid."""
+        try:
+            return validate(whole)
+        except UserError as error:
+            raise UserError(f"{self.fits}: {str(error).removeprefix('params.yaml: ')}") from None
+
+
+def demand_name(name: str) -> None:
+    """Raise UserError unless this may be the name of a study."""
+    try:
+        TypeAdapter(Key).validate_python(name)
+    except ValidationError:
+        raise UserError(f"'{name}': the name of a study must consist of lower-case letters, digits and single hyphens") from None
+
+
+def made(
+    tree: dict[str, Any],
+    name: str,
+    root: Path,
+    home: Path,
+    *,
+    resolution: int | None,
+    heldout: float | None,
+    steps: int | None,
+    batch: int | None,
+    samples: int | None,
+    skip_bad: bool,
+    left_out: float,
+    classes: str,
+    theirs: tuple[str, Released, int] | None = None,
+) -> Made:
+    """A study of a folder of images like the demo in `tree`, with numbers that fit them, for a project in `home`.
+
+    theirs: key, entry and resolution of published weights, which are then finetuned. Raises UserError as `study` does.
+    """
+    if home.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"'{root}' contains this project; name the folder of the images")
+    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", f"{root} {root.resolve().name}"):
+        raise UserError(
+            f"{root}: params.yaml cannot hold this name, which is not UTF-8 or has control characters; rename the folder"
+        )
+    key, entry, wanted = theirs or ("", None, RESOLUTION if resolution is None else resolution)
+    if resolution not in (None, wanted):
+        raise UserError(f"--resolution {resolution}: released.{key} is for images of {wanted} pixels; leave the option out")
+    new = entries(tree, name)
+    title = f"{f'{key} finetuned' if entry else 'DiT and MaskDiT'} on {root.resolve().name} at {wanted} pixels"
+    if entry:
+        new = of_published(new, name, key, entry, title)
+    else:
+        for verb in ("table", "curves", "efficiency"):
+            new[verb][name]["title"] = title
+        new["claims"] = {f"{name}-claims": ledger(tree, name)}
+        new["report"][name]["ledger"] = f"{name}-claims"
+        deepened(new, wanted)
+    data = data_of(root, tree["fetch"][LIKE]["seed"], classes, skip_bad, left_out, heldout)
+    new["fetch"][name] = {**data.entry, "resolution": wanted}
+    if classes == "none":
+        unconditional(new)
+    numbers = fitted(new, data, Wishes(steps, batch, samples))
+    whose = f"those of {key}" if entry else "the demo's settings"
+    fits = f"{root}: {whose} do not fit {len(data.labels)} images and --resolution {wanted}"
+    return Made(new, f"{data.told}\n{numbers}", fits)
+
+
 def study(
     name: str,
     root: Path,
@@ -89,52 +172,25 @@ def study(
     Raises UserError for a name that is taken or not a key, a folder without images or with damaged ones, and entries that would
     not be valid.
     """
-    try:
-        TypeAdapter(Key).validate_python(name)
-    except ValidationError:
-        raise UserError(f"'{name}': the name of a study must consist of lower-case letters, digits and single hyphens") from None
+    demand_name(name)
     params = load(PARAMS)
     if taken := [bench for bench in params.table if f"{name}-".startswith(f"{bench}-") or f"{bench}-".startswith(f"{name}-")]:
         raise UserError(f"'{name}': params.yaml has the study '{taken[0]}'; edit or remove its entries, or choose another name")
-    for verb in ("fetch", "table", "curves", "efficiency", "report"):
-        if LIKE not in getattr(params, verb):
-            raise UserError(f"params.yaml: {verb}.{LIKE}: missing; restore it, because a new study copies the entries of {LIKE}")
-    if Path.cwd().is_relative_to(root.resolve()):
-        raise UserError(f"'{root}' contains this project; name the folder of the images")
-    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", f"{root} {root.resolve().name}"):
-        raise UserError(
-            f"{root}: params.yaml cannot hold this name, which is not UTF-8 or has control characters; rename the folder"
-        )
-    theirs = params.entry("released", released) if released is not None else None
-    wanted = params.resolution(released) if released is not None else RESOLUTION if resolution is None else resolution
-    if resolution not in (None, wanted):
-        raise UserError(f"--resolution {resolution}: released.{released} is for images of {wanted} pixels; leave the option out")
     text = PARAMS.read_bytes().decode()
     tree = yaml_subset.read(text)
-    new = entries(tree, name)
-    title = f"{f'{released} finetuned' if released else 'DiT and MaskDiT'} on {root.resolve().name} at {wanted} pixels"
-    if released and theirs:
-        new = of_published(new, name, released, theirs, title)
-    else:
-        for verb in ("table", "curves", "efficiency"):
-            new[verb][name]["title"] = title
-        new["claims"] = {f"{name}-claims": ledger(tree, name)}
-        new["report"][name]["ledger"] = f"{name}-claims"
-        deepened(new, wanted)
-    data = data_of(root, tree["fetch"][LIKE]["seed"], classes, skip_bad, left_out, heldout)
-    new["fetch"][name] = {**data.entry, "resolution": wanted}
-    if classes == "none":
-        unconditional(new)
-    numbers = fitted(new, data, Wishes(steps, batch, samples))
-    whole = {verb: {**known, **new.get(verb, {})} for verb, known in tree.items()}
-    try:
-        validate(whole)
-    except UserError as error:
-        reason = str(error).removeprefix("params.yaml: ")
-        sizes = f"{len(data.labels)} images and --resolution {wanted}"
-        whose = f"those of {released}" if released else "the demo's settings"
-        raise UserError(f"{root}: {whose} do not fit {sizes}: {reason}") from None
-    for verb, known in new.items():
+    missing = [verb for verb in ("fetch", "table", "curves", "efficiency", "report") if LIKE not in getattr(params, verb)]
+    if len(missing) in (1, 2, 3, 4):
+        told = f"params.yaml: {missing[0]}.{LIKE}: missing; restore it, because a new study copies the entries of {LIKE}"
+        raise UserError(told)
+    theirs = (released, params.entry("released", released), params.resolution(released)) if released is not None else None
+    numbers: dict[str, Any] = {"heldout": heldout, "steps": steps, "batch": batch, "samples": samples, "left_out": left_out}
+    like = yaml_subset.read_file(template() / PARAMS) if missing else tree  # of a project without the demo
+    found = made(like, name, root, Path(), resolution=resolution, skip_bad=skip_bad, classes=classes, theirs=theirs, **numbers)
+    if missing and not theirs:
+        scaled_down(found.new)
+    whole = {verb: {**known, **found.new.get(verb, {})} for verb, known in tree.items()}
+    found.validated(whole)
+    for verb, known in found.new.items():
         text = inserted(text, verb, known, f"{name}-{verb}")
     try:
         kept = yaml_subset.read(text) == whole
@@ -144,7 +200,7 @@ def study(
         raise UserError("params.yaml: adding entries would change others; write the entries of each step as the demo's are written")
     with replacing(PARAMS.resolve()) as temporary:
         temporary.write_bytes(text.encode())
-    print(f"params.yaml has the study {name}: {data.told}\n{numbers}: --heldout, --batch, --steps and --samples set them")
+    print(f"params.yaml has the study {name}: {found.told}: --heldout, --batch, --steps and --samples set them")
     if theirs:
-        print(f"it starts from released.{released}, {theirs.url}: the licence of those weights holds for what is made of them")
+        print(f"it starts from released.{released}, {theirs[1].url}: the licence of those weights holds for what is made of them")
     print(f"run snakemake results/table_{name}.csv; maskdit plan {name} tells what it costs")
