@@ -123,6 +123,7 @@ def test_a_smaller_size_never_reproduces_and_its_verdict_says_whether_it_support
         record(folder, name, fd=fd)
     row = ledger(tmp_path, paper=0.9, evidence=LESS, scaled=SMALL)
     assert (row["verdict"], row["direction"]) == (f"SCALED-DOWN ONLY: {shows}", direction)
+    assert ledger(tmp_path, paper=0.9, evidence=None, scaled=SMALL) == row, "of a project without the paper's size"
     made(tmp_path, a=8.9, b=10.0)
     assert ledger(tmp_path, paper=0.9, evidence=LESS, scaled=SMALL)["verdict"] == "REPRODUCED", "full size counts where it is"
 
