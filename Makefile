@@ -121,3 +121,18 @@ schema:
 .PHONY: docs
 docs:
 	python docs/readme.py "$(STUDY)"
+
+# A site of docs/ and of the library's docstrings in site/, by an environment of its own.
+SITE := $(VENV)-docs
+.PHONY: docs-site
+docs-site:
+ifneq ($(UV),)
+	uv venv --quiet --clear --python $(PYTHON) $(SITE)
+	uv pip install --quiet --python $(SITE)/bin/python --group docs
+else
+	$(PYTHON) -m venv --clear $(SITE)
+	$(SITE)/bin/python -m pip install --quiet "pip>=25.1"
+	$(SITE)/bin/python -m pip install --quiet --group docs
+endif
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --strict
+	@echo "open site/index.html in a browser"

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 from lint import executions, unatomic, unencoded
-from maskdit.artifacts.step import STEPS
-from maskdit.cli import OTHERS
 from maskdit.config.load import load
 from maskdit.config.schema import text
 
@@ -57,14 +55,11 @@ def test_git_ignores_what_is_made_and_the_user_s_images_even_as_links(tmp_path):
 STEPS_OF_OLD = r"snakemake (?!-)\S*(artifacts/|results/metrics/)|\btee\b|--(images|latents|features)\b|--samples [a-z]+/"
 
 
-def test_the_docs_name_targets_and_commands_that_exist():
+def test_the_docs_name_targets_that_exist_and_no_old_way():
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md")]
-    words = {*STEPS, *OTHERS}
     for page in pages:
         text = page.read_text()
         assert not re.search(STEPS_OF_OLD, text), f"{page.name} tells an old way"
-        for verb in re.findall(r"(?:^|`|=1 )maskdit ([a-z]+)", text, re.M):
-            assert verb in words, f"{page.name} names the command {verb}"
         for verb, key in re.findall(r"\.scratch/made/([a-z]+)/([a-z0-9-]+)", text):
             PARAMS.entry(verb, key)
 
@@ -77,12 +72,6 @@ def test_the_readme_is_short():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150
     assert len(text.encode()) <= 9 * 2**10
-
-
-def test_every_link_of_the_docs_leads_somewhere():
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
 def test_the_top_of_the_package_fits_on_a_screen():
