@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,10 @@ sys.late = Late()
 
 def test_a_signal_of_a_time_limit_does_not_kill_a_command_that_is_exiting():
     assert subprocess.run([sys.executable, "-c", LATE], cwd=ROOT).returncode == 0
+
+
+def test_the_version_is_that_of_the_installed_package(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert not stop.value.code
+    assert capsys.readouterr().out == f"maskdit {version('maskdit')}\n"

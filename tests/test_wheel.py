@@ -5,13 +5,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from maskdit.config.project import parts
-from project import ROOT, says
+from project import ROOT, commit, says
 
 BUILD = "import sys; from setuptools import build_meta as backend; print(getattr(backend, sys.argv[1])(sys.argv[2]))"
 
@@ -100,3 +101,15 @@ def test_commands_of_the_wheel_say_their_version_and_make_a_project(installed: P
         path for path in parts(ROOT) if path.suffix == ".smk"
     }
     assert (tmp_path / "mine" / ".dvc" / "plots" / "curves.json").exists()
+
+
+def test_the_version_is_that_of_the_tag_and_without_git_that_of_pyproject(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools_scm")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    command = [sys.executable, "-m", "setuptools_scm"]
+    bare = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert bare == f"{tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['setuptools_scm']['fallback_version']}\n"
+    says(tmp_path, "git", "init", "--quiet")
+    commit(tmp_path)
+    says(tmp_path, "git", "tag", "v3.2.1")
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout == "3.2.1\n"
