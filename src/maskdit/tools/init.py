@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from maskdit.config.project import parts, template
 from maskdit.tools.study import LIKE, PARAMS, demand_name, entries, ledger, made, scaled_down
 
 PROFILE = "slurm"  # a link to the profile, or its bare name would not be found
-USUAL = (None, False, 0.05, "auto")  # values of options that are not given
-TOP = "# yaml-language-server: $schema=workflow/schemas/params.schema.json\n# All numbers of all studies; see docs/params.md.\n"
+USUAL = {"left_out": 0.05, "classes": "auto"}  # of options that are not given; others are None or False
 
 
 def init(folder: Path, images: Path | None, name: str | None, **numbers: Any) -> None:
@@ -31,7 +31,7 @@ def init(folder: Path, images: Path | None, name: str | None, **numbers: Any) ->
         raise UserError(f"{folder}: is not an empty folder; choose a new one")
     if home == Path.cwd():
         raise UserError(f"{folder}: is the current folder, which cannot be replaced; name a new one")
-    given = [word for word, value in {"name": name, **numbers}.items() if value not in USUAL]
+    given = [word for word, value in {"name": name, **numbers}.items() if value not in (None, False, USUAL.get(word))]
     if images is None and given:
         raise UserError(f"init: --{given[0].replace('_', '-')} has no effect without --images")
     tree = yaml_subset.read_file(source / PARAMS)
@@ -48,14 +48,17 @@ def init(folder: Path, images: Path | None, name: str | None, **numbers: Any) ->
         scaled_down(found.new)
         found.validated(whole := {verb: found.new.get(verb, {}) for verb in tree})
         told = found.told
-    text = "".join(f"\n{block(verb, known, study)}" for verb, known in whole.items())
+    top = "".join(
+        takewhile(lambda line: line.startswith("#"), (source / PARAMS).read_text(encoding="utf-8").splitlines(keepends=True))
+    )
+    text = top + "".join(f"\n{block(verb, known, study)}" for verb, known in whole.items())
     if yaml_subset.read(text) != whole:
         raise UserError("init: cannot write these entries to params.yaml; report this, with the names of your folders")
     home.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home.parent, prefix=f".{home.name}.") as beside:
         place = Path(beside) / home.name
         place.mkdir()
-        filled(place, source, TOP + text, study)
+        filled(place, source, text, study)
         sync(place)
         place.rename(home)
         sync(home.parent)
@@ -81,7 +84,9 @@ def filled(place: Path, source: Path, params: str, study: str) -> None:
             temporary.write_bytes(data)
     (place / PROFILE).symlink_to(Path("profiles") / PROFILE)
     if git("-C", str(place), "rev-parse", "--is-inside-work-tree") != "true" and shutil.which("git"):
-        subprocess.run(["git", "init", "--quiet", str(place)], check=True)
+        done = subprocess.run(["git", "init", "--quiet", str(place)], capture_output=True, encoding="utf-8", errors="replace")
+        if done.returncode:
+            raise UserError(f"git init: {' '.join(done.stderr.split())}")
     elif not shutil.which("git"):
         config = place / ".dvc" / "config"
         with replacing(config) as temporary:  # without Git, DVC has to be told
