@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from maskdit.artifacts.step import SHARDED, STEPS, code_of, step
 from maskdit.config.paths import OUTPUTS
 from maskdit.tools.draw_options import add_draw, whole
+from maskdit.tools.score_options import add_score
 from maskdit.tools.study_options import add_classes, add_study
 from maskdit.weights.options import add_weights, demand_used
 
@@ -44,7 +45,9 @@ OF_TRAINING = """
 
 SHELLS = ("bash", "zsh", "tcsh")
 OF_PARAMS = ("plan", "status", "watch", "clean", "verify", "crate")  # tools that are given what params.yaml says
-TOOLS = {verb: (f"tools.{verb}", verb) for verb in ("study", "init", "doctor", "draw", *OF_PARAMS)}  # verb -> module and function
+TOOLS = {
+    verb: (f"tools.{verb}", verb) for verb in ("study", "init", "doctor", "draw", "score", *OF_PARAMS)
+}  # verb -> module and function
 TOOLS |= {"handoff": ("artifacts.engine_handoff", "handoff"), "import": ("weights.importing", "bring")}
 OTHERS = (*TOOLS, "export", "check", "show")  # not steps
 
@@ -146,6 +149,7 @@ def parser(first: str = "") -> Parser:
     text = "side of its images (default: that of the study of this folder, else 32)"
     doctor.add_argument("--resolution", type=whole(1, 4096), metavar="PIXELS", help=text)
     add_draw(verbs)
+    add_score(verbs)
     verbs.add_parser("check", help="Check params.yaml; DVC does so before each step.")
     show = verbs.add_parser("show", help="Print a study's table and the paths of its results.")
     show.add_argument("bench", metavar="STUDY", nargs="?", default="demo", help="an entry of table: (default: demo)")
@@ -237,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     signal.signal(signal.SIGUSR1, wish)  # it may come before the training handles it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-    goes_on = arguments["verb"] in STEPS
+    goes_on = arguments["verb"] in (*STEPS, "score")
     try:
         dispatch(arguments)
     except Stopped as stop:

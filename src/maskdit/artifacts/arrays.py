@@ -105,11 +105,12 @@ def read_arrays(path: Path, *only: str) -> dict[str, NDArray[Any]]:
     """
     try:
         with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
-            if large := [one.filename for one in archive.infolist() if one.compress_type and one.file_size > INFLATED]:
-                raise ValueError(f"{large[0]} is packed and has more than {INFLATED >> 20} MiB")
-            names = [one.removesuffix(".npy") for one in archive.namelist()]
+            members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
+            names = [name for name in members if not only or name in only]
+            if large := [name for name in names if members[name].compress_type and members[name].file_size > INFLATED]:
+                raise ValueError(f"{large[0]}.npy is packed and has more than {INFLATED >> 20} MiB")
             with np.load(path, allow_pickle=False) as stored:
-                return {name: np.asarray(stored[name]) for name in names if not only or name in only}
+                return {name: np.asarray(stored[name]) for name in names}
     except (OSError, *DAMAGE) as error:
         raise UserError(f"{path}: damaged ({_reason(error)}); make or get it again") from None
 

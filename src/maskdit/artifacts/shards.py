@@ -30,11 +30,12 @@ class Shards:
     """A folder of shards, named by everything that determines them: in the scratch, or beside the artifact whose files they become.
 
     `out` is the place of that artifact. The shards lie on its disk from the start, and are never there twice.
+    `root` is a folder in place of the scratch, for a command that belongs to no project.
     """
 
-    def __init__(self, name: str, identity: Any, names: Sequence[str], out: Path | None = None) -> None:
+    def __init__(self, name: str, identity: Any, names: Sequence[str], out: Path | None = None, root: Path | None = None) -> None:
         unit = f"{name}-{digest(identity)[:16]}"
-        self.home = scratch(f".{unit}", published_in(out)) if out else scratch(unit)
+        self.home = scratch(f".{unit}", published_in(out)) if out else scratch(unit, root)
         self.name, self.names = name, list(names)
 
     def demand_room(self, size: int) -> None:

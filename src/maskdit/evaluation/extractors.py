@@ -78,17 +78,19 @@ class Extractor:
     """A frozen feature network, in float32, on the GPU if there is one (MASKDIT_DEVICE=cpu: on the CPU).
 
     family: mobilenet-v2, inception-2015 or dinov2. weights: its file; None: of the pip package that holds MobileNet's.
+    digest: the sha256 of the file, if it is known.
     Raises UserError if there are none, or if they are those of another network.
     """
 
-    def __init__(self, family: str = "mobilenet-v2", weights: Path | None = None) -> None:
+    def __init__(self, family: str = "mobilenet-v2", weights: Path | None = None, digest: str | None = None) -> None:
         if family not in NETWORKS:
             raise UserError(f"family {family}: must be one of {', '.join(NETWORKS)}")
         if weights is None:
             from maskdit.images.fetch import packaged
 
             weights = packaged(family)
-        self.family, self.where = family, device()
+        demand_own(weights)
+        self.family, self.sha256, self.where = family, digest or sha256(weights), device()
         try:
             safe = weights.suffix == ".safetensors"
             with warnings.catch_warnings(action="ignore"):  # torch.load warns about files that it then refuses
@@ -99,6 +101,10 @@ class Extractor:
         except (RuntimeError, UnpicklingError, SafetensorError, AttributeError, TypeError, EOFError, KeyError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{weights}: not the weights of {family} ({reason[:120]})") from None
+
+    def protocol(self) -> dict[str, str]:
+        """Fields of a record that identify the network and its resizing."""
+        return {"family": self.family, "extractor_sha256": self.sha256, "resize": NETWORKS[self.family].RESIZE}
 
     def __call__(self, pixels_BHWC: NDArray[np.uint8], batch: int = 64) -> Arrays:
         """The network's outputs for images (B, H, W, 3) in uint8: `features` (B, F), and others by name.
@@ -149,12 +155,8 @@ class Network(Extractor):
         index = read_json(folder / "index.json", "kind")
         if index["kind"] != "extractor":
             raise UserError(f"{folder}: contains no feature network; name an entry of fetch whose source is extractor")
-        self.sha256, path = index["sha256"], folder / index["file"]
+        path = folder / index["file"]
         demand_own(path)
-        if sha256(path) != self.sha256:
+        if sha256(path) != index["sha256"]:
             raise UserError(f"{path}: damaged (sha256 differs); rerun fetch")
-        super().__init__(index["family"], path)
-
-    def protocol(self) -> dict[str, str]:
-        """Fields of a record that identify the network and its resizing."""
-        return {"family": self.family, "extractor_sha256": self.sha256, "resize": NETWORKS[self.family].RESIZE}
+        super().__init__(index["family"], path, index["sha256"])

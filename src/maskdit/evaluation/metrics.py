@@ -269,7 +269,8 @@ def monge_distance(one_NF: Array, other_MF: Array, rng: Draws, directions: int =
     rows = [np.sort(rng.permutation(len(points))[:count]) for points in (one_NF, other_MF)]
     centre = other_MF.mean(0, dtype=np.float64)  # which changes no distance, but float32 would lose digits to it
     one, other = (
-        (points[kept].astype(np.float64) - centre).astype(np.float32) for points, kept in zip((one_NF, other_MF), rows, strict=True)
+        np.concatenate([(points[kept[at : at + PART]] - centre).astype(np.float32) for at in range(0, count, PART)])
+        for points, kept in zip((one_NF, other_MF), rows, strict=True)
     )
     total = 0.0
     for start in range(0, directions, size := max(1, BLOCK // 4 // count)):

@@ -1,6 +1,6 @@
 """Metrics of samples against real images, each under the name that its protocol allows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ from maskdit.evaluation import metrics
 from maskdit.evaluation.metrics import NEAR, frechet_distance, moments
 from maskdit.runtime.random import generator
 
-# sha256 of the weights of Inception of 2015, as torch-fidelity publishes them
+# The weights of Inception of 2015, as torch-fidelity publishes them, and their sha256
+WEIGHTS = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 OFFICIAL = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 FULL = 50_000  # images of an FID
 NEIGHBOURS = 3  # of precision and recall in ADM's evaluator
@@ -19,6 +20,7 @@ SEED = 2020  # of KID's subsets; the same subsets as torch-fidelity draws
 PLACED = 1000  # real images, at most, whose nearest neighbours samples are compared with
 PAIRS = 8  # samples kept with their nearest training image
 METRICS = ("fid", "sfid", "is", "precision", "recall", "kid", "mind", "density", "coverage", "fid_infinity")
+SPACES = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # names of the statistics in ADM's reference batches
 SUFFIXES = {"mobilenet-v2": "_mobilenet", "dinov2": "_dinov2"}
 
 
@@ -39,33 +41,49 @@ def scored(
     Fréchet distance (named fid without a suffix, else fd), the same on spatial features (sfid), Inception Score, precision and
     recall as in ADM's evaluator (another number of neighbours shows in the name), KID, density and coverage, and, if there are
     over ten times as many images as features, the distance extrapolated to infinitely many images; MIND if it is asked for.
+    What one of the two lacks is left out: a reference of statistics alone has no features. In place of outputs `found` may hold
+    what has been computed of them: mu and sigma, mu_s and sigma_s, is.
     Raises UserError, naming `of`, for features that are not finite, too few, or of another width than the reference's.
     """
-    features, real = found["features"], known["features"]
-    for what, array in found.items():
-        if broken := int((~np.isfinite(array).all(1)).sum()):
-            raise UserError(f"{of}: {what} of {broken} images are not finite; check the images and extract the features again")
-    for what, mean in (("features", "mu"), ("spatial", "mu_s")):
-        if what in found and mean in known and found[what].shape[1:] != known[mean].shape:
-            raise UserError(f"{of}: {what} have width {found[what].shape[1]}, the reference {len(known[mean])}; rerun both steps")
-    if (count := min(len(features), len(real))) <= max(neighbours, NEAR):
-        raise UserError(f"{of}: {count} images are too few for {max(neighbours, NEAR)} neighbours")
+    demand_finite(found, of)
     fd, k = "fd" if name else "fid", "" if neighbours == NEIGHBOURS else f"_k{neighbours}"
-    gaussian = (known["mu"], known["sigma"])
-    scores = {f"{fd}{name}": frechet_distance(moments(features), gaussian)}
-    if "spatial" in found and "mu_s" in known:
-        scores[f"s{fd}{name}"] = frechet_distance(moments(found["spatial"]), (known["mu_s"], known["sigma_s"]))
-    if "logits" in found:
-        scores[f"is{name}"] = metrics.inception_score(found["logits"])
-    shared = metrics.overlap(features, real, neighbours)
-    scores |= {f"precision{k}{name}": shared.precision, f"recall{k}{name}": shared.recall}
-    scores[f"kid{name}"] = metrics.kernel_distance(features, real, np.random.RandomState(SEED))
-    if mind:
-        scores[f"mind{name}"] = metrics.monge_distance(features, real, generator(SEED, "mind"))
-    scores |= {f"density{name}": shared.density, f"coverage{name}": shared.coverage}
-    if len(features) > 10 * features.shape[1]:
-        scores[f"{fd}_infinity{name}"] = metrics.frechet_at_infinity(features, gaussian, generator(0, "infinity"))
+    scores: dict[str, float] = {}
+    for before, (what, (mean, spread)) in zip(("", "s"), SPACES.items(), strict=True):
+        if mean in known and (mean in found or what in found):
+            mine = (found[mean], found[spread]) if mean in found else moments(found[what])
+            if mine[0].shape != known[mean].shape:
+                raise UserError(
+                    f"{of}: {what} have width {len(mine[0])}, the reference {len(known[mean])}; use one network for both"
+                )
+            scores[f"{before}{fd}{name}"] = frechet_distance(mine, (known[mean], known[spread]))
+    if "is" in found or "logits" in found:
+        scores[f"is{name}"] = float(found["is"]) if "is" in found else metrics.inception_score(found["logits"])
+    if "features" in found and "features" in known:
+        features, real = found["features"], known["features"]
+        demand_neighbours(min(len(features), len(real)), neighbours, of)
+        shared = metrics.overlap(features, real, neighbours)
+        scores |= {f"precision{k}{name}": shared.precision, f"recall{k}{name}": shared.recall}
+        scores[f"kid{name}"] = metrics.kernel_distance(features, real, np.random.RandomState(SEED))
+        if mind:
+            scores[f"mind{name}"] = metrics.monge_distance(features, real, generator(SEED, "mind"))
+        scores |= {f"density{name}": shared.density, f"coverage{name}": shared.coverage}
+    if "mu" in known and len(found.get("features", ())) > 10 * found["features"].shape[1]:
+        gaussian = (known["mu"], known["sigma"])
+        scores[f"{fd}_infinity{name}"] = metrics.frechet_at_infinity(found["features"], gaussian, generator(0, "infinity"))
     return scores
+
+
+def demand_finite(found: dict[str, Array], of: Path) -> None:
+    """Raise UserError, naming `of`, unless all that a network says of images are finite numbers."""
+    for what in (*SPACES, "logits"):
+        if what in found and (broken := int((~np.isfinite(found[what]).all(1)).sum())):
+            raise UserError(f"{of}: {what} of {broken} images are not finite; check the images and extract the features again")
+
+
+def demand_neighbours(count: int, neighbours: int, of: Path) -> None:
+    """Raise UserError, naming `of`, unless so many images have neighbours enough."""
+    if count <= max(neighbours, NEAR):
+        raise UserError(f"{of}: {count} images are too few for {max(neighbours, NEAR)} neighbours")
 
 
 def floor(known: dict[str, Array], most: int, name: str, mind: bool) -> dict[str, float]:
@@ -112,3 +130,55 @@ def gathered(paths: Sequence[Path]) -> dict[str, Array]:
     """The arrays of several npz files with the same names, concatenated."""
     parts = [read_arrays(path) for path in paths]
     return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+
+
+def summed(seen: Iterator[dict[str, Array]], keep_N: Array, statistics: bool, every: bool = False) -> dict[str, Array]:
+    """Features to keep, and if wanted those of every image and the sums in each space; at most about PART images wait for these."""
+    kept: list[Array] = []
+    whole: list[Array] = []
+    sums: dict[str, metrics.Sums] = {}
+    waiting: list[dict[str, Array]] = []
+    at = 0
+    for found in seen:
+        count = len(found["features"])
+        kept.append(found["features"][keep_N[at : at + count]])
+        if every:
+            whole.append(found["features"])
+        at += count
+        if statistics:
+            waiting.append(found)
+        if waiting and (at % metrics.PART < count or at == len(keep_N)):
+            for space in SPACES.keys() & found.keys():
+                more = metrics.Sums.of(np.concatenate([each[space] for each in waiting]))
+                sums[space] = sums[space] + more if space in sums else more
+            waiting.clear()
+    tree = {"kept": np.concatenate(kept), **({"every": np.concatenate(whole)} if every else {})}
+    for space, total in sums.items():
+        tree |= {f"count_{space}": np.array(total.count), f"mean_{space}": total.mean, f"scatter_{space}": total.scatter}
+    return tree
+
+
+def statistics(path: Path) -> dict[str, Array]:
+    """Statistics in an npz, as ADM's and EDM's, in float64; empty if it has none.
+
+    Raises UserError if they are incomplete or invalid.
+    """
+    names = [name for pair in SPACES.values() for name in pair]
+    stored = read_arrays(path, *names)
+    here = [name for name in names if name in stored]
+    if here not in ([], names[:2], names):
+        raise UserError(f"{path}: contains only {', '.join(here)} of the statistics {', '.join(names)}; download it again")
+    try:
+        given = {name: stored[name].astype(np.float64) for name in here}
+    except ValueError as error:
+        raise UserError(f"{path}: the statistics {', '.join(here)} are not all numbers ({error}); download it again") from None
+    for name, other in SPACES.values():
+        if name in given:
+            mean, spread = given[name], given[other]
+            if mean.ndim != 1 or spread.shape != mean.shape * 2:
+                raise UserError(f"{path}: {name} {mean.shape} and {other} {spread.shape} are not a mean and a covariance")
+            if not (np.isfinite(mean).all() and np.isfinite(spread).all()):
+                raise UserError(
+                    f"{path}: {name} and {other}, not all of them finite, are not a mean and a covariance; get it again"
+                )
+    return given

@@ -1,6 +1,6 @@
 """Statistics of the real images in a feature space; for small data sets also the scores of held-out images and a class probe."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ from maskdit.artifacts.shards import Shards, savez
 from maskdit.config.base import UserError
 from maskdit.config.evaluation import Reference
 from maskdit.evaluation.extractors import Arrays, Network
-from maskdit.evaluation.metrics import PART, Sums, frechet_distance, inception_score, moments
-from maskdit.evaluation.protocol import probe_accuracy, suffix
+from maskdit.evaluation.metrics import Sums, frechet_distance, inception_score, moments
+from maskdit.evaluation.protocol import SPACES, probe_accuracy, statistics, suffix, summed
 from maskdit.images.dataset import Images
 from maskdit.runtime.progress import say
 from maskdit.runtime.random import generator
 
-SPACES = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # names of the statistics in ADM's reference batches
 KEPT = {"kept": "features", "every": "every"}  # array of a shard -> array of the reference
 PROBED = 50_000  # largest number of images that a class probe is fitted to
 
@@ -68,32 +67,6 @@ def drawn(rows_N: Array, count: int) -> Array:
     return np.sort(generator(0, "neighbours").permutation(rows_N)[:count])
 
 
-def summed(seen: Iterator[Arrays], keep_N: Array, statistics: bool, every: bool) -> dict[str, Array]:
-    """Features to keep, and if wanted those of every image and the sums in each space; at most about PART images wait for these."""
-    kept: list[Array] = []
-    whole: list[Array] = []
-    sums: dict[str, Sums] = {}
-    waiting: list[Arrays] = []
-    at = 0
-    for found in seen:
-        count = len(found["features"])
-        kept.append(found["features"][keep_N[at : at + count]])
-        if every:
-            whole.append(found["features"])
-        at += count
-        if statistics:
-            waiting.append(found)
-        if waiting and (at % PART < count or at == len(keep_N)):
-            for space in SPACES.keys() & found.keys():
-                more = Sums.of(np.concatenate([each[space] for each in waiting]))
-                sums[space] = sums[space] + more if space in sums else more
-            waiting.clear()
-    tree = {"kept": np.concatenate(kept), **({"every": np.concatenate(whole)} if every else {})}
-    for space, total in sums.items():
-        tree |= {f"count_{space}": np.array(total.count), f"mean_{space}": total.mean, f"scatter_{space}": total.scatter}
-    return tree
-
-
 def joined(paths: Iterable[Path]) -> dict[str, Array]:
     """Kept features, and mean and covariance in each space, of all shards; one shard is held at a time."""
     kept: dict[str, list[Array]] = {}
@@ -114,24 +87,8 @@ def joined(paths: Iterable[Path]) -> dict[str, Array]:
 
 
 def brought(images: Path) -> dict[str, Array]:
-    """Statistics in an npz batch, in float64; empty for other images. Raises UserError if they are incomplete or invalid."""
-    if read_json(images / "index.json", "kind")["kind"] != "npz":
-        return {}
-    path, names = images / "batch.npz", [name for pair in SPACES.values() for name in pair]
-    stored = read_arrays(path, *names)
-    here = [name for name in names if name in stored]
-    if here not in ([], names[:2], names):
-        raise UserError(f"{path}: contains only {', '.join(here)} of the statistics {', '.join(names)}; download it again")
-    try:
-        given = {name: stored[name].astype(np.float64) for name in here}
-    except ValueError as error:
-        raise UserError(f"{path}: the statistics {', '.join(here)} are not all numbers ({error}); download it again") from None
-    for name, other in SPACES.values():
-        if name in given:
-            mean, spread = given[name], given[other]
-            if spread.shape != mean.shape * 2 or not (np.isfinite(mean).all() and np.isfinite(spread).all()):
-                raise UserError(f"{path}: {name} {mean.shape} and {other} {spread.shape} are not a mean and a covariance")
-    return given
+    """Statistics in an npz batch; empty for other images. Raises UserError if they are incomplete or invalid."""
+    return statistics(images / "batch.npz") if read_json(images / "index.json", "kind")["kind"] == "npz" else {}
 
 
 def held(net: Network, found: Arrays, labels_N: Array, known: dict[str, Array]) -> dict[str, Any]:
