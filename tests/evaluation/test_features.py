@@ -143,7 +143,7 @@ def test_samples_that_are_not_whole_are_refused(extractor, tmp_path):
 
 
 def test_a_reference_in_shards_has_the_features_of_one_pass_and_its_moments(extractor, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(reference, "PART", 8)
+    monkeypatch.setattr(metrics, "PART", 8)
     where, train = images(tmp_path / "images"), COUNT - HELDOUT
     one, many = (refer(extractor, where, tmp_path / str(shards), shards=shards) for shards in (1, 5))
     exact = whole["features"][:train].astype(np.float64)

@@ -1,1 +1,1 @@
-"""Commands that make no artifact of a study: `plan`, `doctor`, `draw`, `study` and `init`."""
+"""Commands that make no artifact of a study: `plan`, `doctor`, `draw`, `score`, `study` and `init`."""

@@ -92,7 +92,8 @@ def table(rows: Sequence[dict[str, Any]], real: Source | None) -> Iterator[str]:
         yield "  ".join([line[0].ljust(wide[0]), *map(str.rjust, line[1:], wide[1:])])
     said = dict.fromkeys(remark for row in rows for remark in row["not_comparable"])
     if said:
-        yield "\nnot comparable with published numbers:"
+        yield ""
+        yield "not comparable with published numbers:"
     for remark in said:
         of = [name for name, row in zip(names, rows, strict=True) if remark in row["not_comparable"]]
         yield f"- {remark}" if len(of) == len(rows) else f"- {', '.join(of)}: {remark}"
