@@ -196,7 +196,7 @@ def test_the_draw_of_a_step_is_that_of_training(latents):
     for name in ("normal_B", "noise_BCHW", "scores_BL", "drop_B"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)[1:3]), name
     assert ours.routes_BL is None
-    assert draw(0, 7, torch.zeros(2, 2, 8, 8), 16, route=True).routes_BL.shape == (2, 16)
+    assert draw(0, 7, torch.zeros(2, 2, 8, 8), 16, extra=16).extra_BN.shape == (2, 16)
 
 
 def test_a_plain_loop_takes_the_steps_and_the_average_of_training(latents):

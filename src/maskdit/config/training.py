@@ -1,10 +1,10 @@
 """Sections of params.yaml: pretraining, finetuning, and published weights."""
 
 import math
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from maskdit.config.base import Count, Fraction, Key, Line, ListOf, Natural, Positive, Precision, Section, Seed, Sha, Url, new
 
@@ -56,6 +56,7 @@ class Training(Section):
     schedule_steps: Count | None = None
     defer: Natural = 0  # encoder blocks that see all tokens before the mask is applied (MicroDiT)
     route: Route | None = None
+    options: dict[str, Any] = new({})  # of its method; a finetuning has those of its run, but for the ones that it names
     mae_weight: Annotated[float, Field(ge=0)]  # lambda of the reconstruction term
     dsm: Literal["kept", "all"] = "kept"  # tokens that the denoising term covers; the paper uses kept
     batch: Count  # images per step over all ranks
@@ -98,26 +99,23 @@ class Training(Section):
             return self.mask_ratio
         return self.mask_ratio * math.cos(math.pi / 2 * min(1.0, step / self.schedule_steps)) ** 4
 
-    def misfits(self, tokens: int, depth: int, bare: str) -> Iterator[str]:
-        """The fields that do not fit a network with an encoder of this depth, and why. `bare`: why it has no decoder, or ''."""
-        if not kept_tokens(tokens, self.mask_ratio):
-            yield f"mask_ratio: {self.mask_ratio} keeps none of {tokens} tokens"
-        if self.defer >= depth:
-            yield f"defer: {self.defer} must be less than the encoder's depth of {depth}"
-        if self.route and self.route.last >= depth:
-            yield f"route.last: {self.route.last} must be less than the encoder's depth of {depth}"
-        if self.route and not kept_tokens(tokens, self.route.ratio):
-            yield f"route.ratio: {self.route.ratio} leaves none of {tokens} tokens"
-        if self.mask_ratio and bare:
-            yield f"mask_ratio: {self.mask_ratio} needs a decoder, and {bare}"
-
 
 class Pretrain(Training):
-    """A run from random weights. With decoder null and mask_ratio 0 it is DiT, trained by the same loop."""
+    """A run from random weights. Without `method` it is DiT, or MaskDiT with a decoder, or TREAD with a route."""
 
     dataset: Key
+    method: Line | None = new(None)  # dit, maskdit, tread, or a class of your own: methods/mine.py:Mine
+    method_sha256: SkipJsonSchema[str | None] = new(None)  # of the file of such a class; computed
     encoder: Encoder
     decoder: Transformer | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, entry: Any) -> Any:
+        """A method that the entry implies is not recorded: naming it changes no recipe."""
+        if isinstance(entry, dict) and entry.get("method") == implied(entry.get("decoder"), entry.get("route")):
+            return {**entry, "method": None}
+        return entry
 
 
 class Finetune(Training):
@@ -150,6 +148,11 @@ class Released(Section):
     dataset: Key  # the reference for evaluating its samples
     step: Count
     heads: Annotated[ListOf[Count], Field(max_length=2)] = ()  # of encoder and decoder, if they differ from the usual ones
+
+
+def implied(decoder: object, route: object) -> str:
+    """The method of an entry that names none."""
+    return "tread" if route else "maskdit" if decoder else "dit"
 
 
 def kept_tokens(tokens: int, mask_ratio: float) -> int:

@@ -32,7 +32,7 @@ class Draw:
     noise_BCHW: Tensor  # standard normal
     scores_BL: Tensor  # uniform; the smallest are kept
     drop_B: Tensor  # uniform; the label is dropped if it is below the dropout rate
-    routes_BL: Tensor | None = None  # uniform; with routing, the tokens of the smallest pass through every block
+    extra_BN: Tensor | None = None  # uniform; as many as the method asks for, as TREAD does for its route
 
 
 def denoise(net: Network, y_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor, *hidden: Tensor | None) -> Tensor:
@@ -74,8 +74,8 @@ def loss(
     kept = sample_mask(draw.scores_BL, keep) if keep < patches else None
     hidden = [kept]
     if stay is not None:
-        assert draw.routes_BL is not None
-        hidden.append(sample_mask(draw.routes_BL, stay))
+        assert draw.extra_BN is not None
+        hidden.append(sample_mask(draw.extra_BN, stay))
     D = patchify(denoise(net, y, sigma_B, labels_B, *hidden), patch)
 
     weight_B = (sigma_B**2 + SIGMA_DATA**2) / (sigma_B * SIGMA_DATA) ** 2
@@ -130,7 +130,7 @@ def loss_vp(
     sigma_B = vp_sigmas().to(x0_BCHW.device, non_blocking=True)[step_B].to(x0_BCHW.dtype)
     y = x0_BCHW + sigma_B.reshape(-1, 1, 1, 1) * draw.noise_BCHW
     labels_B = torch.where(draw.drop_B < label_dropout, -1, labels_B)
-    hidden = [None, *([sample_mask(draw.routes_BL, stay)] if stay is not None and draw.routes_BL is not None else [])]
+    hidden = [None, *([sample_mask(draw.extra_BN, stay)] if stay is not None and draw.extra_BN is not None else [])]
     eps = predict_vp(net, y, sigma_B, labels_B, *hidden)
     return (eps.to(y.dtype) - draw.noise_BCHW).square().flatten(1).mean(1), torch.zeros_like(sigma_B)
 

@@ -1,10 +1,10 @@
 """Memory of a training step in closed form, so that `plan` needs no network and no device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from maskdit.config.training import Training, kept_tokens
-from maskdit.model.flops import FREQUENCIES, seen
+from maskdit.config.training import Training
+from maskdit.model.flops import FREQUENCIES
 
 # Bytes that a block keeps for its backward pass, for each token and unit of its width, counted with torch.autograd.graph's hooks.
 SAVED = {(True, False): 48.3, (True, True): 36.2, (False, False): 80.4, (False, True): 68.3}  # by (half precision, compiled)
@@ -12,6 +12,7 @@ AT_WORK = 3.0  # the blocks whose activations are in memory in addition, while t
 CONTEXT = 1.5e9  # of CUDA, its libraries and NCCL
 USED = 0.9  # the share of the free memory that is used
 Sizes = dict[str, int]
+Block = tuple[int, int, int]  # width, heads, tokens
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,8 @@ def parameters(encoder: Sizes, decoder: Sizes | None) -> int:
     return blocks + width * (FREQUENCIES + width) + sum(2 * width * part["width"] for part in parts)
 
 
-def step_memory(
-    config: Training, half: bool, cpu: bool, weights: int, tokens: int, encoder: Sizes, decoder: Sizes | None, ranks: int = 1
-) -> Memory:
-    """Memory of a rank's step in half or full precision, with the largest number of tokens that the mask leaves in the training."""
-    kept = kept_tokens(tokens, config.mask_at(config.milestones[-1]))
-    counts = seen(encoder["depth"], tokens, kept, config.defer, config.route)
-    blocks = [(encoder["width"], encoder["heads"], count) for count in counts]
-    blocks += [(decoder["width"], decoder["heads"], tokens)] * decoder["depth"] if decoder else []
+def step_memory(config: Training, half: bool, cpu: bool, weights: int, blocks: Sequence[Block], ranks: int = 1) -> Memory:
+    """Memory of a rank's step in half or full precision, with the largest number of tokens that each block has in the training."""
     saved = [SAVED[half, config.compile] * width * count for width, _, count in blocks]
     if cpu and half:  # short sequences are attended to by explicit products
         saved = [size + 2 * heads * count**2 * (count <= 512) for size, (_, heads, count) in zip(saved, blocks, strict=True)]
@@ -55,8 +50,3 @@ def step_memory(
     fixed += weights * (16 + 4 * averages) / ranks if cpu else CONTEXT  # a CPU also holds the copy of a state
     return Memory(fixed, image)
 
-
-def shape(architecture: dict[str, Any]) -> tuple[int, Sizes, Sizes | None]:
-    """Tokens, encoder and decoder of a network."""
-    encoder: Sizes = architecture["encoder"]
-    return (architecture["side"] // encoder["patch"]) ** 2, encoder, architecture["decoder"]

@@ -257,13 +257,13 @@ def compile_blocks(net: nn.Module, dynamic: bool | None = False) -> None:
             block.compile(dynamic=dynamic)
 
 
-def for_inference(net: MaskDiT, dtype: torch.dtype, compiled: bool = False) -> MaskDiT:
+def for_inference(net: nn.Module, dtype: torch.dtype, compiled: bool = False) -> nn.Module:
     """Convert the blocks' weights in place, because autocast would convert frozen weights in every pass. Returns the network.
 
     Norms and residual sums stay in float32. For bfloat16 on a CPU the linear layers are also packed, and the first one of each MLP
     is fused with GELU, by the oneDNN operators that torch's compiler uses; not if the blocks are `compiled`.
     """
-    packed = dtype == torch.bfloat16 and net.pos_embed.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    packed = dtype == torch.bfloat16 and next(net.parameters()).device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     packed = packed and not compiled
     for block in [module for module in net.modules() if isinstance(module, Block)]:
         block.to(dtype)

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from maskdit.artifacts.arrays import Array
 from maskdit.config.sampling import Sample
 from maskdit.latents.dataset import Space
-from maskdit.model.transformer import MaskDiT
+from maskdit.methods.plugins import of_facts
 from maskdit.runtime.device import device
 from maskdit.runtime.progress import progress
 from maskdit.sampling.between import slerp, with_mixtures
@@ -41,9 +40,8 @@ class End:
 
 def usual_batch(facts: dict[str, Any]) -> int:
     """Images at a time, which depends on the network and the device alone: images differ in their last digits with it."""
-    with torch.device("meta"):
-        net = MaskDiT(**facts["architecture"])
-    return 1 if device().type == "cpu" and net.flops(net.pos_embed.shape[1]) > LARGE else BATCH
+    method = of_facts(facts)
+    return 1 if device().type == "cpu" and method.flops(None, method.tokens) > LARGE else BATCH
 
 
 def labelled(wishes: Sequence[Wish], end: End, classes: int) -> tuple[Array, list[tuple[int, int, float]]]:

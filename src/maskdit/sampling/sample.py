@@ -14,16 +14,18 @@ from maskdit.config.base import UserError
 from maskdit.config.sampling import Sample
 from maskdit.latents import autoencoder
 from maskdit.latents.dataset import Space
+from maskdit.methods.contract import Method
+from maskdit.methods.plugins import of_facts
 from maskdit.model import checkpoint
-from maskdit.model.diffusion import Network, denoise, denoise_vp, guided, predict_vp, vp_sigmas
+from maskdit.model.diffusion import Network
 from maskdit.model.ema import combination
-from maskdit.model.samplers import SIGMA_MAX, SIGMA_MIN, ddpm, dpmpp_2m, heun, sigma_steps
-from maskdit.model.transformer import MaskDiT, compile_blocks, for_inference
+from maskdit.model.transformer import compile_blocks, for_inference
 from maskdit.runtime.device import autocast, device, half, prepare_compiler, settled, upload
 from maskdit.runtime.progress import say
 from maskdit.runtime.random import generator
 
 SAMPLERS = {"heun": "EDM Heun", "dpmpp-2m": "DPM-Solver++(2M)", "ddpm": "DDPM"}
+PREDICTIONS = {"ddpm": "noise and its variance"}  # solver -> what it needs
 FACTS = ("model", "phase", "step", "images", "seconds", "device_seconds", "flops", "parameters", "precision", "arithmetic", "speed")
 WORTH = 3e16  # FLOPs from which on compiling, half a minute, is worth while: minutes of a GPU
 CHOICES = ("guidance", "guidance_channels", "guidance_interval", "labels", "quantisation")  # fields of the entry in the protocol
@@ -65,44 +67,23 @@ def averaged(run: Path, step: int, width: float) -> dict[str, Tensor]:
     return total
 
 
-def is_vp(facts: dict[str, Any]) -> bool:
-    """Whether a checkpoint holds a VP network, which predicts noise."""
-    return bool(facts.get("preconditioning", "edm") == "vp")
+def demand_solver(config: Sample, path: Path, method: Method) -> None:
+    """Raise UserError if the entry's solver does not fit the method of a checkpoint."""
+    if config.solver not in (fitting := method.solvers()):
+        needed = f"{config.solver} needs a network that predicts {PREDICTIONS.get(config.solver, 'something else')}"
+        raise UserError(f"{path}: {needed}; set solver to {' or '.join(fitting)}")
 
 
-def demand_solver(config: Sample, path: Path, facts: dict[str, Any]) -> None:
-    """Raise UserError if the entry's solver does not fit the network of a checkpoint."""
-    architecture = facts["architecture"]
-    if config.solver == "ddpm" and not (is_vp(facts) and architecture.get("out_channels") == 2 * architecture["channels"]):
-        raise UserError(f"{path}: ddpm needs a network that predicts noise and its variance; set solver to heun or dpmpp-2m")
-
-
-def sigma_range(vp: bool) -> tuple[float, float]:
-    """Lowest and highest noise level of a sampler, for EDM's preconditioning or a VP network."""
-    return (vp_sigmas()[0].item(), vp_sigmas()[-1].item()) if vp else (SIGMA_MIN, SIGMA_MAX)
-
-
-def integrate(config: Sample, net: Network, rows: Array, noise_BCHW: Tensor, labels_B: Tensor, vp: bool) -> Tensor:
-    """Turn noise into the latents of the images `rows` with the entry's solver and guidance. `vp`: the network is a VP model."""
-    ask = predict_vp if config.solver == "ddpm" else denoise_vp if vp else denoise
-    channels = noise_BCHW.shape[1] if config.guidance_channels == "all" else min(3, noise_BCHW.shape[1])
-    denoiser = guided(net, labels_B, config.guidance, ask=ask, channels=channels, interval=config.guidance_interval)
-    if config.solver == "ddpm":
-        seeds = [int(generator(config.seed, "ddpm", index=int(row)).integers(2**63)) for row in rows]
-        return ddpm(denoiser, noise_BCHW, config.solver_steps, [torch.Generator().manual_seed(seed) for seed in seeds])
-    solve = heun if config.solver == "heun" else dpmpp_2m
-    return solve(denoiser, noise_BCHW, sigma_steps(config.solver_steps, *sigma_range(vp)))
-
-
-def count(config: Sample, vp: bool) -> tuple[int, int]:
-    """Denoiser evaluations and network passes per image, counted with a network that returns zeros."""
+def count(config: Sample, method: Method) -> tuple[int, int]:
+    """Evaluations and network passes per image, counted with a network that returns zeros."""
     batches: list[int] = []
+    out = method.architecture.get("out_channels", channels := method.architecture["channels"]) // channels
 
     def zeros(x: Tensor, *_: object) -> Tensor:
         batches.append(len(x))
-        return torch.zeros_like(torch.cat([x, x], dim=1) if vp else x)
+        return torch.zeros_like(torch.cat([x] * out, dim=1))
 
-    integrate(config, zeros, np.arange(1), torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.long), vp)
+    method.sampled(config, zeros, np.arange(1), torch.zeros(1, channels, 1, 1), torch.zeros(1, dtype=torch.long))
     return len(batches), sum(batches)
 
 
@@ -129,14 +110,14 @@ class Sampler:
     def __init__(
         self, config: Sample, tensors: dict[str, Tensor], facts: dict[str, Any], vae: Path, home: Path | None = None
     ) -> None:
-        self.config, self.vp, where = config, is_vp(facts), device()
+        self.config, self.method, where = config, of_facts(facts), device()
         self.where, self.precision = where, settled(config.precision, where, home)
-        net = MaskDiT(**facts["architecture"])
+        net = self.method.network()
         net.load_state_dict(tensors)
         net.to(where).eval().requires_grad_(False)
         self.net: Network = net
-        self.flops = net.flops(net.pos_embed.shape[1])
-        self.nfe, self.passes = count(config, self.vp)
+        self.flops = self.method.flops(None, self.method.tokens)
+        self.nfe, self.passes = count(config, self.method)
         self.compiled = compiles(config, where, self.passes * self.flops)
         if (rounded := half(self.precision)) != torch.float32:
             for_inference(net, rounded, self.compiled)
@@ -154,7 +135,7 @@ class Sampler:
         whole = np.resize(np.arange(len(rows)), self.config.batch)
         noise_BCHW, labels_B = (upload(torch.from_numpy(array[whole]), self.where) for array in (noise, labels))
         with autocast(self.where, self.precision):
-            latent = integrate(self.config, self.net, rows[whole], noise_BCHW, labels_B, self.vp)
+            latent = self.method.sampled(self.config, self.net, rows[whole], noise_BCHW, labels_B)
         images = autoencoder.decode(self.decoder, latent.float() / self.scale + self.shift, self.config.vae_precision)
         return autoencoder.to_pixels(images, self.config.quantisation).to("cpu", non_blocking=True)[: len(rows)]
 
@@ -174,7 +155,7 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     tensors, facts = checkpoint.load(path)
     if config.ema_width is not None:
         tensors = averaged(run, facts["step"], config.ema_width)
-    demand_solver(config, path, facts)
+    demand_solver(config, path, of_facts(facts))
     space = Space.parse(facts["space"])
     autoencoder.demand(vae, space.vae)
     names = [f"images-{number:04d}.npy" for number in range(config.shards)]
@@ -200,7 +181,7 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     training = {name: facts.get(name) for name in FACTS} | {"forward_flops": sampler.flops}
     weights = "EMA" if config.ema_width is None else f"EMA of relative width {config.ema_width}"
     cost = {"nfe": sampler.nfe, "network_passes": sampler.passes}
-    protocol = {"sampler": SAMPLERS[config.solver], **cost, "sigma_range": sigma_range(sampler.vp)}
+    protocol = {"sampler": SAMPLERS[config.solver], **cost, "sigma_range": sampler.method.sigma_range()}
     protocol |= {name: getattr(config, name) for name in CHOICES}
     used = {"precision": sampler.precision, "seed": config.seed, "images": config.images, "vae_sha256": space.vae}
     protocol |= {"weights": weights, **used}

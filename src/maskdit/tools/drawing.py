@@ -16,6 +16,7 @@ from maskdit.config.errors import nearest
 from maskdit.config.images import VAE_WEIGHTS
 from maskdit.config.sampling import Sample
 from maskdit.latents import autoencoder
+from maskdit.methods.plugins import of_facts
 from maskdit.model import checkpoint
 from maskdit.reporting.pictures import MOST, Row, sheet, write_image
 from maskdit.runtime.device import device, native
@@ -98,7 +99,7 @@ def picture(
     numbers["batch"] = numbers["batch"] or usual_batch(source.facts)
     numbers["precision"] = native(device()) if numbers["precision"] == "auto" else numbers["precision"]
     config = Sample.model_validate({**FIXED, **numbers, "images": len(images)})
-    demand_solver(config, folder, source.facts)
+    demand_solver(config, folder, of_facts(source.facts))
 
     # 2. The pixels, and where they go
     told = {name: getattr(config, name) for name in numbers} | {"to_seed": to_seed, "to_class": to_class}

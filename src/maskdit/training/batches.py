@@ -45,19 +45,24 @@ class Batch:
         return Batch(change(self.clean), change(self.labels), Draw(**draw))
 
 
-def batch_at(step: int, config: Training, latents: Latents, patches: int, rank: int = 0, world: int = 1) -> Batch:
-    """A rank's share of a step's global batch. Each sample's draws depend only on (seed, step, place in the global batch)."""
+def batch_at(
+    step: int, config: Training, latents: Latents, patches: int, rank: int = 0, world: int = 1, extra: int = 0
+) -> Batch:
+    """A rank's share of a step's global batch. Each sample's draws depend only on (seed, step, place in the global batch).
+
+    extra: uniform numbers that the method draws besides the usual ones.
+    """
     share = config.batch // world
     first = rank * share
     rows = order(config.seed, len(latents.labels), step * config.batch + first, step * config.batch + first + share)
     shape = (latents.space.channels, latents.space.side, latents.space.side)
-    found, posterior, flip = draws(config.seed, step, share, shape, patches, first, route=config.route is not None)
+    found, posterior, flip = draws(config.seed, step, share, shape, patches, first, extra=extra)
     clean = latents.draw(rows, (flip * latents.mirrors).astype(int), posterior)
     return Batch(torch.from_numpy(clean), torch.from_numpy(latents.labels[rows]), found)
 
 
 def draws(
-    seed: int, step: int, count: int, shape: tuple[int, ...], patches: int, first: int = 0, *, route: bool = False
+    seed: int, step: int, count: int, shape: tuple[int, ...], patches: int, first: int = 0, *, extra: int = 0
 ) -> tuple[Draw, Array, Array]:
     """Random numbers of a step, see `draw`; and those of its latents: posterior noise (B, C, H, W), uniform numbers (B,)."""
     posterior, noise = np.empty((2, count, *shape), np.float32)
@@ -70,20 +75,21 @@ def draws(
         source.standard_normal(dtype=np.float32, out=noise[place])
         source.random(dtype=np.float32, out=uniform[place])
     parts = [normal, noise, uniform[:, :patches].copy(), uniform[:, patches].copy()]
-    if route:  # from a separate stream, so that all other draws equal those of a training without routing
+    if extra:  # from a separate stream, so that all other draws equal those of a training without them
         sources = (generator(seed, "route", step, first + place) for place in range(count))
-        parts.append(np.stack([source.random(patches, dtype=np.float32) for source in sources]))
+        parts.append(np.stack([source.random(extra, dtype=np.float32) for source in sources]))
     return Draw(*map(torch.from_numpy, parts)), posterior, uniform[:, -1]
 
 
-def draw(seed: int, step: int, latent_BCHW: Tensor, patches: int, first: int = 0, *, route: bool = False) -> Draw:
+def draw(seed: int, step: int, latent_BCHW: Tensor, patches: int, first: int = 0, *, extra: int = 0) -> Draw:
     """All random numbers of one training step for a batch like `latent_BCHW`, on its device.
 
     Those of each sample depend only on (seed, step, place in the global batch), and equal those of `maskdit pretrain`; `first` is
-    the place of the first one. `patches`: tokens of a latent. `route`: also those of a network with routing.
+    the place of the first one. `patches`: tokens of a latent. `extra`: uniform numbers per image that a method needs besides, as
+    many as tokens for TREAD.
     """
     count, *shape = latent_BCHW.shape
-    found = vars(draws(seed, step, count, tuple(shape), patches, first, route=route)[0])
+    found = vars(draws(seed, step, count, tuple(shape), patches, first, extra=extra)[0])
     return Draw(**{name: upload(part, latent_BCHW.device) for name, part in found.items() if part is not None})
 
 

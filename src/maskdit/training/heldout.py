@@ -6,7 +6,6 @@ loss of a batch it has no noise that hides small changes, and it compares models
 
 import math
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor, distributed
 
 from maskdit.config.training import HELDOUT_LOSS
 from maskdit.latents.dataset import Latents
-from maskdit.model.diffusion import P_MEAN, P_STD, SIGMA_DATA, denoise, denoise_vp
-from maskdit.model.transformer import MaskDiT
+from maskdit.methods.contract import Method
+from maskdit.model.diffusion import P_MEAN, P_STD, SIGMA_DATA
 from maskdit.runtime.device import autocast
 from maskdit.runtime.process_group import Ranks
 from maskdit.runtime.random import generator
@@ -42,16 +41,14 @@ def due(step: int, unit: int) -> bool:
 class Heldout:
     """Measures the loss of held-out latents with the moving average of a training's weights, without a mask.
 
-    The images are divided among the ranks. `vp`: the network predicts noise, as DiT's weights do.
+    The images are divided among the ranks.
     """
 
-    def __init__(
-        self, architecture: dict[str, Any], latents: Latents, precision: str, where: torch.device, ranks: Ranks, vp: bool
-    ) -> None:
+    def __init__(self, method: Method, latents: Latents, precision: str, where: torch.device, ranks: Ranks) -> None:
         self.precision, self.where, self.ranks, self.count = precision, where, ranks, len(latents.labels)
-        self.denoise = denoise_vp if vp else denoise
+        self.denoise = method.denoise
         with torch.device("meta"):
-            self.net = MaskDiT(**architecture)
+            self.net = method.network()
         mine = np.arange(self.count)[ranks.rank :: ranks.world]
         shape = (LEVELS + 1, latents.space.channels, latents.space.side, latents.space.side)
         draws = [generator(0, "heldout", row).standard_normal(shape, dtype=np.float32) for row in mine]

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from maskdit.config.training import Training, kept_tokens
-from maskdit.model.diffusion import loss, loss_vp
+from maskdit.config.training import Training
+from maskdit.methods.contract import Method
 from maskdit.model.ema import decay, warmed
-from maskdit.model.transformer import MaskDiT, compile_blocks
+from maskdit.model.transformer import compile_blocks
 from maskdit.runtime.device import autocast, half
 from maskdit.runtime.process_group import Ranks
 from maskdit.training.batches import Batch
@@ -28,12 +28,11 @@ State = dict[str, Tensor]
 
 
 class Learner:
-    """A network in training. `net` holds the initial weights, `average` the initial moving average by parameter name.
+    """A method's network in training. `net` holds the initial weights, `average` the initial moving average by parameter name."""
 
-    `vp`: it predicts noise, as DiT's weights do, and goes on with their loss.
-    """
-
-    def __init__(self, net: MaskDiT, average: State, config: Training, where: torch.device, ranks: Ranks, vp: bool = False) -> None:
+    def __init__(
+        self, net: nn.Module, average: State, config: Training, method: Method, where: torch.device, ranks: Ranks
+    ) -> None:
         self.net, self.config, self.where, self.ranks = net.to(where), config, where, ranks
         weights = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
         self.fixed = {name: tensor for name, tensor in net.state_dict().items() if name not in weights}
@@ -54,11 +53,7 @@ class Learner:
             weight.data = copies[name]
             collector = self._collector(number, gradients[name])
             weight.register_post_accumulate_grad_hook(collector)  # type: ignore[no-untyped-call]
-        net.checkpointing, net.defer, net.route = config.checkpointing, config.defer, config.route
-        stay = kept_tokens(net.pos_embed.shape[1], config.route.ratio) if config.route else None
-        usual: dict[str, Any] = {"label_dropout": config.label_dropout, "stay": stay}
-        masking: dict[str, Any] = {"patch": net.patch, "mae_weight": config.mae_weight, "dsm": config.dsm}
-        self.loss = partial(loss_vp, net, **usual) if vp else partial(loss, net, **usual, **masking)
+        self.loss = partial(method.loss, net, config)
         if config.compile:
             compile_blocks(net, dynamic=False if config.schedule_steps is None else None)
 
@@ -87,7 +82,7 @@ class Learner:
             part = batch.part(start, start + size)
             self.first, self.last = start == 0, start + size >= len(batch)
             with autocast(self.where, self.config.precision):
-                pair = self.loss(part.clean, part.labels, part.draw, keep=keep)
+                pair = self.loss(part.clean, part.labels, part.draw, keep)
             both = torch.stack([term.sum() for term in pair]) / (len(batch) * self.ranks.world)
             torch.autograd.backward(both.sum() * self.scale)
             terms += both.detach()

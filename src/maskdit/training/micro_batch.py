@@ -3,14 +3,14 @@
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import torch
 
 from maskdit.artifacts.atomic import write_json
 from maskdit.config.base import UserError
 from maskdit.config.training import Training
-from maskdit.model.memory import Memory, shape, step_memory
+from maskdit.methods.contract import Method
+from maskdit.model.memory import Memory, step_memory
 from maskdit.runtime.device import free_memory, half
 from maskdit.runtime.process_group import Ranks
 from maskdit.runtime.progress import say
@@ -19,7 +19,7 @@ SURE = 0.9  # of the estimate is certainly needed
 
 
 def fitted(
-    phase: str, config: Training, architecture: dict[str, Any], weights: int, where: torch.device, ranks: Ranks, home: Path
+    phase: str, config: Training, method: Method, weights: int, where: torch.device, ranks: Ranks, home: Path
 ) -> Training:
     """The entry with a number in place of `micro_batch: auto`. Call it before the network is on its device.
 
@@ -27,7 +27,7 @@ def fitted(
     step needs is more than the whole memory.
     """
     rounded, cpu, share = half(config.precision) != torch.float32, where.type == "cpu", config.batch // ranks.world
-    memory = step_memory(config, rounded, cpu, weights, *shape(architecture), ranks.world)
+    memory = step_memory(config, rounded, cpu, weights, method.blocks(config), ranks.world)
     told = [answer.split() for answer in ranks.exchange("memory", "{} {}".format(*free_memory(where)), Event())]
     free, whole = (min(int(each[place]) for each in told) for place in (0, 1))
     if auto := config.micro_batch == "auto":

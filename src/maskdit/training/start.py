@@ -14,8 +14,9 @@ from maskdit.config.errors import nearest
 from maskdit.config.training import Finetune
 from maskdit.images.imagenet import CATEGORIES, class_number
 from maskdit.latents.dataset import Latents, Space
+from maskdit.methods.contract import Method
+from maskdit.methods.plugins import of_facts
 from maskdit.model import checkpoint
-from maskdit.model.memory import shape
 from maskdit.model.transformer import LabelEmbed
 from maskdit.runtime.progress import say
 from maskdit.training.learner import State
@@ -26,10 +27,7 @@ TABLE, FINAL = "y_embedder.embedding_table.weight", "final_layer.linear"  # of t
 
 @dataclass(frozen=True)
 class Past:
-    """The start of a phase: weights, their moving average, and the cost of earlier phases.
-
-    preconditioning: edm, or vp for a network that predicts noise. source: where published weights come from.
-    """
+    """The start of a phase: weights, their moving average, and the cost of earlier phases. source: where published weights come from."""
 
     net: State
     ema: State
@@ -37,7 +35,6 @@ class Past:
     seconds: float = 0.0
     device_seconds: float = 0.0
     flops: float = 0.0
-    preconditioning: str = "edm"
     source: dict[str, Any] | None = None
 
     def identity(self) -> str:
@@ -48,8 +45,8 @@ class Past:
         return total.hexdigest()
 
 
-def begun(config: Finetune, data: Latents, latents: Path, run: Path) -> tuple[dict[str, Any], Past]:
-    """The network of a finetuning and what it starts from: the final raw weights of a run and their average.
+def begun(config: Finetune, data: Latents, latents: Path, run: Path) -> tuple[Method, Past]:
+    """The method of a finetuning and what it starts from: the final raw weights of a run and their average.
 
     A branch starts from the average of a milestone, because raw weights are kept of the last one only.
     Published weights without raw ones start from their average. They get a label table for the classes of the data, see `adapted`;
@@ -66,28 +63,23 @@ def begun(config: Finetune, data: Latents, latents: Path, run: Path) -> tuple[di
         raise UserError(f"{latents}: not the latents that {run} was trained on, whose {field} is {wanted}, not {ours}; {advice}")
     spent: dict[str, Any] = {name: facts[name] or 0 for name in SPENT}
     if not published:
-        return facts["architecture"], Past(net, ema, **spent)
+        return of_facts(facts, config), Past(net, ema, **spent)
     architecture = {**facts["architecture"], "classes": len(data.space.classes)}
     architecture.pop("out_channels", None)
-    for problem in config.misfits(*sizes(architecture), "" if architecture["decoder"] else "the published network has none"):
+    method = of_facts(facts, config, architecture)
+    for problem in method.misfits(config):
         raise UserError(f"finetune.{problem}")
     rows = dict(named(config, data.space.classes, facts["architecture"]["classes"]))
     net, ema = (adapted(tensors, architecture, rows, config.seed) for tensors in (net, ema))
     kept = f"{len(rows)} classes start from published ones, {architecture['classes'] - len(rows)} anew"
     say(f"finetune: {facts['model']} of {run}; {kept}")
-    return architecture, Past(net, ema, **spent, preconditioning=facts["preconditioning"], source=facts["source"])
+    return method, Past(net, ema, **spent, source=facts["source"])
 
 
 def differing(ours: Space, theirs: Space) -> str:
     """The first field in which two spaces of latents differ, apart from their classes; '' if there is none."""
     fields = ("vae", "channels", "side", "scale", "shift")
     return next((name for name in fields if getattr(ours, name) != getattr(theirs, name)), "")
-
-
-def sizes(architecture: dict[str, Any]) -> tuple[int, int]:
-    """Tokens of a network, and blocks of its encoder."""
-    tokens, encoder, _ = shape(architecture)
-    return tokens, encoder["depth"]
 
 
 def named(config: Finetune, classes: tuple[str, ...], count: int) -> Iterator[tuple[int, int]]:

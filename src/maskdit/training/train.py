@@ -12,9 +12,10 @@ from torch import distributed
 
 from maskdit.artifacts.atomic import digest
 from maskdit.config.base import UserError
-from maskdit.config.training import Finetune, Pretrain, Training, kept_tokens
+from maskdit.config.training import Finetune, Pretrain, Training
 from maskdit.latents.dataset import Latents
-from maskdit.model.transformer import MaskDiT
+from maskdit.methods.contract import Method
+from maskdit.methods.plugins import of_entry
 from maskdit.runtime.device import device, gemm_rate, peak_memory, prepare_compiler, settled
 from maskdit.runtime.process_group import Ranks, Stopped, listening, together, watched
 from maskdit.runtime.progress import progress, say
@@ -39,9 +40,10 @@ def pretrain(config: Pretrain, *, latents: Path, out: Path, published: Path | No
     data = Latents.load(latents)
     architecture: dict[str, Any] = {"side": data.space.side, "channels": data.space.channels, "classes": len(data.space.classes)}
     architecture |= config.model_dump(include={"encoder", "decoder"}, exclude={"encoder": {"revision"}, "decoder": {"revision"}})
+    method = of_entry(config, architecture)
     torch.manual_seed(config.seed)
-    start = MaskDiT(**architecture).state_dict()
-    train("pretrain", config, architecture, data, Past(start, start), out, published)
+    start = method.network().state_dict()
+    train("pretrain", config, method, data, Past(start, start), out, published)
 
 
 def finetune(config: Finetune, *, latents: Path, pretrained: Path, out: Path, published: Path | None = None) -> None:
@@ -50,14 +52,14 @@ def finetune(config: Finetune, *, latents: Path, pretrained: Path, out: Path, pu
     The run may be published weights, which get a label table for the classes of the images.
     """
     data = Latents.load(latents)
-    architecture, past = begun(config, data, latents, pretrained)
-    train("finetune", config, architecture, data, past, out, published)
+    method, past = begun(config, data, latents, pretrained)
+    train("finetune", config, method, data, past, out, published)
 
 
 def train(
     phase: str,
     config: Training,
-    architecture: dict[str, Any],
+    method: Method,
     data: Latents,
     past: Past,
     out: Path,
@@ -70,7 +72,8 @@ def train(
     """
     if config.batch > len(data.labels):
         raise UserError(f"{phase}.batch: {config.batch} is larger than the data ({len(data.labels)} latents); lower it")
-    recipe = {"phase": phase, **config.recipe(), "architecture": architecture, "latents": data.sha256, "past": past.identity()}
+    recipe = {"phase": phase, **config.recipe(), "architecture": method.architecture, "latents": data.sha256, "past": past.identity()}
+    recipe |= method.named()
     name = digest(recipe)[:16]
     with (
         Loggers(phase, name, config.model_dump(mode="json")) as log,
@@ -80,7 +83,7 @@ def train(
     ):
         precision = ranks.from_first(lambda: settled(home.milestones.precision or config.precision, device(), home.folder))
         while missing := ranks.from_first(home.milestones.missing):
-            loop(phase, config.model_copy(update={"precision": precision}), architecture, data, past, ranks, home, missing, log)
+            loop(phase, config.model_copy(update={"precision": precision}), method, data, past, ranks, home, missing, log)
         if ranks.rank == 0:
             home.publish(out)
 
@@ -88,7 +91,7 @@ def train(
 def loop(
     phase: str,
     config: Training,
-    architecture: dict[str, Any],
+    method: Method,
     data: Latents,
     past: Past,
     ranks: Ranks,
@@ -101,14 +104,12 @@ def loop(
     where = device()
     if config.batch % ranks.world:
         raise UserError(f"{phase}.batch: {config.batch} cannot be shared by {ranks.world} ranks; use a multiple of {ranks.world}")
-    net = MaskDiT(**architecture)
+    net = method.network(config)
     net.load_state_dict(past.net)
     weights = sum(weight.numel() for weight in net.parameters())
-    config = fitted(phase, config, architecture, weights, where, ranks, home.folder)
-    vp = past.preconditioning == "vp"
-    learner = Learner(net, past.ema, config, where, ranks, vp)
-    unseen = Heldout(architecture, data.heldout, config.precision, where, ranks, vp) if data.heldout else None
-    patches = net.pos_embed.shape[1]
+    config = fitted(phase, config, method, weights, where, ranks, home.folder)
+    learner = Learner(net, past.ema, config, method, where, ranks)
+    unseen = Heldout(method, data.heldout, config.precision, where, ranks) if data.heldout else None
     terms = torch.zeros(2, device=where)  # sums of the loss terms since the last row of the log
     done: dict[str, Any] = {"step": 0, **dict.fromkeys((*SPENT, "state_seconds"), 0), "rows": []}
     done |= home.resume(learner, terms, missing[0])
@@ -139,19 +140,13 @@ def loop(
         return measured.get(done["step"], {})
 
     def facts() -> dict[str, Any]:
-        kind: dict[str, Any] = {"model": "DiT" if architecture["decoder"] is None else "MaskDiT", "phase": phase}
-        kind |= {"preconditioning": past.preconditioning, **({"source": past.source} if past.source else {})}
+        kind: dict[str, Any] = {"model": method.model, "phase": phase}
+        kind |= {"preconditioning": method.preconditioning, **({"source": past.source} if past.source else {})}
         cost = {"step": done["step"], **{name: getattr(past, name) + done[name] for name in SPENT}}
         how = {"precision": config.precision, "arithmetic": arithmetic(where), "speed": speed(rows, ranks.world, where.type)}
-        given = {"architecture": architecture, "space": data.space.__dict__, "config": config.model_dump(mode="json")}
-        return {
-            **kind,
-            **cost,
-            "parameters": weights,
-            **how,
-            **given,
-            **({"heldout": measured[done["step"]]} if done["step"] in measured else {}),
-        }
+        given = {"architecture": method.architecture, "space": data.space.__dict__, "config": config.model_dump(mode="json")}
+        found = {"heldout": measured[done["step"]]} if done["step"] in measured else {}
+        return {**kind, **cost, "parameters": weights, **how, **given, **method.named(), **found}
 
     def save(milestone: bool, together: bool) -> None:
         if milestone:
@@ -168,7 +163,8 @@ def loop(
         home.write(done, facts() if milestone else {})
 
     # 2. The steps
-    make = partial(batch_at, config=config, latents=data, patches=patches, rank=ranks.rank, world=ranks.world)
+    share: dict[str, Any] = {"rank": ranks.rank, "world": ranks.world, "extra": method.draws(config)}
+    make = partial(batch_at, config=config, latents=data, patches=method.tokens, **share)
     marks: deque[torch.cuda.Event] = deque()
     batches = ahead(make, first, last)
     steps = watched(range(first, last), ranks.world)
@@ -183,14 +179,13 @@ def loop(
                 marks.popleft().synchronize()
         batch, wait = next(batches)
         waited += wait
-        ratio = config.mask_at(step)
-        keep = kept_tokens(patches, ratio)
+        ratio, keep = config.mask_at(step), method.kept(config, step)
         part = learner.gradients(batch.to(where), keep)
         rate = learner.update(step)
         terms += torch.where(learner.bad > 0, 0.0, part)
         done["step"] = step + 1
         done["images"] += config.batch
-        done["flops"] += 3 * net.flops(keep) * config.batch  # the backward pass costs twice as much as the forward pass
+        done["flops"] += 3 * method.flops(config, keep) * config.batch  # the backward pass costs twice as much as the forward pass
 
         # 3. A row of the log
         if (step + 1) % LOG_STEPS == 0:
