@@ -157,7 +157,7 @@ MISTAKES = {
     "a mask without a decoder": (
         "mask_ratio: 0.0\n    mae",
         "mask_ratio: 0.5\n    mae",
-        "needs a decoder, and pretrain.demo-dit.decoder is null",
+        "needs a decoder, and the network has none (decoder: null)",
     ),
 }
 

@@ -55,9 +55,7 @@ def test_short_sequences_in_bf16_on_a_cpu_keep_their_attention_too():
             "milestones": (1,),
         }
     )
-    plain, explicit = (
-        step_memory(config, True, cpu, 0, 128, {"depth": 1, "width": 256, "heads": 4}, None).image / 4 for cpu in (False, True)
-    )
+    plain, explicit = (step_memory(config, True, cpu, 0, [(256, 4, 128)]).image / 4 for cpu in (False, True))
     assert (explicit - plain) / (128 * 256) == pytest.approx(2 * 4 * 128 / 256)
     assert kept(block, 256, 128, "bf16") == pytest.approx(explicit / (128 * 256), rel=0.02)
 

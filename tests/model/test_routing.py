@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maskdit.config.training import Pretrain, Route
 from maskdit.latents.dataset import Latents
+from maskdit.methods.plugins import of_entry
 from maskdit.model.diffusion import loss
 from maskdit.model.masking import masked as hidden
 from maskdit.model.masking import sample_mask
@@ -85,24 +86,26 @@ def test_the_flops_are_those_that_torch_counts(decoder, switch, chosen, given):
     net = network(decoder, **switch)
     with torch.autocast("cpu", torch.bfloat16), FlopCounterMode(display=False) as counter:
         net(*(part[:1] for part in given), **{chosen: STAY[:1]})
-    assert counter.get_total_flops() == net.flops(16 if chosen == "stay_BK" else 4)
+    entry = masked(1, encoder=ENCODER, decoder=decoder, mask_ratio=0.0 if chosen == "stay_BK" else 0.75, **switch)
+    method = of_entry(entry, {"side": 8, "channels": 2, "classes": 3, "encoder": ENCODER, "decoder": decoder})
+    assert counter.get_total_flops() == method.flops(entry, method.kept(entry, 0))
 
 
 def test_routing_changes_no_other_draw(latents):
     data = Latents.load(latents)
-    plain, ours = (batch_at(3, config, data, 16) for config in (routed(4, route=None), routed(4)))
+    plain, ours = (batch_at(3, routed(4), data, 16, extra=extra) for extra in (0, 16))
     for name in ("normal_B", "noise_BCHW", "scores_BL", "drop_B"):
         assert torch.equal(getattr(plain.draw, name), getattr(ours.draw, name))
     assert torch.equal(plain.clean, ours.clean)
-    assert plain.draw.routes_BL is None
-    assert ours.draw.routes_BL.shape == (4, 16)
-    halves = [batch_at(3, routed(4), data, 16, rank, 2).draw.routes_BL for rank in (0, 1)]
-    assert torch.equal(torch.cat(halves), ours.draw.routes_BL), "for any number of processes"
-    assert len(np.unique(torch.cat([ours.draw.routes_BL, batch_at(4, routed(4), data, 16).draw.routes_BL]))) == 128
+    assert plain.draw.extra_BN is None
+    assert ours.draw.extra_BN.shape == (4, 16)
+    halves = [batch_at(3, routed(4), data, 16, rank, 2, extra=16).draw.extra_BN for rank in (0, 1)]
+    assert torch.equal(torch.cat(halves), ours.draw.extra_BN), "for any number of processes"
+    assert len(np.unique(torch.cat([ours.draw.extra_BN, batch_at(4, routed(4), data, 16, extra=16).draw.extra_BN]))) == 128
 
 
 def test_a_routed_loss_is_that_over_all_tokens_and_reaches_every_weight(latents):
-    net, batch = network(route=ROUTE), batch_at(0, routed(4), Latents.load(latents), 16)
+    net, batch = network(route=ROUTE), batch_at(0, routed(4), Latents.load(latents), 16, extra=16)
     options = {"patch": 2, "keep": 16, "mae_weight": 0.1, "label_dropout": 0.1}
     denoising, mae = loss(net, batch.clean, batch.labels, batch.draw, **options, stay=4)
     same, _ = loss(net, batch.clean, batch.labels, batch.draw, **options, stay=16)
@@ -110,7 +113,7 @@ def test_a_routed_loss_is_that_over_all_tokens_and_reaches_every_weight(latents)
     assert not torch.allclose(denoising, same)
     denoising.sum().backward()
     assert all(weight.grad.any() for weight in net.parameters() if weight.requires_grad)
-    assert (sample_mask(batch.draw.routes_BL, 4).diff(dim=1) > 0).all()
+    assert (sample_mask(batch.draw.extra_BN, 4).diff(dim=1) > 0).all()
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,8 @@ def test_other_classes_are_learned_better_from_published_weights_than_from_nothi
 
 
 def test_only_the_label_table_begins_anew_and_the_average_begins_from_the_published_one(home):
-    architecture, past = start(home)
-    assert architecture == {"side": 8, "channels": 2, "classes": 5, "encoder": ENCODER, "decoder": DECODER}
+    method, past = start(home)
+    assert method.architecture == {"side": 8, "channels": 2, "classes": 5, "encoder": ENCODER, "decoder": DECODER}
     for kind, tensors in {"net": past.net, "ema": past.ema}.items():
         published = load_file(home / "run" / f"{kind}-0000200.safetensors")
         changed = {name for name, tensor in tensors.items() if not torch.equal(tensor, published[name])}
@@ -208,9 +208,10 @@ def dit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_dit_goes_on_by_its_own_objective_without_its_variance(dit):
     tensors, facts = checkpoint.load(dit / "run" / "ema-0000003.safetensors")
-    architecture, past = begun(finetune(), Latents.load(dit / "latents"), dit / "latents", dit / "run")
+    method, past = begun(finetune(), Latents.load(dit / "latents"), dit / "latents", dit / "run")
+    architecture = method.architecture
     assert architecture == {name: size for name, size in facts["architecture"].items() if name != "out_channels"} | {"classes": 5}
-    assert past.preconditioning == "vp"
+    assert method.preconditioning == "vp"
     theirs, ours = MaskDiT(**facts["architecture"]), MaskDiT(**architecture)
     theirs.load_state_dict(tensors)
     ours.load_state_dict(past.net)
@@ -234,5 +235,5 @@ def test_dit_finetuned_predicts_noise_and_is_sampled_so(dit):
 
 
 def test_dit_has_no_decoder_for_a_mask(dit):
-    with pytest.raises(UserError, match=r"finetune\.mask_ratio: 0\.5 needs a decoder, and the published network has none"):
+    with pytest.raises(UserError, match=r"finetune\.mask_ratio: 0\.5 needs a decoder, and the network has none"):
         begun(finetune(mask_ratio=0.5), Latents.load(dit / "latents"), dit / "latents", dit / "run")

@@ -12,6 +12,7 @@ import torch
 
 import warm
 from maskdit.config.training import Pretrain
+from maskdit.methods.plugins import of_entry
 from maskdit.model import ema
 from maskdit.model.diffusion import Draw
 from maskdit.model.transformer import MaskDiT
@@ -43,12 +44,13 @@ ALONE = Ranks(0, 1)
 def learner(ranks=ALONE, **changes):
     """A learner of a small network with random weights."""
     torch.manual_seed(0)
-    net = MaskDiT(side=8, channels=4, classes=3, encoder=ENCODER, decoder=DECODER)
+    config = Pretrain.model_validate({**ENTRY, **changes})
+    method = of_entry(config, {"side": 8, "channels": 4, "classes": 3, "encoder": ENCODER, "decoder": DECODER})
+    net = method.network(config)
     for weight in net.parameters():
         if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.1)
-    config = Pretrain.model_validate({**ENTRY, **changes})
-    return Learner(net, net.state_dict(), config, torch.device("cpu"), ranks)
+    return Learner(net, net.state_dict(), config, method, torch.device("cpu"), ranks)
 
 
 def batch(seed=0, count=6):

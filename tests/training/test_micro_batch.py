@@ -24,9 +24,7 @@ def test_auto_takes_what_fits_says_so_and_keeps_its_choice(latents, memory, caps
     assert weights(halves) != weights(whole), "another order of sums"
     monkeypatch.setenv("MASKDIT_SCRATCH", str(latents.parent / "scratch-auto"))
     capsys.readouterr()
-    step = micro_batch.step_memory(
-        masked(4), True, True, 8000, 16, {"depth": 1, "width": 16, "heads": 2}, {"depth": 1, "width": 8, "heads": 2}
-    )
+    step = micro_batch.step_memory(masked(4), True, True, 8000, [(16, 2, 8), (8, 2, 16)])
     monkeypatch.setattr(micro_batch, "step_memory", lambda *_: step)
     memory[0] = int(step.of(2) / 0.9) + 1
     auto = pretrained(latents, "auto", masked(2, micro_batch="auto"))

@@ -20,12 +20,12 @@ from maskdit.artifacts.publish import publishing
 from maskdit.config.base import UserError
 from maskdit.config.training import Finetune, kept_tokens
 from maskdit.latents.dataset import Latents
-from maskdit.model import checkpoint
+from maskdit.methods.plugins import of_entry
+from maskdit.model import checkpoint, diffusion
 from maskdit.model.diffusion import Draw
-from maskdit.model.transformer import MaskDiT
 from maskdit.runtime.process_group import Ranks
 from maskdit.sampling.sample import averaged
-from maskdit.training import learner, train
+from maskdit.training import train
 from maskdit.training.batches import Batch, ahead, batch_at
 from maskdit.training.learner import Learner
 from maskdit.training.recovery import Recovery
@@ -261,10 +261,12 @@ def test_a_masked_step_is_faster_per_image_than_a_dense_one_at_the_demo_s_size()
     def step(key: str) -> Callable[[], float]:
         config = params.pretrain[key]
         decoder = config.decoder.model_dump(exclude={"revision"}) if config.decoder else None
-        net = MaskDiT(side=16, channels=4, classes=8, encoder=config.encoder.model_dump(exclude={"revision"}), decoder=decoder)
+        encoder = config.encoder.model_dump(exclude={"revision"})
+        method = of_entry(config, {"side": 16, "channels": 4, "classes": 8, "encoder": encoder, "decoder": decoder})
+        net = method.network(config)
         draw = Draw(torch.randn(32), torch.randn(32, 4, 16, 16), torch.rand(32, 64), torch.rand(32))
         batch = Batch(torch.randn(32, 4, 16, 16), torch.zeros(32, dtype=torch.long), draw)
-        learner = Learner(net, net.state_dict(), config, torch.device("cpu"), Ranks(0, 1))
+        learner = Learner(net, net.state_dict(), config, method, torch.device("cpu"), Ranks(0, 1))
 
         def once() -> float:
             began = time.process_time()
@@ -288,8 +290,8 @@ def test_two_trainings_of_one_recipe_at_once_are_refused(latents):
 
 def test_a_diverging_loss_stops_with_a_line_that_says_what_to_do(latents, monkeypatch):
     monkeypatch.setattr(train, "LOG_STEPS", 1)
-    real = learner.loss
-    monkeypatch.setattr(learner, "loss", lambda *given, **more: tuple(term * torch.inf for term in real(*given, **more)))
+    real = diffusion.loss
+    monkeypatch.setattr(diffusion, "loss", lambda *given, **more: tuple(term * torch.inf for term in real(*given, **more)))
     with pytest.raises(UserError, match="no finite gradient in 5 steps up to step 5; lower lr"):
         pretrained(latents, "run", masked(20))
 

@@ -165,6 +165,8 @@ def difference(recorded: dict[str, Any], today: Section, longer: bool = False) -
     if not names:  # the same value in another type
         return ""
     name = min(names, key=lambda name: (name, new.get(name)) == ("precision", "auto"))
+    if name == "method_sha256":
+        return f"another {new.get('method')} than the one that is here"
     return f"{name} {json.dumps(old.get(name))}, params.yaml says {json.dumps(new.get(name))}"
 
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from maskdit.artifacts.atomic import read_json, replacing, write_json
 from maskdit.artifacts.provenance import processor
-from maskdit.benchmark.timing import CLASSES, batch_of, clock, measure, network, tidy, training
+from maskdit.benchmark.timing import CLASSES, batch_of, clock, learner_of, measure, network, tidy, training
 from maskdit.config.benchmark import Bench, Case, Pair
 from maskdit.config.training import kept_tokens
 from maskdit.latents.dataset import Latents, Space
@@ -28,7 +28,6 @@ from maskdit.runtime.device import device, gpus, native
 from maskdit.runtime.process_group import Ranks, launch, together
 from maskdit.runtime.progress import say
 from maskdit.training.batches import ahead, batch_at
-from maskdit.training.learner import Learner
 
 RANKS_STEPS, RANKS_ROUNDS = 4, 5
 CHANGES = {"mask_ratio": "masking", "precision": "precision", "network": "our blocks and flat weights"}
@@ -67,7 +66,7 @@ def update_rows(case: Case, rounds: int, where: torch.device) -> list[dict[str, 
     space = Space(4, case.side, (0.0,) * 4, (1.0,) * 4, "", tuple(map(str, range(CLASSES))))
     latents = Latents.of([np.zeros((256, 1, 8, case.side, case.side), np.float16)], np.arange(256), space)
     net, config = network(case), training(case)
-    learner = Learner(net, net.state_dict(), config, where, Ranks(0, 1))
+    learner = learner_of(case, net, where)
     tokens = net.pos_embed.shape[1]
     keep = kept_tokens(tokens, case.mask_ratio)
     shares = []
@@ -100,7 +99,7 @@ def paced(entry: str, out: str, mode: str) -> None:
     case, where = Case.model_validate_json(entry), device()
     with contextlib.nullcontext(Ranks(0, 1)) if mode == "alone" else together() as ranks:
         net = network(case)
-        learner = Learner(net, net.state_dict(), training(case), where, ranks)
+        learner = learner_of(case, net, where, ranks)
         given, keep = batch_of(case).to(where), kept_tokens(net.pos_embed.shape[1], case.mask_ratio)
         taken = []
         for _ in range(RANKS_STEPS + 1):

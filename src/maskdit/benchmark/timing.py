@@ -19,7 +19,8 @@ import torch
 
 from maskdit.benchmark.baseline import Plain, plain_denoise, plain_loss
 from maskdit.config.benchmark import Case
-from maskdit.config.training import Pretrain, kept_tokens
+from maskdit.config.training import Pretrain
+from maskdit.methods.plugins import of_entry
 from maskdit.model import transformer
 from maskdit.model.diffusion import Draw, denoise, guided
 from maskdit.model.samplers import heun, sigma_steps
@@ -31,6 +32,7 @@ from maskdit.training.batches import Batch
 from maskdit.training.learner import Learner
 
 CLASSES, STEPS, GUIDANCE = 1000, 4, 1.5
+ALONE = Ranks(0, 1)
 
 
 def training(case: Case) -> Pretrain:
@@ -58,6 +60,12 @@ def network(case: Case) -> Any:
     return net
 
 
+def learner_of(case: Case, net: Any, where: torch.device, ranks: Ranks = ALONE, **changes: Any) -> Learner:
+    """A case's network in training; `changes` are of its entry."""
+    entry = training(case).model_copy(update=changes)
+    return Learner(net, net.state_dict(), entry, of_entry(entry, architecture(case)), where, ranks)
+
+
 def batch_of(case: Case) -> Batch:
     """Random latents and draws, with labels."""
     B, shape = case.batch, (case.batch, 4, case.side, case.side)
@@ -77,16 +85,15 @@ class Ready:
 
 def ready(case: Case, where: torch.device) -> Ready:
     """Build a case's network and the function to time."""
-    with torch.device("meta"):
-        counted = MaskDiT(**architecture(case))
-    tokens = counted.pos_embed.shape[1]
-    keep = kept_tokens(tokens, case.mask_ratio)
+    entry = training(case)
+    method = of_entry(entry, architecture(case))
+    keep = method.kept(entry, 0)
     given, net = batch_of(case).to(where), network(case).to(where)
     if case.sampling:
-        return sampling(case, net, given, where, counted.flops(tokens))
-    flops = 3 * counted.flops(keep)
+        return sampling(case, net, given, where, method.flops(None, method.tokens))
+    flops = 3 * method.flops(entry, keep)
     if case.network == "ours":
-        learner = Learner(net, net.state_dict(), training(case), where, Ranks(0, 1))
+        learner = learner_of(case, net, where)
         if not case.update:
             learner.average = torch.empty(0)  # leaves memory for the other network
 

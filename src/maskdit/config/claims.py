@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from maskdit.config.base import Key, ListOf, Section, new
+from maskdit.config.base import Key, Line, ListOf, Section, new
 
 RECORDS = ("evaluate", "reconstruct")
 Evals = Annotated[ListOf[Key], Field(min_length=1)]  # seeds of one recipe, or recipes of which the best counts
@@ -34,7 +34,7 @@ class Crossing(Section):
     kind: Literal["crossing"]
     study: Key  # an entry of curves
     axis: Literal["steps", "images", "tflop", "seconds", "device_hours", "cost"]
-    model: Literal["MaskDiT", "TREAD"] = new("MaskDiT")
+    model: Line = new("MaskDiT")  # the name of a method
 
 
 class Pair(Section):

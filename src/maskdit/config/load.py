@@ -1,6 +1,7 @@
 """Loads params.yaml: reads it, types it, and rejects entries that do not fit together."""
 
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 
@@ -38,7 +39,11 @@ def validate(tree: object, path: Path = Path("params.yaml")) -> Params:
         params = Params.model_validate(expanded(tree, path))
     except ValidationError as error:
         raise UserError(f"{path}: {first(error, Params)}") from None
-    checks = (keys_unfit, names_unknown, sources_unfit, sizes_unfit, phases_unfit, sweeps_unfit, protocols_unfit)
+    try:
+        import_module("maskdit.methods.entries").name_code(params)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    checks = (keys_unfit, names_unknown, sources_unfit, sizes_unfit, phases_unfit, sweeps_unfit, protocols_unfit, methods_unfit)
     for problem in chain.from_iterable(check(params) for check in checks):  # each check relies on those before it
         raise UserError(f"{path}: {problem}")
     return params
@@ -95,20 +100,19 @@ def sizes_unfit(params: Params) -> Iterator[str]:
                 dataset = entry.dataset if verb == "vae" else params.encode[entry.dataset].dataset
                 if entry.batch > (count := params.pictures(dataset).training):
                     yield f"{verb}.{key}.batch: {entry.batch} is larger than the data ({count} training images of fetch.{dataset})"
-    for verb in ("pretrain", "finetune"):
-        for key, run in getattr(params, verb).items():
-            where, start = f"{verb}.{key}", run.run if isinstance(run, Finetune) else key
-            if isinstance(run, Finetune) and run.phase == "released":
-                yield from (f"{where}.{problem}" for problem in published_unfit(params, run))
-                continue
-            encode, network = params.encode[run.dataset], params.pretrain[start]
-            side = params.pictures(encode.dataset).resolution // params.vae[encode.vae].factor
-            patch, depth = network.encoder.patch, network.encoder.depth
-            tokens = (side // patch) ** 2
-            if side % patch:
-                yield f"pretrain.{start}.encoder.patch: {patch} does not divide the latent's side of {side}"
-            bare = "" if network.decoder else f"pretrain.{start}.decoder is null"
-            yield from (f"{where}.{problem}" for problem in run.misfits(tokens, depth, bare))
+    for key, run in params.pretrain.items():
+        encode = params.encode[run.dataset]
+        side = params.pictures(encode.dataset).resolution // params.vae[encode.vae].factor
+        if side % run.encoder.patch:
+            yield f"pretrain.{key}.encoder.patch: {run.encoder.patch} does not divide the latent's side of {side}"
+    for key, tuning in params.finetune.items():
+        if tuning.phase == "released":
+            yield from (f"finetune.{key}.{problem}" for problem in published_unfit(params, tuning))
+
+
+def methods_unfit(params: Params) -> Iterator[str]:
+    """Trainings and samples that do not fit their methods, which may be code of the user's, above this room."""
+    yield from import_module("maskdit.methods.entries").unfit(params)
 
 
 def published_unfit(params: Params, run: Finetune) -> Iterator[str]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 State = dict[str, "Tensor"]
 
 
-class Options(BaseModel):
+class MethodOptions(BaseModel):
     """What an entry may hold below `options:`. It is frozen; unknown keys and wrong types are errors."""
 
     model_config = Section.model_config
@@ -31,12 +31,12 @@ class Method(ABC):
     """One arm of training: a subclass says how it differs from DiT with EDM's loss. B images, L tokens, C channels of H x W."""
 
     name: ClassVar[str]  # one word: in tables, curves and claims
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
     reads: ClassVar[tuple[str, ...]] = ()  # of mask_ratio, defer and route, those that it knows
     preconditioning: ClassVar[str] = "edm"  # what its network predicts: edm, vp or flow
 
-    def __init__(self, architecture: dict[str, Any], options: Options, source: dict[str, Any]) -> None:
-        """architecture: side, channels and classes of the latents, encoder and decoder. source: how a checkpoint names the method."""
+    def __init__(self, architecture: dict[str, Any], options: MethodOptions, source: dict[str, Any]) -> None:
+        """architecture: side, channels and classes of the latents, encoder and decoder. source: how checkpoints name the method."""
         self.architecture, self.options, self.source = architecture, options, source
         self.encoder, self.decoder = architecture["encoder"], architecture["decoder"]
         self.tokens = (architecture["side"] // self.encoder["patch"]) ** 2
@@ -66,7 +66,7 @@ class Method(ABC):
     def flops(self, config: Training | None, kept: int) -> int:
         """FLOPs of one image's forward pass, 2 per multiply-add: in training, or without a config in sampling."""
         encoder, decoder, channels = self.encoder, self.decoder, self.architecture["channels"]
-        numbers, out = (count * encoder["patch"] ** 2 for count in (channels, self.architecture.get("out_channels", channels)))
+        numbers, out = (count * encoder["patch"] ** 2 for count in (channels, self.architecture.get("out_channels") or channels))
         inner, depth = (decoder["width"], decoder["depth"]) if decoder else (encoder["width"], None)
         seen = self.seen(config, kept) if config else [kept] * encoder["depth"]
         return forward(self.tokens, kept, numbers, encoder["width"], seen, inner, out, depth)
@@ -75,7 +75,9 @@ class Method(ABC):
         """Width, heads and most tokens of each block in training, from which the memory of a step is estimated."""
         seen = self.seen(config, self.kept(config, config.milestones[-1]))
         blocks = [(self.encoder["width"], self.encoder["heads"], count) for count in seen]
-        return blocks + ([(self.decoder["width"], self.decoder["heads"], self.tokens)] * self.decoder["depth"] if self.decoder else [])
+        return blocks + (
+            [(self.decoder["width"], self.decoder["heads"], self.tokens)] * self.decoder["depth"] if self.decoder else []
+        )
 
     def draws(self, config: Training) -> int:
         """Uniform numbers per image that its loss needs besides the usual ones; it finds them in `draw.extra_BN`."""
@@ -124,7 +126,7 @@ class Method(ABC):
         return solve(denoiser, noise_BCHW, sigma_steps(config.solver_steps, *self.sigma_range()))
 
     def guidance(self, config: Sample) -> dict[str, Any]:
-        """Where guidance applies: channels, never those of a variance, and noise levels; as `model/diffusion.py::guided` takes them."""
+        """Where guidance applies: channels, never those of a variance, and noise levels, as `guided` takes them."""
         channels = self.architecture["channels"]
         return {
             "channels": channels if config.guidance_channels == "all" else min(3, channels),

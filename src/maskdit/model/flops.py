@@ -2,15 +2,8 @@
 
 from collections.abc import Sequence
 
-from maskdit.config.training import Route, kept_tokens
-
 FREQUENCIES = 256  # width of the noise level's sinusoidal embedding
-
-
-def seen(depth: int, tokens: int, kept: int, defer: int, route: Route | None) -> list[int]:
-    """Number of tokens that each encoder block sees in training."""
-    routed = dict.fromkeys(range(route.first, route.last + 1), kept_tokens(tokens, route.ratio)) if route else {}
-    return [tokens if block < defer else routed.get(block, kept) for block in range(depth)]
+Sizes = dict[str, int]  # patch, depth, width and heads of encoder or decoder
 
 
 def forward(

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from maskdit.config.training import Training
-from maskdit.model.flops import FREQUENCIES
+from maskdit.model.flops import FREQUENCIES, Sizes
 
 # Bytes that a block keeps for its backward pass, for each token and unit of its width, counted with torch.autograd.graph's hooks.
 SAVED = {(True, False): 48.3, (True, True): 36.2, (False, False): 80.4, (False, True): 68.3}  # by (half precision, compiled)
 AT_WORK = 3.0  # the blocks whose activations are in memory in addition, while they are computed and used: 2.2 to 4.1 measured
 CONTEXT = 1.5e9  # of CUDA, its libraries and NCCL
 USED = 0.9  # the share of the free memory that is used
-Sizes = dict[str, int]
 Block = tuple[int, int, int]  # width, heads, tokens
 
 
@@ -49,4 +48,3 @@ def step_memory(config: Training, half: bool, cpu: bool, weights: int, blocks: S
     fixed: float = weights * (20 + 4 * averages + 2 * half)
     fixed += weights * (16 + 4 * averages) / ranks if cpu else CONTEXT  # a CPU also holds the copy of a state
     return Memory(fixed, image)
-

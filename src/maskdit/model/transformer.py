@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maskdit.config.training import Route
-from maskdit.model.flops import FREQUENCIES, forward, seen
+from maskdit.model.flops import FREQUENCIES, Sizes
 from maskdit.model.masking import gather, patchify, restore, unpatchify
 
 MLP_RATIO = 4
-Sizes = dict[str, int]  # patch, depth, width and heads, as in params.yaml
 
 
 def positions(side: int, width: int) -> Tensor:
@@ -240,15 +239,6 @@ class MaskDiT(nn.Module):
             return checkpoint(block, x_BLD, condition_BD, use_reentrant=False, preserve_rng_state=False)
         return block(x_BLD, condition_BD)
 
-    def flops(self, kept: int) -> int:
-        """FLOPs of one image's forward pass with `kept` tokens and the current `defer` and `route`; 2 per multiply-add."""
-        _, tokens, width = self.pos_embed.shape
-        inner, outer = self.final_layer.linear.in_features, self.final_layer.linear.out_features
-        numbers = self.x_embedder.proj.weight[0].numel()
-        depth = None if self.decoder_layer is None else len(self.decoder_blocks)
-        blocks = seen(len(self.blocks), tokens, kept, self.defer, self.route)
-        return forward(tokens, kept, numbers, width, blocks, inner, outer, depth)
-
 
 def compile_blocks(net: nn.Module, dynamic: bool | None = False) -> None:
     """Compile each block: as fast as compiling the whole network, in a tenth of the time."""
@@ -263,7 +253,9 @@ def for_inference(net: nn.Module, dtype: torch.dtype, compiled: bool = False) ->
     Norms and residual sums stay in float32. For bfloat16 on a CPU the linear layers are also packed, and the first one of each MLP
     is fused with GELU, by the oneDNN operators that torch's compiler uses; not if the blocks are `compiled`.
     """
-    packed = dtype == torch.bfloat16 and next(net.parameters()).device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    packed = (
+        dtype == torch.bfloat16 and next(net.parameters()).device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
     packed = packed and not compiled
     for block in [module for module in net.modules() if isinstance(module, Block)]:
         block.to(dtype)

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from maskdit.methods.dit import Dit
+
 Sheet = tuple[NDArray[Any], NDArray[Any]]  # cost and quality, each (seeds, milestones)
 
 DRAWS, SHARE = 1000, 0.95  # bootstrap samples, and the share of them inside an interval
@@ -94,7 +96,7 @@ def crossings(frame: pd.DataFrame, axes: Iterable[str], quality: str) -> Iterato
     busy = frame.groupby("series")["mfu"].median() if "mfu" in frame else None
     for axis in axes:
         sheets = sheets_of(axis)
-        for theirs, ours in ((a, b) for a in sheets for b in sheets if models[a] == "DiT" != models[b]):
+        for theirs, ours in ((a, b) for a in sheets for b in sheets if models[a] == Dit.name != models[b]):
             for place in range(sheets[theirs][0].shape[1]):
                 row = row_of(theirs, ours, axis, sheets[theirs], sheets[ours], place, quality, kind)
                 if axis in TIMES and row["status"] == "reached" and {theirs, ours} <= computed.keys():

@@ -10,6 +10,7 @@ from typing import Any
 from maskdit.artifacts.atomic import named, read_json
 from maskdit.artifacts.manifest import config_of
 from maskdit.config.base import UserError
+from maskdit.methods.tread import Tread
 
 COMPARABLE: tuple[str, ...] = ("family", "extractor_sha256", "reference_sha256", "images", "labels", "quantisation", "neighbours")
 COMPARABLE += ("statistics", "is_split", "is_order", "kid_subsets", "near", "resize", "resolution")
@@ -108,9 +109,9 @@ def counted(trainings: int, samplings: int) -> str:
 
 
 def model_of(record: dict[str, Any]) -> str:
-    """The model behind a record: DiT, MaskDiT, or TREAD for a DiT some of whose tokens skip blocks in training."""
-    model = record["checkpoint"]["model"]
-    return "TREAD" if model == "DiT" and config_of(record, "pretrain").get("route") else model
+    """The name of the method behind a record. A checkpoint of TREAD has that of its network, which does not show the route."""
+    entry = config_of(record, "pretrain")
+    return Tread.name if entry.get("route") and not entry.get("method") else record["checkpoint"]["model"]
 
 
 def steps_of(record: dict[str, Any]) -> int:

@@ -77,7 +77,8 @@ def demand_solver(config: Sample, path: Path, method: Method) -> None:
 def count(config: Sample, method: Method) -> tuple[int, int]:
     """Evaluations and network passes per image, counted with a network that returns zeros."""
     batches: list[int] = []
-    out = method.architecture.get("out_channels", channels := method.architecture["channels"]) // channels
+    channels = method.architecture["channels"]
+    out = (method.architecture.get("out_channels") or channels) // channels
 
     def zeros(x: Tensor, *_: object) -> Tensor:
         batches.append(len(x))

@@ -8,9 +8,9 @@ from maskdit.config.images import Autoencoder, Extractor, Folder, ImageNet, Pict
 from maskdit.config.latents import DownloadedVae, Encode, Vae
 from maskdit.config.params import Params
 from maskdit.config.sampling import Sample
-from maskdit.config.training import Encoder, Finetune, Pretrain, Released, Training, Transformer, kept_tokens
-from maskdit.model.flops import forward, seen
-from maskdit.model.memory import Memory, Sizes, parameters, shape, step_memory
+from maskdit.config.training import Finetune, Pretrain, Released, Training
+from maskdit.methods.entries import of_node
+from maskdit.model.memory import Memory, parameters, step_memory
 from maskdit.runtime.variables import bf16_allowed
 
 # TFLOP/s of dense matrix products in half precision and tf32, from data sheets. cpu: one core of an AMD EPYC in bf16 and fp32, the
@@ -22,7 +22,6 @@ ENCODER, DECODER = 272.7e9 / 256**2, 622.2e9 / 256**2  # FLOPs per pixel of SD's
 NETWORKS = {"inception-2015": 11.4e9, "dinov2": 162e9, "mobilenet-v2": 0.05e9}  # FLOPs per image
 WIDTHS = {"inception-2015": 2048 + 2023, "dinov2": 1024, "mobilenet-v2": 1280 + 1000}
 ARCHIVE = 121e3  # bytes per compressed image of ImageNet
-XL = Encoder(patch=2, depth=28, width=1152, heads=16), Transformer(depth=8, width=512, heads=16)  # of published weights, as a guess
 
 
 @dataclass(frozen=True)
@@ -91,15 +90,6 @@ class Costs:
         entry = self.params.vae[vae]
         return (entry.channels[0] / 128) ** 2 * entry.layers_per_block / 2 if isinstance(entry, Vae) else 1.0
 
-    def halves(self, verb: str, key: str) -> tuple[Encoder, Transformer | None]:
-        """Encoder and decoder of a run's network; published weights are taken to be of the paper's size."""
-        entry = self.params.entry(verb, key)
-        if isinstance(entry, Finetune):
-            return self.halves(entry.phase, entry.run)
-        if isinstance(entry, Released):
-            return XL[0], None if entry.format == "dit" else XL[1]
-        return entry.encoder, entry.decoder
-
     def encoded(self, verb: str, key: str) -> tuple[str, str]:
         """The images of a run, an entry of fetch, and the autoencoder of their latents."""
         entry = self.params.entry(verb, key)
@@ -107,18 +97,6 @@ class Costs:
             return self.params.reference[entry.dataset].dataset, entry.vae
         encode = self.params.encode[entry.dataset]
         return encode.dataset, encode.vae
-
-    def per_image(self, verb: str, key: str, training: Training | None = None, step: int = 0) -> float:
-        """FLOPs of a forward pass of a run's network: on all tokens, or as at a step of a training."""
-        side, channels = self.latent(*self.encoded(verb, key))
-        encoder, decoder = self.halves(verb, key)
-        tokens, numbers = (side // encoder.patch) ** 2, channels * encoder.patch**2
-        inner, depth = (decoder.width, decoder.depth) if decoder else (encoder.width, None)
-        kept, blocks = tokens, [tokens] * encoder.depth
-        if training:
-            kept = kept_tokens(tokens, training.mask_at(step))
-            blocks = seen(encoder.depth, tokens, kept, training.defer, training.route)
-        return forward(tokens, kept, numbers, encoder.width, blocks, inner, numbers, depth)
 
     def of(self, node: str) -> Cost:
         """Cost of a node; 0 FLOPs if it takes only minutes on a CPU."""
@@ -148,8 +126,9 @@ class Costs:
             case Pretrain() | Finetune():
                 last = entry.milestones[-1]
                 marks = range(0, last, max(1, last // 200))
-                mean = sum(self.per_image(verb, key, entry, step) for step in marks) / len(marks)
-                size = parameters(*self.network(node)[1:])
+                method = of_node(params, verb, key)
+                mean = sum(method.flops(entry, method.kept(entry, step)) for step in marks) / len(marks)
+                size = parameters(method.encoder, method.decoder)
                 return Cost(3 * mean * last * entry.batch, entry.precision, 4 * size * copies(entry))
             case Released():
                 return Cost(disk=3e9)
@@ -163,18 +142,12 @@ class Costs:
                 return Cost(flops, "tf32", 0.0, entry.shards)
         return Cost()
 
-    def network(self, node: str) -> tuple[int, Sizes, Sizes | None]:
-        """Tokens, encoder and decoder of a training's network."""
-        verb, key = node.split("/")
-        encoder, decoder = self.halves(verb, key)
-        side, _ = self.latent(*self.encoded(verb, key))
-        return shape({"side": side, "encoder": encoder.model_dump(), "decoder": decoder and decoder.model_dump()})
-
     def memory(self, node: str, site: Site) -> Memory:
         """Memory of a training's step on one device of a site."""
-        entry, (tokens, encoder, decoder) = self.params.entry(*node.split("/")), self.network(node)
-        half, cpu = site.half(entry.precision), site.device == "cpu"
-        return step_memory(entry, half, cpu, parameters(encoder, decoder), tokens, encoder, decoder, site.devices)
+        verb, key = node.split("/")
+        entry, method = self.params.entry(verb, key), of_node(self.params, verb, key)
+        weights, half = parameters(method.encoder, method.decoder), site.half(entry.precision)
+        return step_memory(entry, half, site.device == "cpu", weights, method.blocks(entry), site.devices)
 
     def featured(self, extractor: str, images: int, shards: int) -> Cost:
         """Cost of extracting the features of some images."""
@@ -183,7 +156,8 @@ class Costs:
 
     def drawn(self, entry: Sample) -> Cost:
         """Cost of samples: forward passes on all tokens, then the decoder."""
-        network = self.per_image(entry.phase, entry.run)
+        method = of_node(self.params, entry.phase, entry.run)
+        network = method.flops(None, method.tokens)
         resolution = self.params.pictures(self.encoded(entry.phase, entry.run)[0]).resolution
         passes = 2 * entry.solver_steps - 1 if entry.solver == "heun" else entry.solver_steps
         passes *= 2 if entry.guidance > 1 else 1

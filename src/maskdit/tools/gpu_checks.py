@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from maskdit.benchmark.timing import batch_of, network, ready, training
+from maskdit.benchmark.timing import batch_of, learner_of, network, ready, training
 from maskdit.config.benchmark import Case
 from maskdit.config.training import kept_tokens
 from maskdit.latents.dataset import Latents, Space
-from maskdit.model.transformer import MaskDiT
+from maskdit.methods.plugins import of_entry
 from maskdit.runtime import device
 from maskdit.runtime.device import demand_kernels, prepare_compiler
-from maskdit.runtime.process_group import Ranks, Stopped, free_port
+from maskdit.runtime.process_group import Stopped, free_port
 from maskdit.training import train
 from maskdit.training.batches import batch_at
 from maskdit.training.learner import Learner
@@ -153,7 +153,7 @@ def ours(bench: Bench, where: torch.device, **changes: Any) -> Learner:
     """A learner of the bench's case on a device."""
     case = bench.case(**changes)
     net = network(case)
-    return Learner(net, net.state_dict(), training(case), where, Ranks(0, 1))
+    return learner_of(case, net, where)
 
 
 def agreement(bench: Bench) -> Seen:
@@ -171,7 +171,7 @@ def agreement(bench: Bench) -> Seen:
 def waits(bench: Bench) -> Seen:
     """A step in which every wait of the host for the GPU is an error."""
     learner = ours(bench, bench.where)
-    given, keep = batch_of(bench.case()).to(bench.where), learner.net.pos_embed.shape[1] // 2
+    given, keep = batch_of(bench.case()).to(bench.where), bench.case().side ** 2 // 2
     learner.gradients(given, keep)
     learner.update(0)
     bench.sync()
@@ -212,8 +212,9 @@ def trained(bench: Bench, home: Path, stop: int | None) -> tuple[dict[str, torch
     moments = np.random.default_rng(0).normal(size=(64, 1, 8, case.side, case.side)).astype(np.float16)
     data = Latents.of([moments], np.arange(64) % 10, space, "random")
     torch.manual_seed(0)
-    start = MaskDiT(**architecture).state_dict()
-    work = partial(train.train, "pretrain", config, architecture, data, Past(start, start), home / "out")
+    method = of_entry(config, architecture)
+    start = method.network().state_dict()
+    work = partial(train.train, "pretrain", config, method, data, Past(start, start), home / "out")
     (home / "out").mkdir(parents=True)
 
     def warned(number: int, **rest: Any) -> Any:
@@ -246,9 +247,8 @@ def stopping(bench: Bench) -> Seen:
 def unmasking(bench: Bench) -> Seen:
     """Graphs for many numbers of kept tokens, as the cosine schedule has them."""
     bench.fresh()
-    schedule = training(bench.case(compile=True)).model_copy(update={"schedule_steps": 100})
     net = network(bench.case())
-    learner = Learner(net, net.state_dict(), schedule, bench.where, Ranks(0, 1))
+    learner = learner_of(bench.case(compile=True), net, bench.where, schedule_steps=100)
     given, tokens, before = batch_of(bench.case()).to(bench.where), net.pos_embed.shape[1], graphs()
     counts = sorted({kept_tokens(tokens, ratio) for ratio in np.linspace(0.5, 0.0, 6)})
     for keep in counts:

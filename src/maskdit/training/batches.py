@@ -45,9 +45,7 @@ class Batch:
         return Batch(change(self.clean), change(self.labels), Draw(**draw))
 
 
-def batch_at(
-    step: int, config: Training, latents: Latents, patches: int, rank: int = 0, world: int = 1, extra: int = 0
-) -> Batch:
+def batch_at(step: int, config: Training, latents: Latents, patches: int, rank: int = 0, world: int = 1, extra: int = 0) -> Batch:
     """A rank's share of a step's global batch. Each sample's draws depend only on (seed, step, place in the global batch).
 
     extra: uniform numbers that the method draws besides the usual ones.

@@ -30,9 +30,7 @@ State = dict[str, Tensor]
 class Learner:
     """A method's network in training. `net` holds the initial weights, `average` the initial moving average by parameter name."""
 
-    def __init__(
-        self, net: nn.Module, average: State, config: Training, method: Method, where: torch.device, ranks: Ranks
-    ) -> None:
+    def __init__(self, net: nn.Module, average: State, config: Training, method: Method, where: torch.device, ranks: Ranks) -> None:
         self.net, self.config, self.where, self.ranks = net.to(where), config, where, ranks
         weights = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
         self.fixed = {name: tensor for name, tensor in net.state_dict().items() if name not in weights}

@@ -18,9 +18,7 @@ from maskdit.runtime.progress import say
 SURE = 0.9  # of the estimate is certainly needed
 
 
-def fitted(
-    phase: str, config: Training, method: Method, weights: int, where: torch.device, ranks: Ranks, home: Path
-) -> Training:
+def fitted(phase: str, config: Training, method: Method, weights: int, where: torch.device, ranks: Ranks, home: Path) -> Training:
     """The entry with a number in place of `micro_batch: auto`. Call it before the network is on its device.
 
     A number that was chosen is kept in the folder `home`, as another one would change the last digits. Raises UserError if what the

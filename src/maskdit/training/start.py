@@ -27,7 +27,7 @@ TABLE, FINAL = "y_embedder.embedding_table.weight", "final_layer.linear"  # of t
 
 @dataclass(frozen=True)
 class Past:
-    """The start of a phase: weights, their moving average, and the cost of earlier phases. source: where published weights come from."""
+    """The start of a phase: weights, their average, and the cost of earlier phases. source: where published weights come from."""
 
     net: State
     ema: State

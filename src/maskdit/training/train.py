@@ -72,7 +72,13 @@ def train(
     """
     if config.batch > len(data.labels):
         raise UserError(f"{phase}.batch: {config.batch} is larger than the data ({len(data.labels)} latents); lower it")
-    recipe = {"phase": phase, **config.recipe(), "architecture": method.architecture, "latents": data.sha256, "past": past.identity()}
+    recipe = {
+        "phase": phase,
+        **config.recipe(),
+        "architecture": method.architecture,
+        "latents": data.sha256,
+        "past": past.identity(),
+    }
     recipe |= method.named()
     name = digest(recipe)[:16]
     with (

@@ -16,6 +16,7 @@ from maskdit.config.base import UserError
 from maskdit.config.images import VAE_WEIGHTS
 from maskdit.latents import autoencoder
 from maskdit.latents.dataset import Space
+from maskdit.methods.plugins import of_facts
 from maskdit.model import checkpoint
 from maskdit.runtime.progress import say
 from maskdit.weights.names import Tensors, wrapped
@@ -31,7 +32,7 @@ PREFIX = "maskdit_"  # of our modules in an exported folder, because diffusers c
 def weights_of(run: Path, step: int | None, kinds: list[str]) -> tuple[dict[str, Tensors], dict[str, Any]]:
     """Weights of a milestone (default: the last one) by kind, ema or net, and the facts stored with them.
 
-    Raises UserError if the run has no such milestone, did not keep its raw weights, or predicts noise as DiT's own weights do.
+    Raises UserError if the run has no such milestone, did not keep its raw weights, or is of a method that neither format can hold.
     """
     index = read_json(run / "index.json", "milestones", "final")
     milestones = {mark["step"]: mark["file"] for mark in index["milestones"]}
@@ -44,10 +45,10 @@ def weights_of(run: Path, step: int | None, kinds: list[str]) -> tuple[dict[str,
     found, facts = {}, dict[str, Any]()
     for kind in kinds:
         found[kind], facts = checkpoint.load(run / files[kind])
-    if facts.get("preconditioning", "edm") != "edm":
-        told = "predicts noise, as DiT's own weights do, which neither format can hold"
-        raise UserError(f"{run}: {told}; share the original file, or the folder of the run")
-    return found, facts
+    try:
+        return {kind: of_facts(facts).exported(tensors) for kind, tensors in found.items()}, facts
+    except ValueError as error:
+        raise UserError(f"{run}: {error}") from None
 
 
 def export(run: Path, format: str, out: Path, step: int | None, weights: str, vae: Path | None, metrics: Path | None) -> None:  # noqa: A002, an option
