@@ -11,7 +11,7 @@ Step = Count | Literal["final"]  # final: the last milestone of the phase
 
 
 class Sample(Section):
-    """Images from one checkpoint. heun evaluates the denoiser 2 * solver_steps - 1 times, the other solvers solver_steps times."""
+    """Images from one checkpoint. The two Heuns evaluate the network 2 * solver_steps - 1 times, the others solver_steps times."""
 
     run: Key
     vae: Key
@@ -23,7 +23,7 @@ class Sample(Section):
     guidance_interval: Interval | None = None  # guided where low < sigma <= high
     images: Count
     labels: Literal["random", "balanced"]
-    solver: Literal["heun", "dpmpp-2m", "ddpm"] = "heun"
+    solver: Literal["heun", "dpmpp-2m", "ddpm", "flow-heun", "flow-euler"] = "heun"  # flow: along t, for a velocity (sit)
     solver_steps: Count
     batch: Count
     shards: Count

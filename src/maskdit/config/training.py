@@ -104,7 +104,7 @@ class Pretrain(Training):
     """A run from random weights. Without `method` it is DiT, or MaskDiT with a decoder, or TREAD with a route."""
 
     dataset: Key
-    method: Line | None = new(None)  # dit, maskdit, tread, or a class of your own: methods/mine.py:Mine
+    method: Line | None = new(None)  # dit, maskdit, tread, sit, mask-sit, or your own: methods/mine.py:Mine
     method_sha256: SkipJsonSchema[str | None] = new(None)  # of the file of such a class; computed
     encoder: Encoder
     decoder: Transformer | None

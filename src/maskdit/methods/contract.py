@@ -60,16 +60,15 @@ class Method(ABC):
         return kept_tokens(self.tokens, config.mask_at(step))
 
     @abstractmethod
-    def seen(self, config: Training, kept: int) -> list[int]:
-        """Tokens that each block of the encoder sees in training."""
+    def seen(self, config: Training | None, kept: int) -> list[int]:
+        """Tokens that each block of the encoder sees: in training with `kept` tokens, or without a config in sampling."""
 
     def flops(self, config: Training | None, kept: int) -> int:
-        """FLOPs of one image's forward pass, 2 per multiply-add: in training, or without a config in sampling."""
+        """FLOPs of one image's forward pass, 2 per multiply-add of a matrix product. The arguments are those of `seen`."""
         encoder, decoder, channels = self.encoder, self.decoder, self.architecture["channels"]
         numbers, out = (count * encoder["patch"] ** 2 for count in (channels, self.architecture.get("out_channels") or channels))
         inner, depth = (decoder["width"], decoder["depth"]) if decoder else (encoder["width"], None)
-        seen = self.seen(config, kept) if config else [kept] * encoder["depth"]
-        return forward(self.tokens, kept, numbers, encoder["width"], seen, inner, out, depth)
+        return forward(self.tokens, kept, numbers, encoder["width"], self.seen(config, kept), inner, out, depth)
 
     def blocks(self, config: Training) -> list[Block]:
         """Width, heads and most tokens of each block in training, from which the memory of a step is estimated."""

@@ -26,7 +26,7 @@ class Dit(Method):
             yield f"mask_ratio: {config.mask_ratio} needs a decoder, and the network has none (decoder: null)"
         yield from super().misfits(config)
 
-    def seen(self, config: Training, kept: int) -> list[int]:
+    def seen(self, config: Training | None, kept: int) -> list[int]:
         """All tokens."""
         return [kept] * self.encoder["depth"]
 

@@ -28,9 +28,10 @@ class MaskDit(Method):
             yield f"defer: {config.defer} must be less than the encoder's depth of {depth}"
         yield from super().misfits(config)
 
-    def seen(self, config: Training, kept: int) -> list[int]:
+    def seen(self, config: Training | None, kept: int) -> list[int]:
         """All tokens in the first blocks, then the kept ones."""
-        return [self.tokens if block < config.defer else kept for block in range(self.encoder["depth"])]
+        defer = config.defer if config else 0
+        return [self.tokens if block < defer else kept for block in range(self.encoder["depth"])]
 
     def network(self, config: Training | None = None) -> "transformer.MaskDiT":
         """Encoder, bridge and decoder."""

@@ -22,6 +22,8 @@ OURS = {
     "dit": "maskdit.methods.dit:Dit",
     "maskdit": "maskdit.methods.maskdit:MaskDit",
     "tread": "maskdit.methods.tread:Tread",
+    "sit": "maskdit.methods.sit:Sit",
+    "mask-sit": "maskdit.methods.mask_sit:MaskSit",
 }
 VP = {"dit": "maskdit.methods.dit_vp:DitVp", "tread": "maskdit.methods.dit_vp:TreadVp"}  # of published weights that predict noise
 

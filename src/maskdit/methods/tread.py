@@ -39,9 +39,10 @@ class Tread(Method):
         """Number of tokens that skip no block."""
         return kept_tokens(self.tokens, config.route.ratio) if config.route else self.tokens
 
-    def seen(self, config: Training, kept: int) -> list[int]:
+    def seen(self, config: Training | None, kept: int) -> list[int]:
         """All tokens but for the blocks that some skip."""
-        assert config.route
+        if not config or not config.route:
+            return [kept] * self.encoder["depth"]
         routed = range(config.route.first, config.route.last + 1)
         return [self.stay(config) if block in routed else kept for block in range(self.encoder["depth"])]
 

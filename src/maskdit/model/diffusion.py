@@ -84,10 +84,13 @@ def loss(
         return weight_B * error_BL.mean(1), torch.zeros_like(sigma_B)
     hidden_BL = masked(kept, patches)
     denoising = weight_B * (error_BL.mean(1) if dsm == "all" else (error_BL * ~hidden_BL).sum(1) / keep)
-    noisy = patchify(y, patch)
-    target = (noisy - noisy.mean(-1, keepdim=True)) / (noisy.var(-1, keepdim=True) + 1e-6).sqrt()
-    mae = ((D - target).square().mean(-1) * hidden_BL).sum(1) / (patches - keep)
-    return denoising, mae_weight * mae
+    return denoising, mae_weight * reconstruction(D, patchify(y, patch), hidden_BL, patches - keep)
+
+
+def reconstruction(D_BLP: Tensor, noisy_BLP: Tensor, hidden_BL: Tensor, count: int) -> Tensor:
+    """MaskDiT's second term (B,): the mean over the `count` hidden patches of mean((D - target)^2), for the target see `loss`."""
+    target = (noisy_BLP - noisy_BLP.mean(-1, keepdim=True)) / (noisy_BLP.var(-1, keepdim=True) + 1e-6).sqrt()
+    return ((D_BLP - target).square().mean(-1) * hidden_BL).sum(1) / count
 
 
 def vp_sigmas() -> Tensor:

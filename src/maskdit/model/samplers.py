@@ -24,18 +24,36 @@ def pairs(sigmas: Tensor, where: torch.device) -> Iterator[tuple[Tensor, Tensor,
         yield now, following, last
 
 
+def integrated(slope: Denoiser, x_BCHW: Tensor, levels: Tensor, second: bool = True) -> Tensor:
+    """Integrate dx/dlevel = slope(x, level) in float64 by Heun, or by Euler, whose step is always the last one."""
+    x = x_BCHW
+    for now, following, last in pairs(levels, x.device):
+        first = slope(x, now)
+        euler = x + (following - now) * first
+        x = euler if last or not second else x + (following - now) * (first + slope(euler, following)) / 2
+    return x
+
+
 def heun(denoiser: Denoiser, noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
     """Integrate dy/dsigma = (y - D) / sigma from standard normal noise by Heun (EDM algorithm 1); 2 * steps - 1 evaluations."""
-    y = noise_BCHW.double() * sigmas[0]
 
     def slope(at: Tensor, sigma: Tensor) -> Tensor:
         return (at - denoiser(at, sigma.expand(len(at))).double()) / sigma
 
-    for now, following, last in pairs(sigmas, y.device):
-        first = slope(y, now)
-        euler = y + (following - now) * first
-        y = euler if last else y + (following - now) * (first + slope(euler, following)) / 2
-    return y
+    return integrated(slope, noise_BCHW.double() * sigmas[0], sigmas)
+
+
+def flow(velocity: Denoiser, noise_BCHW: Tensor, steps: int, second: bool) -> Tensor:
+    """Integrate dx/dt = v(x, t) from standard normal noise at t = 1 to t = 0 in equal steps (SiT, Ma et al. 2024, section 2).
+
+    By Heun in 2 * steps - 1 evaluations, or by Euler in `steps`. Euler's step is also that of `heun` with sigma = t / (1 - t):
+    both keep D and eps fixed. Heun's differ, and that of `heun` cannot begin at t = 1, where sigma is infinite.
+    """
+
+    def slope(x: Tensor, t: Tensor) -> Tensor:
+        return velocity(x, t.expand(len(x))).double()
+
+    return integrated(slope, noise_BCHW.double(), torch.linspace(1, 0, steps + 1, dtype=torch.float64), second)
 
 
 def dpmpp_2m(denoiser: Denoiser, noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:

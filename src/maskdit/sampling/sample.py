@@ -25,7 +25,8 @@ from maskdit.runtime.progress import say
 from maskdit.runtime.random import generator
 
 SAMPLERS = {"heun": "EDM Heun", "dpmpp-2m": "DPM-Solver++(2M)", "ddpm": "DDPM"}
-PREDICTIONS = {"ddpm": "noise and its variance"}  # solver -> what it needs
+SAMPLERS |= {"flow-heun": "Heun in t", "flow-euler": "Euler in t"}
+PREDICTIONS = {"ddpm": "noise and its variance", "flow-heun": "a velocity", "flow-euler": "a velocity"}  # solver -> what it needs
 FACTS = ("model", "phase", "step", "images", "seconds", "device_seconds", "flops", "parameters", "precision", "arithmetic", "speed")
 WORTH = 3e16  # FLOPs from which on compiling, half a minute, is worth while: minutes of a GPU
 CHOICES = ("guidance", "guidance_channels", "guidance_interval", "labels", "quantisation")  # fields of the entry in the protocol
@@ -70,7 +71,7 @@ def averaged(run: Path, step: int, width: float) -> dict[str, Tensor]:
 def demand_solver(config: Sample, path: Path, method: Method) -> None:
     """Raise UserError if the entry's solver does not fit the method of a checkpoint."""
     if config.solver not in (fitting := method.solvers()):
-        needed = f"{config.solver} needs a network that predicts {PREDICTIONS.get(config.solver, 'something else')}"
+        needed = f"{config.solver} needs a network that predicts {PREDICTIONS.get(config.solver, 'x0')}"
         raise UserError(f"{path}: {needed}; set solver to {' or '.join(fitting)}")
 
 

@@ -159,7 +159,7 @@ class Costs:
         method = of_node(self.params, entry.phase, entry.run)
         network = method.flops(None, method.tokens)
         resolution = self.params.pictures(self.encoded(entry.phase, entry.run)[0]).resolution
-        passes = 2 * entry.solver_steps - 1 if entry.solver == "heun" else entry.solver_steps
+        passes = 2 * entry.solver_steps - 1 if entry.solver.endswith("heun") else entry.solver_steps
         passes *= 2 if entry.guidance > 1 else 1
         flops = entry.images * (passes * network + self.scale(entry.vae) * DECODER * resolution**2)
         return Cost(flops, entry.precision, entry.images * 3.0 * resolution**2, entry.shards)

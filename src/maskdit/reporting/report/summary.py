@@ -10,6 +10,8 @@ from markupsafe import Markup
 
 from maskdit.config.params import Params
 from maskdit.config.reporting import Report
+from maskdit.methods.dit import Dit
+from maskdit.methods.maskdit import MaskDit
 from maskdit.reporting.records import COMPARABLE, Records, counted, distance_of, independent, seeds, twins
 from maskdit.reporting.report.page import PIECES, picture, rows_of
 
@@ -100,7 +102,8 @@ def answer(timed: list[dict[str, str]], untested: str = "") -> str:
     """
     if not timed:
         return "Does masking pay off here? Undecided: the curves of two models are needed."
-    last = timed[-1]
+    masked = [row for row in timed if row["model"].split()[0] == MaskDit.name]
+    last = (masked or timed)[-1]
     if untested:
         return f"Does masking pay off? This study cannot tell: {untested}. {last['reads']}."
     pays = last["status"] != "not reached" and float(last["ratio"]) < 1
@@ -108,18 +111,20 @@ def answer(timed: list[dict[str, str]], untested: str = "") -> str:
     if last.get("high"):
         noise = "" if (float(last["high"]) < 1 if pays else float(last["low"] or 1) > 1) else ", within the noise of the seeds"
     told = "pays off here" if pays else "does not pay off here"
-    return f"Masking {told}{noise}. {last['reads']}."
+    return f"{'Masking' if masked else last['model']} {told}{noise}. {last['reads']}."
 
 
 def cards(trainings: list[dict[str, str]], timed: list[dict[str, str]], points: dict[str, Any]) -> Markup:
     """Training speed, memory, time to equal quality and final quality of the masked model, compared with DiT."""
+    models = [row["model"] for row in trainings if row.get("model") not in (None, Dit.name, "not run")]
+    model = MaskDit.name if MaskDit.name in models else next(iter(models), "")
 
     def of(model: str, field: str) -> float | None:
         values = [float(row[field]) for row in trainings if row.get("model") == model and row.get(field)]
         return mean(values) if values else None
 
     def times(field: str) -> str:
-        ours, theirs = of("MaskDiT", field), of("DiT", field)
+        ours, theirs = of(model, field), of(Dit.name, field)
         return f"{ours / theirs:.2f}x" if ours and theirs else "not run"
 
     reached = next((row for row in reversed(timed) if row.get("ratio")), None)
