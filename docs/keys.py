@@ -42,7 +42,7 @@ def told(schema: dict[str, Any]) -> str:
             return f"list: {told(schema['items'])}"
         case "object":
             inner = schema.get("additionalProperties") or next(iter(schema["patternProperties"].values()))
-            return f"name: {told(inner)}"
+            return "name: any" if inner is True else f"name: {told(inner)}"
         case "string":
             return FORMS.get(schema.get("pattern", ""), "text")
         case kind:

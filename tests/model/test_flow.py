@@ -32,7 +32,7 @@ def test_the_flow_of_a_gaussian_s_velocity_ends_at_the_gaussian_with_the_order_o
     wanted = MEAN + DEVIATION * NOISE
     for second, order in ((False, 1), (True, 2)):
         coarse, fine = ((flow(along, NOISE, steps, second) - wanted).abs().max().item() for steps in (64, 128))
-        assert fine < 0.01
+        assert fine < 0.02
         assert coarse / fine == pytest.approx(2**order, rel=0.15)
 
 
@@ -44,7 +44,7 @@ def test_the_denoiser_of_a_velocity_is_the_posterior_mean():
 
 
 def test_the_solvers_of_edm_sample_it_by_its_denoiser():
-    sigmas = sigma_steps(40)
+    sigmas = sigma_steps(160)
     start = MEAN / sigmas[0] + NOISE * (1 + DEVIATION**2 / sigmas[0] ** 2).sqrt()  # of the noisy data at the first level
     for solve in (heun, dpmpp_2m):
         torch.testing.assert_close(solve(by_denoiser, start, sigmas), MEAN + DEVIATION * NOISE, rtol=0, atol=5e-3)

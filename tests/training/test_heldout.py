@@ -12,6 +12,7 @@ from maskdit.artifacts.atomic import read_json
 from maskdit.config.base import UserError
 from maskdit.config.training import HELDOUT_LOSS
 from maskdit.latents.dataset import HELDOUT, Latents
+from maskdit.methods.plugins import of_facts
 from maskdit.model import checkpoint
 from maskdit.model.transformer import MaskDiT
 from maskdit.runtime.process_group import Ranks
@@ -22,6 +23,7 @@ from small import ENCODER, encoded, images, latents, masked, pretrained, vae, we
 
 CPU = torch.device("cpu")
 NET = {"side": 8, "channels": 2, "classes": 3, "encoder": ENCODER, "decoder": None}
+METHOD = of_facts({\"architecture\": NET})
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def unseen(latents):
 def test_an_untrained_network_has_the_loss_of_its_preconditioning_alone(unseen):
     """Its last layer is zero, so D = c_skip * y."""
     data = Latents.load(unseen).heldout
-    found = Heldout(NET, data, "fp32", CPU, Ranks(0, 1), vp=False).loss(MaskDiT(**NET).state_dict())
+    found = Heldout(METHOD, data, "fp32", CPU, Ranks(0, 1)).loss(MaskDiT(**NET).state_dict())
     normal = np.stack([generator(0, "heldout", row).standard_normal((LEVELS + 1, 2, 8, 8), dtype=np.float32) for row in range(5)])
     clean = data.draw(np.arange(5), np.zeros(5, int), normal[:, -1])
     for level, sigma in enumerate(SIGMAS):
@@ -53,9 +55,9 @@ def test_the_levels_divide_the_noise_of_training_into_eight_equal_shares():
 
 def test_the_ranks_share_the_images(unseen, monkeypatch):
     data, state = Latents.load(unseen).heldout, MaskDiT(**NET).state_dict()
-    whole = Heldout(NET, data, "fp32", CPU, Ranks(0, 1), vp=False).loss(state)
+    whole = Heldout(METHOD, data, "fp32", CPU, Ranks(0, 1)).loss(state)
     monkeypatch.setattr(heldout, "distributed", SimpleNamespace(all_reduce=lambda sums: None))
-    parts = [Heldout(NET, data, "fp32", CPU, SimpleNamespace(rank=rank, world=2), vp=False).loss(state) for rank in range(2)]
+    parts = [Heldout(METHOD, data, "fp32", CPU, SimpleNamespace(rank=rank, world=2)).loss(state) for rank in range(2)]
     for name, value in whole.items():
         assert sum(part[name] for part in parts) == pytest.approx(value)
 
