@@ -23,7 +23,7 @@ from small import ENCODER, encoded, images, latents, masked, pretrained, vae, we
 
 CPU = torch.device("cpu")
 NET = {"side": 8, "channels": 2, "classes": 3, "encoder": ENCODER, "decoder": None}
-METHOD = of_facts({\"architecture\": NET})
+METHOD = of_facts({"architecture": NET})
 
 
 @pytest.fixture
