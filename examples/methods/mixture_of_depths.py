@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from maskdit.config.training import Training, kept_tokens
-from maskdit.methods.contract import Method, MethodOptions
+from maskdit.methods.contract import MethodOptions
 from maskdit.methods.dit import Dit
 
 if TYPE_CHECKING:
@@ -26,11 +26,9 @@ class Mixture(Dit):
 
     name = "MoD"
     Options = MixtureOptions
-    exported = Method.exported  # the network is not DiT's any more
 
     def picked(self) -> int:
         """Tokens that a routed block computes."""
-        assert isinstance(self.options, MixtureOptions)
         return kept_tokens(self.tokens, self.options.ratio)
 
     def misfits(self, config: Training) -> Any:

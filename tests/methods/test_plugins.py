@@ -12,6 +12,7 @@ from maskdit.config.base import UserError
 from maskdit.config.load import validate
 from maskdit.methods import plugins
 from project import ROOT, TOY, edit
+from small import latents, masked, pretrained  # noqa: F401, a fixture
 
 EXAMPLE = "methods/mixture_of_depths.py:Mixture"
 HEAD = "from maskdit.methods.contract import Method\nfrom maskdit.methods.dit import Dit\n"
@@ -65,8 +66,7 @@ def test_a_method_or_an_option_that_there_is_not_is_refused_in_a_line(method, op
 
 
 LACKS = {
-    "lacks loss(), a part of the contract": "class Mine(Method):\n    name = 'Mine'\n    def seen(self, config, kept): ...\n"
-    "    def network(self, config=None): ...\n",
+    "lacks kept(), a part of the contract": "class Mine(Method):\n    name = 'Mine'\n    def misfits(self, config): ...\n",
     "lacks name, the word that stands for it in tables": "class Mine(Dit):\n    name = 'my method'\n",
     "loss must be def loss(self, net, config, x0_BCHW, labels_B, draw, keep)": "class Mine(Dit):\n"
     "    def loss(self, net, batch): ...\n",
@@ -118,3 +118,12 @@ def test_a_claim_may_name_any_method_of_the_study():
     study["pretrain"] = TREE["pretrain"]
     with pytest.raises(UserError, match=r"claims\.claims\.claims\.mine: no method has the name 'MoD'"):
         validate(study)
+
+
+def test_a_parameter_that_a_network_does_not_use_is_named(project, latents):
+    body = "    def network(self, config=None):\n        import torch\n        net = super().network(config)\n"
+    body += "        net.spare = torch.nn.Parameter(torch.zeros(2))\n        return net\n"
+    (project / "methods" / "mine.py").write_text(f"{HEAD}class Mine(Dit):\n    name = 'Mine'\n{body}")
+    config = masked(2, decoder=None, mask_ratio=0.0, method="methods/mine.py:Mine")
+    with pytest.raises(UserError, match=r"^spare received no gradient: a method's network must use all of its parameters"):
+        pretrained(latents, "run", config)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from maskdit.config.sampling import Sample
 from maskdit.config.training import Training
-from maskdit.methods.contract import Method, State
+from maskdit.methods.contract import State
 from maskdit.methods.dit import Dit
 from maskdit.methods.tread import Tread
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from maskdit.model.diffusion import Draw, Network
 
 
-class Vp(Method):
-    """The objective, which published weights go on with."""
+class DitVp(Dit):
+    """Published DiT weights, which go on with their objective."""
 
     preconditioning = "vp"
 
@@ -29,6 +29,12 @@ class Vp(Method):
         stay = self.stay(config) if isinstance(self, Tread) else None
         return loss_vp(net, x0_BCHW, labels_B, draw, keep=keep, label_dropout=config.label_dropout, stay=stay)
 
+    def denoise(self, net: "Network", y_BCHW: "Tensor", sigma_B: "Tensor", labels_B: "Tensor") -> "Tensor":
+        """D(y; sigma) = y - sigma * eps."""
+        from maskdit.model.diffusion import denoise_vp
+
+        return denoise_vp(net, y_BCHW, sigma_B, labels_B)
+
     def solvers(self) -> tuple[str, ...]:
         """With a variance also its own."""
         learned = self.architecture.get("out_channels") == 2 * self.architecture["channels"]
@@ -39,12 +45,6 @@ class Vp(Method):
         from maskdit.model.diffusion import vp_sigmas
 
         return vp_sigmas()[0].item(), vp_sigmas()[-1].item()
-
-    def denoise(self, net: "Network", y_BCHW: "Tensor", sigma_B: "Tensor", labels_B: "Tensor") -> "Tensor":
-        """D(y; sigma) = y - sigma * eps."""
-        from maskdit.model.diffusion import denoise_vp
-
-        return denoise_vp(net, y_BCHW, sigma_B, labels_B)
 
     def sampled(self, config: Sample, net: "Network", rows: "Array", noise_BCHW: "Tensor", labels_B: "Tensor") -> "Tensor":
         """Ancestral sampling, too, for which each image has a generator of its own."""
@@ -61,14 +61,10 @@ class Vp(Method):
         return ddpm(predict, noise_BCHW, config.solver_steps, [torch.Generator().manual_seed(seed) for seed in seeds])
 
     def exported(self, tensors: State) -> State:
-        """None: both formats are for EDM's preconditioning."""
+        """None."""
         told = "predicts noise, as DiT's own weights do, which neither format can hold"
         raise ValueError(f"{told}; share the original file, or the folder of the run")
 
 
-class DitVp(Vp, Dit):
-    """Published DiT weights."""
-
-
-class TreadVp(Vp, Tread):
-    """Published DiT weights whose finetuning routes tokens."""
+class TreadVp(DitVp, Tread):
+    """The same with a route in the finetuning."""

@@ -79,18 +79,25 @@ def found(name: str) -> type[Method]:
 
 def _lacking(method: type[Method]) -> Any:
     """What a class lacks of the contract, in words."""
-    yield from (f"lacks {part}(), a part of the contract" for part in sorted(method.__abstractmethods__))
+    yield from (f"lacks {part}(), a part of the contract" for part in vars(Method) if part in method.__abstractmethods__)
     name = getattr(method, "name", None)
     if not isinstance(name, str) or len(name.split()) != 1:
         yield "lacks name, the word that stands for it in tables"
     for part, wanted in vars(Method).items():
         own = inspect.getattr_static(method, part)
-        if inspect.isfunction(wanted) and (not inspect.isfunction(own) or _arguments(own) != _arguments(wanted)):
-            yield f"{part} must be def {part}({', '.join(_arguments(wanted))})"
+        if inspect.isfunction(wanted) and not (inspect.isfunction(own) and _takes(own, wanted)):
+            yield f"{part} must be def {part}({', '.join(inspect.signature(wanted).parameters)})"
 
 
-def _arguments(function: Any) -> list[str]:
-    return list(inspect.signature(function).parameters)
+def _takes(own: Any, wanted: Any) -> bool:
+    """Whether a function takes the arguments of another, with and without those that may be left out."""
+    parameters = inspect.signature(wanted).parameters.values()
+    try:
+        inspect.signature(own).bind(*parameters)
+        inspect.signature(own).bind(*(each for each in parameters if each.default is each.empty))
+    except TypeError:
+        return False
+    return True
 
 
 def sha256_of(name: str) -> str | None:
@@ -99,6 +106,11 @@ def sha256_of(name: str) -> str | None:
         return None
     file = inspect.getsourcefile(found(name))
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+
+
+def altered(method: Method) -> bool:
+    """Whether the file of a user's method is another than that which trained a checkpoint."""
+    return bool(method.source) and sha256_of(method.source["name"]) != method.source["sha256"]
 
 
 def made(name: str, architecture: dict[str, Any], options: dict[str, Any], sha256: str | None = None) -> Method:

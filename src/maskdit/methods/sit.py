@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from maskdit.config.sampling import Sample
 from maskdit.config.training import Training
-from maskdit.methods.contract import Method, MethodOptions, State
+from maskdit.methods.contract import MethodOptions, State
 from maskdit.methods.dit import Dit
 
 if TYPE_CHECKING:
@@ -20,9 +20,10 @@ class FlowOptions(MethodOptions):
     times: Literal["uniform", "logit-normal"] = "uniform"  # how t is drawn in training
 
 
-class Flow(Method):
+class Sit(Dit):
     """The objective. `heun` and `dpmpp-2m` sample it by its denoiser, as any arm, flow-heun and flow-euler by its velocity."""
 
+    name = "SiT"
     Options = FlowOptions
     preconditioning = "flow"
 
@@ -33,8 +34,7 @@ class Flow(Method):
         from maskdit.model.flow import loss_flow
 
         assert isinstance(self.options, FlowOptions)
-        usual = {"patch": self.encoder["patch"], "mae_weight": config.mae_weight, "label_dropout": config.label_dropout}
-        return loss_flow(net, x0_BCHW, labels_B, draw, keep=keep, **usual, dsm=config.dsm, sampling=self.options.times)
+        return loss_flow(net, x0_BCHW, labels_B, draw, keep=keep, **self.usual(config), sampling=self.options.times)
 
     def solvers(self) -> tuple[str, ...]:
         """The usual ones, and its own."""
@@ -61,11 +61,5 @@ class Flow(Method):
         return flow(guide, noise_BCHW, config.solver_steps, second=config.solver == "flow-heun")
 
     def exported(self, tensors: State) -> State:
-        """None: both formats are for EDM's preconditioning."""
+        """None."""
         raise ValueError("predicts a velocity, which neither format can hold; share the folder of the run")
-
-
-class Sit(Flow, Dit):
-    """Every block sees every token."""
-
-    name = "SiT"

@@ -1,23 +1,23 @@
 """TREAD (Krause et al. 2025): in training, some tokens skip a range of blocks and rejoin after it; no decoder is needed."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maskdit.config.training import Training, kept_tokens
-from maskdit.methods.contract import Method, State
+from maskdit.methods.dit import Dit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from maskdit.model.diffusion import Draw, Network
-    from maskdit.model.transformer import MaskDiT
 
 
-class Tread(Method):
-    """Routed training."""
+class Tread(Dit):
+    """Routed training, of MaskDiT's network too if the entry has a decoder."""
 
     name = "TREAD"
     reads = ("route",)
+    decodes = None
 
     @property
     def model(self) -> str:
@@ -25,7 +25,7 @@ class Tread(Method):
         return "MaskDiT" if self.decoder else "DiT"
 
     def misfits(self, config: Training) -> Iterator[str]:
-        """The route must end within the encoder, and tokens must stay on their way."""
+        """The route must end within the encoder, and tokens must stay on their way, too."""
         depth = self.encoder["depth"]
         if not config.route:
             yield f"method: {self.name} needs a route; add route: {{first: 1, last: {depth - 2}, ratio: 0.5}}"
@@ -41,22 +41,17 @@ class Tread(Method):
 
     def seen(self, config: Training | None, kept: int) -> list[int]:
         """All tokens but for the blocks that some skip."""
-        if not config or not config.route:
-            return [kept] * self.encoder["depth"]
-        routed = range(config.route.first, config.route.last + 1)
-        return [self.stay(config) if block in routed else kept for block in range(self.encoder["depth"])]
+        routed = range(config.route.first, config.route.last + 1) if config and config.route else range(0)
+        return [self.stay(config) if config and block in routed else kept for block in range(self.encoder["depth"])]
 
     def draws(self, config: Training) -> int:
         """One for each token; the tokens of the smallest pass through every block."""
         return self.tokens
 
-    def network(self, config: Training | None = None) -> "MaskDiT":
-        """DiT, or MaskDiT's network where the entry has a decoder."""
-        from maskdit.model.transformer import MaskDiT
-
-        net = MaskDiT(**self.architecture)
-        if config:
-            net.checkpointing, net.route = config.checkpointing, config.route
+    def network(self, config: Training | None = None) -> Any:
+        """The network with its route."""
+        net = super().network(config)
+        net.route = config.route if config else None
         return net
 
     def loss(
@@ -65,9 +60,4 @@ class Tread(Method):
         """EDM's loss over all tokens, and zeros."""
         from maskdit.model.diffusion import loss
 
-        usual = {"patch": self.encoder["patch"], "mae_weight": config.mae_weight, "label_dropout": config.label_dropout}
-        return loss(net, x0_BCHW, labels_B, draw, keep=keep, **usual, stay=self.stay(config))
-
-    def exported(self, tensors: State) -> State:
-        """All of them."""
-        return tensors
+        return loss(net, x0_BCHW, labels_B, draw, keep=keep, **self.usual(config), stay=self.stay(config))

@@ -11,7 +11,7 @@ SAVED = {(True, False): 48.3, (True, True): 36.2, (False, False): 80.4, (False, 
 AT_WORK = 3.0  # the blocks whose activations are in memory in addition, while they are computed and used: 2.2 to 4.1 measured
 CONTEXT = 1.5e9  # of CUDA, its libraries and NCCL
 USED = 0.9  # the share of the free memory that is used
-Block = tuple[int, int, int]  # width, heads, tokens
+Blocks = Sequence[tuple[int, int, int]]  # width, heads and tokens of each
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def parameters(encoder: Sizes, decoder: Sizes | None) -> int:
     return blocks + width * (FREQUENCIES + width) + sum(2 * width * part["width"] for part in parts)
 
 
-def step_memory(config: Training, half: bool, cpu: bool, weights: int, blocks: Sequence[Block], ranks: int = 1) -> Memory:
+def step_memory(config: Training, half: bool, cpu: bool, weights: int, blocks: Blocks, ranks: int = 1) -> Memory:
     """Memory of a rank's step in half or full precision, with the largest number of tokens that each block has in the training."""
     saved = [SAVED[half, config.compile] * width * count for width, _, count in blocks]
     if cpu and half:  # short sequences are attended to by explicit products

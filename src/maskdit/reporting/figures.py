@@ -12,9 +12,11 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 
 from maskdit.artifacts.atomic import replacing
 from maskdit.artifacts.provenance import stamp
+from maskdit.methods.dit import Dit
+from maskdit.methods.maskdit import MaskDit
 
 mpl.rcdefaults()  # a matplotlibrc in the folder does not count
-COLOURS = {"DiT": "#555555", "MaskDiT": "#c0392b"}
+COLOURS = {Dit.name: "#555555", MaskDit.name: "#c0392b"}
 LETTERS_PER_INCH = 9  # of text at 12 points, the size of titles
 THOUSANDS = EngFormatter(sep="")
 SUBDIVISIONS = {0.6: (1, 1.5, 2, 3, 4, 6, 8), 1.5: (1, 2, 5), 3.0: (1, 3)}  # decades at most -> ticks in each of them

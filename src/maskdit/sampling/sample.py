@@ -15,7 +15,7 @@ from maskdit.config.sampling import Sample
 from maskdit.latents import autoencoder
 from maskdit.latents.dataset import Space
 from maskdit.methods.contract import Method
-from maskdit.methods.plugins import of_facts
+from maskdit.methods.plugins import altered, of_facts
 from maskdit.model import checkpoint
 from maskdit.model.diffusion import Network
 from maskdit.model.ema import combination
@@ -114,6 +114,8 @@ class Sampler:
     ) -> None:
         self.config, self.method, where = config, of_facts(facts), device()
         self.where, self.precision = where, settled(config.precision, where, home)
+        if altered(self.method):
+            say(f"sample: {self.method.source['name']} is not as it was when the checkpoint was trained")
         net = self.method.network()
         net.load_state_dict(tensors)
         net.to(where).eval().requires_grad_(False)

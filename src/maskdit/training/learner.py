@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from maskdit.config.base import UserError
 from maskdit.config.training import Training
 from maskdit.methods.contract import Method
 from maskdit.model.ema import decay, warmed
@@ -45,7 +46,7 @@ class Learner:
 
         rounded = half(config.precision)
         self.copy = self.masters.detach() if rounded == torch.float32 else self.masters.detach().to(rounded)
-        self.buckets = _Buckets(self.gradient, [shape.numel() for shape in self.shapes.values()], ranks)
+        self.buckets = _Buckets(self.gradient, {name: shape.numel() for name, shape in self.shapes.items()}, ranks)
         copies, gradients = self._views(self.copy), self._views(self.gradient)
         for number, (name, weight) in enumerate(weights.items()):
             weight.data = copies[name]
@@ -142,9 +143,9 @@ class Learner:
 class _Buckets:
     """Slices of the gradient, each summed over the ranks once it is complete, in the same order on all ranks."""
 
-    def __init__(self, gradient: Tensor, sizes: list[int], ranks: Ranks) -> None:
-        self.ranks, self.bucket_of, lengths = ranks, list[int](), [0]
-        for size in sizes:
+    def __init__(self, gradient: Tensor, sizes: dict[str, int], ranks: Ranks) -> None:
+        self.ranks, self.names, self.bucket_of, lengths = ranks, list(sizes), list[int](), [0]
+        for size in sizes.values():
             if lengths[-1] and lengths[-1] + size > BUCKET:
                 lengths.append(0)
             lengths[-1] += size
@@ -152,17 +153,20 @@ class _Buckets:
         self.parts = torch.split(gradient, lengths)
 
     def begin(self) -> None:
-        self.missing = [self.bucket_of.count(bucket) for bucket in range(len(self.parts))]
+        self.missing: list[set[int]] = [set() for _ in self.parts]
+        for number, bucket in enumerate(self.bucket_of):
+            self.missing[bucket].add(number)
         self.works: list[Any] = []
 
     def arrived(self, number: int) -> None:
-        self.missing[self.bucket_of[number]] -= 1
+        self.missing[self.bucket_of[number]].discard(number)
         while self.ranks.world > 1 and len(self.works) < len(self.parts) and not self.missing[-1 - len(self.works)]:
             part = self.parts[-1 - len(self.works)]  # from the last layer to the first, in the order of the backward pass
             self.works.append(distributed.all_reduce(part, async_op=True))
 
     def finish(self) -> None:
-        if any(self.missing):
-            raise RuntimeError("a parameter received no gradient")
+        for number in sorted(set().union(*self.missing)):
+            advice = "a method's network must use all of its parameters in every step, if need be as 0 * parameter"
+            raise UserError(f"{self.names[number]} received no gradient: {advice}")
         for work in self.works:
             work.wait()

@@ -19,6 +19,7 @@ from maskdit.latents.dataset import Space
 from maskdit.methods.plugins import of_facts
 from maskdit.model import checkpoint
 from maskdit.runtime.progress import say
+from maskdit.weights.importing import check
 from maskdit.weights.names import Tensors, wrapped
 
 METRICS = Path("results/metrics")
@@ -46,9 +47,12 @@ def weights_of(run: Path, step: int | None, kinds: list[str]) -> tuple[dict[str,
     for kind in kinds:
         found[kind], facts = checkpoint.load(run / files[kind])
     try:
-        return {kind: of_facts(facts).exported(tensors) for kind, tensors in found.items()}, facts
+        found = {kind: of_facts(facts).exported(tensors) for kind, tensors in found.items()}
     except ValueError as error:
         raise UserError(f"{run}: {error}") from None
+    for tensors in found.values():
+        check(run, tensors, facts["architecture"])
+    return found, facts
 
 
 def export(run: Path, format: str, out: Path, step: int | None, weights: str, vae: Path | None, metrics: Path | None) -> None:  # noqa: A002, an option

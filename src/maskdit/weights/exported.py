@@ -7,6 +7,7 @@ from maskdit.artifacts.atomic import read_json
 from maskdit.config.base import UserError
 from maskdit.latents import autoencoder
 from maskdit.latents.dataset import Space
+from maskdit.methods.plugins import of_facts
 from maskdit.weights.importing import check
 from maskdit.weights.names import Tensors
 from maskdit.weights.reading import files_of, read_safetensors
@@ -34,5 +35,4 @@ def exported(folder: Path) -> tuple[Tensors, dict[str, Any]]:
         check(file.parent, tensors, architecture)
     except (LookupError, TypeError, ValueError, RuntimeError):
         raise UserError(f"{file}: not as maskdit export writes it; export the run again") from None
-    kind = "DiT" if architecture["decoder"] is None else "MaskDiT"
-    return tensors, {"model": kind, "architecture": architecture, "space": space}
+    return tensors, {"model": of_facts({"architecture": architecture}).model, "architecture": architecture, "space": space}

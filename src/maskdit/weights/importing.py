@@ -14,6 +14,7 @@ from maskdit.config.training import Released
 from maskdit.images.download import download, name_of
 from maskdit.latents import autoencoder
 from maskdit.latents.dataset import Space
+from maskdit.methods.plugins import of_facts
 from maskdit.model import checkpoint
 from maskdit.model.transformer import MaskDiT
 from maskdit.runtime.environment import FINISHED, scratch
@@ -83,7 +84,7 @@ def write_run(
             ours = names.placed(names.from_dit(tensors) if dit else tensors, side or found.side)
             architecture = names.architecture(ours, heads or found.heads)
         facts = {
-            "model": "DiT" if architecture["decoder"] is None else "MaskDiT",
+            "model": of_facts({"architecture": architecture}).model,
             "phase": "released",
             **spent,
             "parameters": check(source, ours, architecture),
