@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from maskdit.artifacts.arrays import Array
+from maskdit.config.base import UserError
 
 TABLE = "y_embedder.embedding_table.weight"  # (width, classes)
 
@@ -31,6 +32,8 @@ def with_mixtures(
     tensors: dict[str, Tensor], facts: dict[str, Any], mixtures: Sequence[tuple[int, int, float]]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A network with further classes after its own: for each mixture (first, second, part) the vector at that part of the line."""
+    if TABLE not in tensors:
+        raise UserError(f"draw: there is nothing between two classes for {facts['model']}, whose network has no {TABLE}")
     table, architecture = tensors[TABLE], facts["architecture"]
     added = [torch.lerp(table[:, first], table[:, second], part) for first, second, part in mixtures]
     wider = torch.stack([*table.unbind(1), *added], dim=1)
