@@ -70,6 +70,7 @@ LACKS = {
     "lacks name, the word that stands for it in tables": "class Mine(Dit):\n    name = 'my method'\n",
     "loss must be def loss(self, net, config, x0_BCHW, labels_B, draw, keep)": "class Mine(Dit):\n"
     "    def loss(self, net, batch): ...\n",
+    "has the name DiT, which is that of another method": "class Mine(Dit): ...\n",
     "cannot be imported: ZeroDivisionError: division by zero": "1 / 0\n",
     "cannot be imported: SyntaxError: invalid syntax": "class Mine(Dit) pass\n",
 }

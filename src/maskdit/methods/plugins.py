@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import sys
+from collections.abc import Collection, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
@@ -72,17 +73,20 @@ def found(name: str) -> type[Method]:
         raise UserError(f"{place}: has no class '{word}'{nearest(word, classes)}")
     if not issubclass(method, Method):
         raise UserError(f"{name}: is no Method; write class {word}(Method), from maskdit.methods.contract import Method")
-    if lacking := next(_lacking(method), ""):
+    taken: Collection[str] = () if name in (*OURS, *VP.values()) else {found(ours).name for ours in OURS}
+    if lacking := next(_lacking(method, taken), ""):
         raise UserError(f"{name}: {lacking}; see src/maskdit/methods/contract.py")
     return method
 
 
-def _lacking(method: type[Method]) -> Any:
+def _lacking(method: type[Method], taken: Collection[str]) -> Iterator[str]:
     """What a class lacks of the contract, in words."""
     yield from (f"lacks {part}(), a part of the contract" for part in vars(Method) if part in method.__abstractmethods__)
     name = getattr(method, "name", None)
     if not isinstance(name, str) or len(name.split()) != 1:
         yield "lacks name, the word that stands for it in tables"
+    if name in taken:
+        yield f"has the name {name}, which is that of another method; give it a word of its own"
     for part, wanted in vars(Method).items():
         own = inspect.getattr_static(method, part)
         if inspect.isfunction(wanted) and not (inspect.isfunction(own) and _takes(own, wanted)):
