@@ -85,7 +85,8 @@ def count(config: Sample, method: Method) -> tuple[int, int]:
         batches.append(len(x))
         return torch.zeros_like(torch.cat([x] * out, dim=1))
 
-    method.sampled(config, zeros, np.arange(1), torch.zeros(1, channels, 1, 1), torch.zeros(1, dtype=torch.long))
+    noise = torch.zeros(1, channels, *[method.architecture["side"]] * 2)
+    method.sampled(config, zeros, np.arange(1), noise, torch.zeros(1, dtype=torch.long))
     return len(batches), sum(batches)
 
 
@@ -185,7 +186,8 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     training = {name: facts.get(name) for name in FACTS} | {"forward_flops": sampler.flops}
     weights = "EMA" if config.ema_width is None else f"EMA of relative width {config.ema_width}"
     cost = {"nfe": sampler.nfe, "network_passes": sampler.passes}
-    protocol = {"sampler": SAMPLERS[config.solver], **cost, "sigma_range": sampler.method.sigma_range()}
+    levels = {} if config.solver.startswith("flow-") else {"sigma_range": sampler.method.sigma_range()}
+    protocol = {"sampler": SAMPLERS[config.solver], **cost, **levels}
     protocol |= {name: getattr(config, name) for name in CHOICES}
     used = {"precision": sampler.precision, "seed": config.seed, "images": config.images, "vae_sha256": space.vae}
     protocol |= {"weights": weights, **used}
