@@ -85,6 +85,8 @@ def found(evidence: Evidence | None, results: Path, lower: bool) -> Found | None
     Raises UserError if the records that are compared have different protocols.
     """
     match evidence:
+        case None:
+            return None
         case Metric():
             values, seen = values_of(read(results, evidence.evals, COMPARABLE), evidence.evals, evidence.metric, lower)
             if not values:

@@ -170,7 +170,7 @@ def fitted(new: Tree, data: Data, wishes: Wishes) -> str:
             entry["milestones"] = [own[mark] for mark in entry["milestones"]]
             entry["warmup"] = entry["warmup"] and rounded(entry["warmup"] * min(1.0, ratio))
             entry["batch"] = wishes.batch or min(entry["batch"], power(training))
-    keys = {}
+    keys: dict[str, str] = {}
     for key, entry in new.get("finetune", {}).items():
         if entry.get("start") in moved:
             tail, entry["start"] = f"-{entry['start']:04d}", moved[entry["start"]]

@@ -13,6 +13,7 @@ from torch import Tensor
 from maskdit.artifacts.atomic import read_json, replacing, write_json
 from maskdit.config.base import UserError
 from maskdit.model import transformer
+from maskdit.model.flops import Sizes
 from maskdit.weights.importing import check
 from maskdit.weights.reading import files_of, is_safetensors, read_safetensors
 
@@ -42,8 +43,8 @@ class MaskDiT(transformer.MaskDiT, ModelHubMixin, library_name="maskdit", model_
         side: int,
         channels: int,
         classes: int,
-        encoder: transformer.Sizes,
-        decoder: transformer.Sizes | None = None,
+        encoder: Sizes,
+        decoder: Sizes | None = None,
         latent_shift: tuple[float, ...] = (),
         latent_scale: tuple[float, ...] = (),
         class_names: tuple[str, ...] = (),
@@ -132,7 +133,7 @@ class DiT(MaskDiT):
         side: int,
         channels: int,
         classes: int,
-        encoder: transformer.Sizes,
+        encoder: Sizes,
         latent_shift: tuple[float, ...] = (),
         latent_scale: tuple[float, ...] = (),
         class_names: tuple[str, ...] = (),
