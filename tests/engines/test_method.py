@@ -17,8 +17,8 @@ ENTRY = """  demo-mod:
     encoder: {patch: 2, depth: 2, width: 16, heads: 2}
 
 finetune:"""
-SAMPLE = "  demo-mod-plain: {<<: *demo-sample, run: demo-mod, step: final}\n  demo-maskdit-guided:\n"
-SAMPLED = {f"{verb}@demo-mod-plain" for verb in ("sample", "features", "evaluate")}
+SAMPLE = "  demo-mod-guided: {<<: *demo-sample, run: demo-mod, step: final, guidance: 2.0}\n  demo-maskdit-guided:\n"
+SAMPLED = {f"{verb}@demo-mod-guided" for verb in ("sample", "features", "evaluate")}
 
 
 def with_method(where: Path) -> Path:
@@ -49,7 +49,7 @@ def test_snakemake_trains_a_method_of_one_s_own_and_shows_it_beside_the_others(b
 def test_dvc_makes_it_too(handed: Path, tmp_path: Path) -> None:
     where = with_method(twin(handed, tmp_path))
     commit(where)
-    assert nodes(says(where, "dvc", "repro", "--no-commit", "evaluate@demo-mod-plain")) == {"pretrain@demo-mod"} | SAMPLED
+    assert nodes(says(where, "dvc", "repro", "--no-commit", "evaluate@demo-mod-guided")) == {"pretrain@demo-mod"} | SAMPLED
 
 
 def test_a_plan_and_a_check_of_it_wait_for_no_torch(tmp_path: Path, without_torch: tuple[str, ...]) -> None:

@@ -77,7 +77,7 @@ def add_draw(verbs: Any) -> None:
     draw.add_argument(
         "--steps", dest="solver_steps", type=whole(1, 1000), default=40, metavar="N", help="solver steps (default 40)"
     )
-    text = "default heun; dpmpp-2m takes half the time per step; ddpm: of DiT's own weights"
+    text = "default heun; dpmpp-2m takes half the time per step; ddpm: of DiT's own weights; flow-*: of flow matching"
     draw.add_argument("--solver", choices=("heun", "dpmpp-2m", "ddpm", "flow-heun", "flow-euler"), default="heun", help=text)
     draw.add_argument("--seed", type=whole(-SEEDS), default=0, metavar="S", help="default 0")
     text = "draw these images of each class, in place of the first --count ones: the number is that of the start noise"

@@ -164,9 +164,11 @@ def fitted(new: Tree, data: Data, wishes: Wishes) -> str:
     moved, ratio = scaled(marks, steps), steps / marks[-1]
     for entry in (entry for entry in new.get("vae", {}).values() if entry["source"] == "train"):
         entry |= {"batch": min(entry["batch"], wishes.batch or training, power(training)), "steps": rounded(entry["steps"] * ratio)}
+    ends: dict[str, dict[int, int]] = {}  # finetuning -> its milestones, and what they become
     for verb in (first, *later):
-        for entry in new[verb].values():
+        for key, entry in new[verb].items():
             own = moved if verb == first else scaled(entry["milestones"], rounded(entry["milestones"][-1] * ratio))
+            ends |= {key: own} if verb != first else {}
             entry["milestones"] = [own[mark] for mark in entry["milestones"]]
             entry["warmup"] = entry["warmup"] and rounded(entry["warmup"] * min(1.0, ratio))
             entry["batch"] = wishes.batch or min(entry["batch"], power(training))
@@ -182,6 +184,8 @@ def fitted(new: Tree, data: Data, wishes: Wishes) -> str:
             tail = f"{entry['step']:04d}"
             entry["step"] = moved[entry["step"]]
             keys[key] = f"{key.removesuffix(tail)}{entry['step']:04d}" if key.endswith(f"-{tail}") else key
+        elif entry["phase"] in later:
+            entry["step"] = ends[entry["run"]].get(entry["step"], entry["step"])
     for verb in ("table", "curves", "efficiency", "strip"):
         for choice in (choice for entry in new.get(verb, {}).values() for choice in entry.get("select", ()) if "step" in choice):
             step = choice["step"]

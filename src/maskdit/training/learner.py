@@ -165,7 +165,7 @@ class _Buckets:
             self.works.append(distributed.all_reduce(part, async_op=True))
 
     def finish(self) -> None:
-        for number in sorted(set().union(*self.missing)):
+        for number in sorted(number for numbers in self.missing for number in numbers):
             advice = "a method's network must use all of its parameters in every step, if need be as 0 * parameter"
             raise UserError(f"{self.names[number]} received no gradient: {advice}")
         for work in self.works:
