@@ -102,7 +102,7 @@ def answer(timed: list[dict[str, str]], untested: str = "") -> str:
     """
     if not timed:
         return "Does masking pay off here? Undecided: the curves of two models are needed."
-    masked = [row for row in timed if row["model"].split()[0] == MaskDit.name]
+    masked = [row for row in timed if row.get("model", MaskDit.name).split()[0] == MaskDit.name]
     last = (masked or timed)[-1]
     if untested:
         return f"Does masking pay off? This study cannot tell: {untested}. {last['reads']}."
