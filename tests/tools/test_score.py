@@ -113,13 +113,14 @@ def test_the_metrics_are_those_of_the_network_s_outputs_by_the_other_functions_o
 
 
 def test_distance_score_precision_and_recall_are_torch_fidelity_s(home, seen, capsys):
-    from torch_fidelity.metric_fid import fid_features_to_metric
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     made, real = (torch.from_numpy(seen[name]["features"]) for name in ("made", "real"))
     found = scores(capsys, home / "made", "--reference", home / "real")
-    wanted = {"fd_mobilenet": fid_features_to_metric(made, real, verbose=False)["frechet_inception_distance"]}
+    pair = [dict(zip(("mu", "sigma"), metrics.moments(features.numpy()), strict=True)) for features in (made, real)]
+    wanted = {"fd_mobilenet": fid_statistics_to_metric(*pair, verbose=False)["frechet_inception_distance"]}
     logits = torch.from_numpy(seen["made"]["logits"])
     wanted["is_mobilenet"] = isc_features_to_metric(logits, splits=1, shuffle=False)["inception_score_mean"]
     other = prc_features_to_metric(made, real, prc_neighborhood=3, verbose=False)
@@ -224,15 +225,15 @@ def test_of_very_many_images_some_are_drawn_for_the_neighbours_and_all_count_for
 
 @pytest.mark.parametrize("pack", [np.savez, np.savez_compressed], ids=["stored", "packed"])
 def test_an_npz_is_never_in_memory_as_a_whole(tmp_path, pack):
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 256, 256, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 128, 128, 3), np.uint8)
     pack(tmp_path / "x.npz", arr_0=pixels)
     tracemalloc.start()
     try:
         array = opened(tmp_path / "x.npz").pixels
-        for at in range(0, 40, 4):
+        for at in range(0, 200, 4):
             np.testing.assert_array_equal(array[np.array([at + 2, at, at + 2])], pixels[[at + 2, at, at + 2]])
         np.testing.assert_array_equal(array[np.array([1])], pixels[1:2])  # back to the beginning
-        assert tracemalloc.get_traced_memory()[1] < pixels.nbytes / 3
+        assert tracemalloc.get_traced_memory()[1] < pixels.nbytes / 5
     finally:
         tracemalloc.stop()
 
@@ -274,7 +275,10 @@ def test_two_processes_of_a_group_find_what_one_finds(home, tmp_path, monkeypatc
     assert launch([sys.executable, "-m", "maskdit.cli", *words], 2) == 0
     found = json.loads(capfd.readouterr().out)
     assert main(words) == 0
-    assert found == json.loads(capfd.readouterr().out)
+    alone = json.loads(capfd.readouterr().out)
+    for one, other in zip(found["sets"], alone["sets"], strict=True):
+        assert one.pop("metrics") == pytest.approx(other.pop("metrics"), rel=1e-9)
+    assert found == alone
 
 
 def test_features_and_statistics_are_compared_without_torch(home, tmp_path, without_torch, capsys):
@@ -380,7 +384,7 @@ REFERENCES = {  # statistics -> the refusal
     "width": ({"mu": np.zeros(9), "sigma": np.eye(9)}, r"mu has 9 numbers, which does not fit mobilenet-v2"),
     "NaN": (
         {"mu": np.zeros(1280), "sigma": np.full((1280, 1280), np.nan)},
-        r"mu and sigma, not all finite, are not a mean and a cov",
+        r"mu and sigma, not all of them finite, are not a mean and a cov",
     ),
     "shapes": (
         {"mu": np.zeros(1280), "sigma": np.zeros(1280)},
@@ -460,7 +464,7 @@ def test_files_are_saved_of_one_set_of_images_only(home, tmp_path, capsys):
 
 def test_dinov2_without_its_weights_is_refused_by_what_it_needs(home, capsys):
     assert main(["score", str(home / "made"), "--extractor", "dinov2"]) == 2
-    assert "name its weights by --weights: model.safetensors of timm's" in capsys.readouterr().err
+    assert "name its weights by --weights, model.safetensors of timm's" in capsys.readouterr().err
 
 
 def test_the_order_of_a_folder_is_that_of_its_paths_and_of_an_npz_tells_classes(tmp_path):

@@ -5,6 +5,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import finalize
 
 import numpy as np
 
@@ -72,7 +73,10 @@ class Packed:
 
     def __init__(self, path: Path, name: str, start: int, kind: np.dtype[Any], shape: tuple[int, ...]) -> None:
         self.path, self.dtype, self.shape, self.start = path, kind, shape, start
-        self.stream = zipfile.ZipFile(path).open(f"{name}.npy")  # noqa: SIM115, closed when it is forgotten
+        archive = zipfile.ZipFile(path)
+        self.stream = archive.open(f"{name}.npy")
+        for file in (archive, self.stream):
+            finalize(self, file.close)
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -8,8 +8,8 @@ from maskdit.tools.draw_options import named, whole
 TEXT = """FID, sFID, Inception Score, precision, recall, KID, density and coverage of images that you have, in any folder.
 
 SAMPLES and REFERENCE are each a folder of PNG or JPEG files, an npz with images in arr_0 as ADM's, artifacts/samples/KEY, or a file
-that --save-features wrote. REFERENCE can also be an npz with mu and sigma, as ADM's and EDM's, which gives FID alone; with mu_s and
-sigma_s also sFID. All images must have one size. Several sets of SAMPLES make one table against one reference.
+that --save-features wrote. REFERENCE can also be an npz with mu and sigma, as ADM's and EDM's, which gives FID and IS alone; with
+mu_s and sigma_s also sFID. All images must have one size. Several sets of SAMPLES make one table against one reference.
 
 Only Inception of 2015 with 50,000 images gives a metric named fid. What cannot be compared with published numbers is listed below
 the table. docs/evaluation.md says how others compute the same, and how far their numbers differ."""
