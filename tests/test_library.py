@@ -20,6 +20,7 @@ from maskdit import EMA, DiT, MaskDiT, UserError, decode, draw, kept_tokens, los
 from maskdit.artifacts.atomic import read_json
 from maskdit.config.sampling import Sample
 from maskdit.latents.dataset import Latents
+from maskdit.methods.plugins import of_entry
 from maskdit.model import checkpoint
 from maskdit.runtime.process_group import Ranks
 from maskdit.sampling import sample as step
@@ -195,14 +196,15 @@ def test_the_draw_of_a_step_is_that_of_training(latents):
     ours = draw(config.seed, 7, torch.zeros(2, 2, 8, 8), 16, first=1)
     for name in ("normal_B", "noise_BCHW", "scores_BL", "drop_B"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)[1:3]), name
-    assert ours.routes_BL is None
+    assert ours.extra_BN is None
     assert draw(0, 7, torch.zeros(2, 2, 8, 8), 16, extra=16).extra_BN.shape == (2, 16)
 
 
 def test_a_plain_loop_takes_the_steps_and_the_average_of_training(latents):
     data, config = Latents.load(latents), masked(3, precision="fp32", ema=0.5, ema_warmup=1, warmup=1)
     mine, theirs = network(), network()
-    learner = Learner(theirs, dict(theirs.named_parameters()), config, torch.device("cpu"), Ranks(0, 1))
+    method = of_entry(config, theirs.architecture)
+    learner = Learner(theirs, dict(theirs.named_parameters()), config, method, torch.device("cpu"), Ranks(0, 1))
     optimizer = torch.optim.AdamW(
         [each for each in mine.parameters() if each.requires_grad], config.lr, config.betas, weight_decay=0.0
     )

@@ -65,7 +65,11 @@ MISTAKES = [
         "sample.demo-dit-plain: guidance_interval must be a low and a higher sigma, not [1.6, 0.2]",
     ),
     ("sample.demo-dit-plain.guidance_interval", [0.2], "sample.demo-dit-plain.guidance_interval"),
-    ("sample.demo-dit-plain.solver", "euler", "sample.demo-dit-plain.solver: Input should be 'heun', 'dpmpp-2m' or 'ddpm'"),
+    (
+        "sample.demo-dit-plain.solver",
+        "euler",
+        "sample.demo-dit-plain.solver: Input should be 'heun', 'dpmpp-2m', 'ddpm', 'flow-heun'",
+    ),
     ("sample.demo-dit-plain.solver", "ddpm", "sample.demo-dit-plain.solver: ddpm needs a released network"),
     ("curves.demo.select", [{}], "curves.demo.select: the samples must have the same guidance"),
     ("curves.demo.select", [{"stepp": 2}], "curves.demo.select.0.stepp: unknown key; did you mean 'step'?"),

@@ -68,15 +68,15 @@ def internal(path: str) -> bool:
 
 
 def snakemake_graph(where: Path, targets: set[str]) -> Graph:
-    """The jobs behind the targets and behind rule demo, without that rule."""
+    """The jobs behind the targets and behind rule all, without that rule."""
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
         opened = api.workflow(ResourceSettings(cores=1), snakefile=where / "Snakefile", workdir=where)
-        opened.dag(DAGSettings(targets={"demo", *targets}, forceall=True))
+        opened.dag(DAGSettings(targets={"all", *targets}, forceall=True))
         workflow = opened._workflow  # no public accessor of the jobs
         workflow._prepare_dag(forceall=True, ignore_incomplete=True, lock_warn_only=True)
         try:
             workflow._build_dag()
-            jobs = [job for job in workflow.dag.jobs if job.rule.name != "demo"]
+            jobs = [job for job in workflow.dag.jobs if job.rule.name != "all"]
             names = {job: f"{job.rule.name}@{job.wildcards.key}" for job in jobs}
             before = {job: {names[each] for each in workflow.dag.dependencies[job]} for job in jobs}
         finally:

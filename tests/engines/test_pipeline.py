@@ -96,7 +96,7 @@ def test_a_sweep_is_sampled_judged_and_shown_beside_the_row_that_it_chose(by_sna
     rows = list(csv.DictReader((results / "sweep_demo-sweep.csv").read_text().splitlines()))
     assert [row["eval"] for row in rows] == ["demo-sweep-10", "demo-sweep-20", "demo-maskdit-best"]
     row = {f"{verb}@demo-maskdit-best" for verb in ("sample", "features", "evaluate")}
-    assert nodes(says(where, *SNAKEMAKE)) == {*row, "table@demo", "report@demo"}
+    assert nodes(says(where, *SNAKEMAKE)) == {*row, "table@demo", "claims@claims", "report@demo"}
     told = "Best of the sweep demo-sweep, which chose on other samples: demo-maskdit-best."
     assert told in (results / "table_demo.md").read_text()
     assert 'data-file="sweep_demo-sweep.csv"' in (results / "report_demo.html").read_text()

@@ -68,7 +68,7 @@ def test_a_method_or_an_option_that_there_is_not_is_refused_in_a_line(method, op
 LACKS = {
     "lacks kept(), a part of the contract": "class Mine(Method):\n    name = 'Mine'\n    def misfits(self, config): ...\n",
     "lacks name, the word that stands for it in tables": "class Mine(Dit):\n    name = 'my method'\n",
-    "loss must be def loss(self, net, config, x0_BCHW, labels_B, draw, keep)": "class Mine(Dit):\n"
+    "loss must be def loss(self, net, config, x0_BCHW, labels_B, draw, keep)": "class Mine(Dit):\n    name = 'Mine'\n"
     "    def loss(self, net, batch): ...\n",
     "has the name DiT, which is that of another method": "class Mine(Dit): ...\n",
     "cannot be imported: ZeroDivisionError: division by zero": "1 / 0\n",

@@ -289,7 +289,9 @@ def test_the_answer_follows_the_last_crossing_and_its_interval(last, told):
 
 
 def test_the_answer_is_about_masking_where_there_is_a_masked_model_and_else_about_the_model():
-    masked, other = ({"model": name, "status": "reached", "ratio": "0.5", "low": "0.4", "high": "0.6"} for name in ("MaskDiT", "MoD"))
+    masked, other = (
+        {"model": name, "status": "reached", "ratio": "0.5", "low": "0.4", "high": "0.6"} for name in ("MaskDiT", "MoD")
+    )
     rows = [{**masked, "reads": "Masked"}, {**other, "reads": "Other"}]
     assert answer(rows) == "Masking pays off here. Masked."
     assert answer(rows[1:]) == "MoD pays off here. Other."

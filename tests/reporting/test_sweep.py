@@ -192,8 +192,8 @@ MISTAKES = [
     (("sample", "demo-sweep-20", "images"), 16, "sample.demo-sweep-20.images: 16 is that of demo-maskdit-best, whose values"),
     (("sample", "demo-sweep-20", "solver_steps"), 3, "sweep.demo-sweep.select: the samples must have the same solver_steps"),
     (
-        ("sample", "demo-dit-plain", "best_of"),
-        "demo-sweep",
+        ("sample", "demo-maskdit-best", "phase"),
+        "pretrain",
         "best_of: no point of demo-sweep is of the same training, phase and step",
     ),
     (("sample", "demo-dit-plain", "best_of"), "demo-swep", "best_of: sweep has no entry 'demo-swep'; did you mean 'demo-sweep'?"),

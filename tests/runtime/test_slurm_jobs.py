@@ -31,6 +31,7 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_script_and_a_shell_are_no_task_though_slurm_gives_them_a_rank(
     step: int | None, number: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_PROCID", "0")
     if step is not None:

@@ -191,21 +191,25 @@ def test_numbers_follow_the_size_of_the_folder_and_so_do_the_keys_that_name_them
     params = made(home, lay(home / "root", **dict.fromkeys("abcdefghijkl", 3)))
     fetch, dit = params.fetch["mine"].model_dump(), params.pretrain["mine-dit"]
     assert (fetch["images"], fetch["heldout"], fetch["orientation"]) == (36, 0.2, "apply"), "one of each class"
-    assert (dit.batch, dit.milestones, dit.warmup) == (16, (6, 75, 150, 250), 12)
+    assert (dit.batch, dit.milestones, dit.warmup) == (16, (62, 120, 250), 12)
     assert (params.vae["mine"].batch, params.vae["mine"].steps) == (8, 150)
     refined = rounded(params.finetune["demo-maskdit"].milestones[-1] / 4)
     assert params.finetune["mine-maskdit"].milestones == (refined,)
     assert {key: entry.step for key, entry in params.sample.items() if key.startswith("mine-dit")} == {
-        "mine-dit-0006": 6,
-        "mine-dit-0075": 75,
-        "mine-dit-0150": 150,
-        "mine-dit-0250": 250,
+        "mine-dit-0062": 8,
+        "mine-dit-0120": 15,
         "mine-dit-plain": "final",
         "mine-dit-guided": "final",
+        "mine-dit-before-0062": 62,
+        "mine-dit-before-0120": 120,
+        "mine-dit-before-0250": 250,
     }
+    branches = {key: (entry.start, entry.milestones) for key, entry in params.finetune.items() if key.startswith("mine-dit-")}
+    assert branches == {"mine-dit-0062": (62, (8,)), "mine-dit-0120": (120, (15,))}
+    assert params.sample["mine-maskdit-0120"].run == "mine-maskdit-0120"
     assert {entry.images for key, entry in params.sample.items() if key.startswith("mine")} == {64}
-    assert "mine-maskdit-0250" in params.table["mine"].evals
-    assert params.claims["mine-claims"].claims["unmasking"].scaled.over == ("mine-maskdit-0250",)
+    assert "mine-maskdit-before-0250" in params.table["mine"].evals
+    assert params.claims["mine-claims"].claims["unmasking"].scaled.over == ("mine-maskdit-before-0250",)
     said = capsys.readouterr().out
     assert "held out: 12 images, 0.2 of each class\n" in said
     assert f"batch 16, 250 steps and {refined} of finetuning, 64 samples of each evaluation" in said
@@ -216,7 +220,7 @@ def test_the_command_line_sets_the_numbers(home: Path, capsys: pytest.CaptureFix
     words = ["--steps", "40", "--batch", "4", "--samples", "20", "--heldout", "0.02"]
     assert main(["study", "mine", str(root), "--resolution", "16", *words]) == 0
     params = load()
-    assert params.pretrain["mine-maskdit"].milestones == (1, 12, 24, 40)
+    assert params.pretrain["mine-maskdit"].milestones == (10, 20, 40)
     assert {params.pretrain["mine-dit"].batch, params.finetune["mine-dit"].batch, params.vae["mine"].batch} == {4}
     assert params.sample["mine-dit-plain"].images == 20
     said = capsys.readouterr().out
@@ -236,8 +240,8 @@ def test_the_command_line_sets_the_numbers(home: Path, capsys: pytest.CaptureFix
         ({"a": 1}, {}, "1 images are too few: 1 to train on and 0 held out, where at least 6 are needed to train on; add 5"),
         ({"a": 9}, {"batch": 9}, "--batch 9: must be from 1 to the 8 training images"),
         ({"a": 9}, {"samples": 3}, "--samples 3: at least 6 are needed"),
-        ({"a": 9}, {"steps": 3}, "--steps 3: too few for 4 milestones; 8 are enough"),
-        ({"a": 9}, {"steps": 0}, "--steps 0: too few for 4 milestones"),
+        ({"a": 9}, {"steps": 2}, "--steps 2: too few for 3 milestones; 6 are enough"),
+        ({"a": 9}, {"steps": 0}, "--steps 0: too few for 3 milestones"),
         ({"a": 9}, {"heldout": 1.0}, "--heldout 1: must be a fraction from 0 and below 1"),
         ({"a": 9, "b": 1}, {"heldout": 0.9}, "b has no training images left"),
     ],
