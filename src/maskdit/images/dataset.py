@@ -75,8 +75,8 @@ class Packed:
         self.path, self.dtype, self.shape, self.start = path, kind, shape, start
         archive = zipfile.ZipFile(path)
         self.stream = archive.open(f"{name}.npy")
-        for file in (archive, self.stream):
-            finalize(self, file.close)
+        finalize(self, archive.close)
+        finalize(self, self.stream.close)
 
     def __len__(self) -> int:
         return self.shape[0]
