@@ -165,7 +165,7 @@ def test_the_plan_of_a_small_study_is_short_and_has_no_zeros(study, capsys):
     assert lines[0].startswith("demo on 1 x cpu core in ")
     assert len(lines) <= 14
     assert not re.search(r"\b0\.0\b", "\n".join(lines))
-    assert re.match(r"all +63 +[\d.]+ min +[\d.]+ min +\d+ MB$", lines[-2])
+    assert re.match(r"all +63 +[\d.]+ min +[\d.]+ min +[\d.]+ GB$", lines[-2])
 
 
 def test_an_early_milestone_is_paid_for_its_steps_only(study):

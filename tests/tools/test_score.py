@@ -19,7 +19,7 @@ from maskdit.cli import main
 from maskdit.config.base import UserError
 from maskdit.config.load import load
 from maskdit.evaluation import metrics, protocol
-from maskdit.evaluation.extractors import Network
+from maskdit.evaluation.extractors import Extractor
 from maskdit.evaluation.sources import Source, opened
 from maskdit.images.dataset import npz_rows
 from maskdit.images.fetch import packaged
@@ -80,7 +80,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def seen():
-    net = Network.of_file("mobilenet-v2", WEIGHTS)
+    net = Extractor("mobilenet-v2", WEIGHTS)
     return {name: net.extract(images, np.arange(COUNT), BATCH) for name, images in (("made", MADE), ("real", REAL))}
 
 
@@ -241,7 +241,7 @@ def test_an_npz_is_never_in_memory_as_a_whole(tmp_path, pack):
 def test_an_interrupted_command_goes_on_with_the_parts_that_it_has(home, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(score, "PART", BATCH)
-    extract, asked = Network.extract, []
+    extract, asked = Extractor.extract, []
 
     def watched(net, pixels, rows, batch):
         asked.append(int(rows[0]))
@@ -249,7 +249,7 @@ def test_an_interrupted_command_goes_on_with_the_parts_that_it_has(home, tmp_pat
             raise KeyboardInterrupt
         return extract(net, pixels, rows, batch)
 
-    monkeypatch.setattr(Network, "extract", watched)
+    monkeypatch.setattr(Extractor, "extract", watched)
     words = ["score", str(home / "made"), *FIXED]
     assert main(words) == 130
     assert "run the command again to continue" in capsys.readouterr().err
@@ -437,7 +437,7 @@ def test_images_of_another_size_than_the_reference_s_are_refused(home, tmp_path,
 
 
 def test_fewer_images_than_neighbours_are_refused_before_the_network_sees_one(home, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Network, "see", None)
+    monkeypatch.setattr(Extractor, "see", None)
     few = as_npz(tmp_path / "x.npz", arr_0=MADE[:5])
     for words in ((few, "--reference", home / "real"), (home / "made", "--reference", few)):
         assert "x.npz: 5 images are too few for 5 neighbours" in refusal(capsys, *words)
