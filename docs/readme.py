@@ -47,9 +47,10 @@ def evidence(params: Params, study: str) -> list[str]:
     """The names of all that is kept of a study: what is shown, what that says in numbers, and the records with their manifests."""
     ablation, shown = f"{study}-ablation", params.entry("report", study)
     more = [f"table_{ablation}.md"] if ablation in params.table else []
-    more += [f"sweep_{sweep}.{suffix}" for sweep in shown.sweeps for suffix in ("png", "csv", "md")]
+    sweeps = [f"sweep_{sweep}.{suffix}" for sweep in shown.sweeps for suffix in ("png", "csv", "md")]
     records = [f"metrics/{bench}/{name}.json" for bench in (study, ablation, *shown.sweeps) for name in params.of(bench)]
-    return [*(name.format(study) for name in SHOWN), f"{shown.ledger}.csv", *more, *records]
+    run = [name for name in (*sweeps, *records) if (RESULTS / name).exists()]  # tables and ledger say what was not run
+    return [*(name.format(study) for name in SHOWN), f"{shown.ledger}.csv", *more, *run]
 
 
 def opening(params: Params, study: str) -> str:
@@ -57,10 +58,12 @@ def opening(params: Params, study: str) -> str:
     crossings = pd.read_csv(found(f"curves_{study}_crossing.csv"), dtype=str)
     told = "".join(f"- {line}\n" for line in crossings.loc[crossings["axis"] == "device_hours", "reads"])
     judged = pd.read_csv(found(f"{params.entry('report', study).ledger}.csv"), dtype=str)
-    for row in judged[judged["verdict"] == "UNTESTABLE HERE"].itertuples():
-        told += (
-            f"- This study cannot test the claim '{row.says}': {row.direction}. [docs/claims.md](docs/claims.md) has the control.\n"
-        )
+    page = "[docs/claims.md](docs/claims.md)"
+    for row in judged[judged["from"].fillna("").str.contains(f"curves_{study}_")].itertuples():
+        if row.verdict == "UNTESTABLE HERE":
+            told += f"- This study cannot test the claim '{row.says}': {row.direction}. {page} has the control.\n"
+        else:
+            told += f"- The claim '{row.says}', at this size: {row.verdict}, {row.ours}. {page} explains the verdict.\n"
     return f"![{params.entry('curves', study).title}](docs/{study}/curves_{study}.png)\n\n{told}"
 
 
