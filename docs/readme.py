@@ -46,7 +46,7 @@ def found(name: str, kept: Path | None = None) -> Path:
 def evidence(params: Params, study: str) -> list[str]:
     """The names of all that is kept of a study: what is shown, what that says in numbers, and the records with their manifests."""
     ablation, shown = f"{study}-ablation", params.entry("report", study)
-    more = [f"table_{ablation}.md"] if ablation in params.table else []
+    more = [name for name in (f"table_{ablation}.md",) if (RESULTS / name).exists()]
     sweeps = [f"sweep_{sweep}.{suffix}" for sweep in shown.sweeps for suffix in ("png", "csv", "md")]
     records = [f"metrics/{bench}/{name}.json" for bench in (study, ablation, *shown.sweeps) for name in params.of(bench)]
     run = [name for name in (*sweeps, *records) if (RESULTS / name).exists()]  # tables and ledger say what was not run
