@@ -183,7 +183,8 @@ def failing(claim: Claim, control: Evidence, results: Path) -> str:
     if seen is None:
         return "the control was not run"
     told = direction(claim, seen)
-    return "" if told == "as claimed" else f"the control shows {'a tie' if told == 'tie' else f'the opposite ({seen.value:.3g})'}"
+    value = "not reached" if math.isinf(seen.value) else f"{seen.value:.3g}"
+    return "" if told == "as claimed" else f"the control shows {'a tie' if told == 'tie' else f'the opposite ({value})'}"
 
 
 def row_of(name: str, claim: Claim, results: Path) -> dict[str, Any]:
