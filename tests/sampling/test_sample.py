@@ -174,6 +174,14 @@ def test_the_record_names_the_solver_and_its_noise_levels(released, whole, tmp_p
     assert protocol["sigma_range"] == pytest.approx([0.01, 157.4], rel=1e-3)
 
 
+def test_the_record_has_the_held_out_loss_of_its_checkpoint_if_that_has_one(whole, tmp_path):
+    losses = {"heldout": 0.5, "heldout_0.250": 0.4}
+    run = make_run(tmp_path, heldout=losses)
+    draw(run, tmp_path / "out", images=2)
+    assert read_json(tmp_path / "out" / "index.json")["checkpoint"]["heldout"] == losses
+    assert "heldout" not in read_json(tmp_path / "whole" / "index.json")["checkpoint"]
+
+
 def test_floor_is_never_above_round(made, whole, tmp_path):
     images, _ = draw(made, tmp_path / "out", quantisation="floor")
     difference = whole[0].astype(int) - images

@@ -184,6 +184,7 @@ def sample(config: Sample, *, run: Path, vae: Path, out: Path) -> None:
     # 3. The record of the checkpoint and the sampling protocol
     save_array(out / "labels.npy", starts(config, space, np.arange(config.images))[1])
     training = {name: facts.get(name) for name in FACTS} | {"forward_flops": sampler.flops}
+    training |= {"heldout": facts["heldout"]} if "heldout" in facts else {}
     weights = "EMA" if config.ema_width is None else f"EMA of relative width {config.ema_width}"
     cost = {"nfe": sampler.nfe, "network_passes": sampler.passes}
     levels = {} if config.solver.startswith("flow-") else {"sigma_range": sampler.method.sigma_range()}
