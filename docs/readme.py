@@ -5,7 +5,7 @@ The strip of samples and the benchmark cannot be made from records. If results/ 
 
 import re
 import sys
-from base64 import b64decode
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -14,8 +14,6 @@ from maskdit.artifacts.atomic import replacing
 from maskdit.config.base import UserError
 from maskdit.config.load import load
 from maskdit.config.params import Params
-from maskdit.config.training import HELDOUT_LOSS
-from maskdit.reporting.heldout_plot import heldout_png
 from maskdit.reporting.table_formats import markdown
 
 RESULTS, DOCS, README = Path("results"), Path("docs"), Path("README.md")
@@ -45,12 +43,12 @@ def found(name: str, kept: Path | None = None) -> Path:
 
 def evidence(params: Params, study: str) -> list[str]:
     """The names of all that is kept of a study: what is shown, what that says in numbers, and the records with their manifests."""
-    ablation, shown = f"{study}-ablation", params.entry("report", study)
-    more = [name for name in (f"table_{ablation}.md",) if (RESULTS / name).exists()]
-    sweeps = [f"sweep_{sweep}.{suffix}" for sweep in shown.sweeps for suffix in ("png", "csv", "md")]
-    records = [f"metrics/{bench}/{name}.json" for bench in (study, ablation, *shown.sweeps) for name in params.of(bench)]
-    run = [name for name in (*sweeps, *records) if (RESULTS / name).exists()]  # tables and ledger say what was not run
-    return [*(name.format(study) for name in SHOWN), f"{shown.ledger}.csv", *more, *run]
+    shown = params.entry("report", study)
+    apart = {f"{study}-ablation": [f"table_{study}-ablation.md"]}  # study -> its sheets, which exist if it has been run
+    apart |= {sweep: [f"sweep_{sweep}.{suffix}" for suffix in ("md", "csv", "png")] for sweep in shown.sweeps}
+    run = {bench: sheets for bench, sheets in apart.items() if (RESULTS / sheets[0]).exists()}
+    records = [f"metrics/{bench}/{name}.json" for bench in (study, *run) for name in params.of(bench)]
+    return [*(name.format(study) for name in SHOWN), f"{shown.ledger}.csv", *chain.from_iterable(run.values()), *records]
 
 
 def opening(params: Params, study: str) -> str:
@@ -65,14 +63,6 @@ def opening(params: Params, study: str) -> str:
         else:
             told += f"- The claim '{row.says}', at this size: {row.verdict}, {row.ours}. {page} explains the verdict.\n"
     return f"![{params.entry('curves', study).title}](docs/{study}/curves_{study}.png)\n\n{told}"
-
-
-def losses(study: str) -> dict[Path, bytes]:
-    """The picture of the held-out loss, if the points of the curves have one."""
-    curves = found(f"curves_{study}.csv")
-    if not any(name.startswith(HELDOUT_LOSS) for name in pd.read_csv(curves, nrows=0).columns):
-        return {}
-    return {DOCS / study / f"heldout_{study}.png": b64decode(heldout_png(curves, "device_hours", "device-hours"))}
 
 
 def claims(params: Params, study: str) -> str:
@@ -107,7 +97,7 @@ def refresh(study: str) -> None:
     texts = {path: path.read_text(encoding="utf-8") for path, _, _ in blocks}
     for path, block, contents in blocks:
         texts[path] = replaced(path, texts[path], block, contents)
-    files |= losses(study) | {path: text.encode() for path, text in texts.items()}
+    files |= {path: text.encode() for path, text in texts.items()}
     for path, data in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

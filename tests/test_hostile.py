@@ -48,7 +48,7 @@ from maskdit.latents.autoencoder import geometry
 from maskdit.latents.dataset import Latents
 from maskdit.latents.published import Webdataset
 from maskdit.model import checkpoint
-from maskdit.reporting.pictures import Stacked
+from maskdit.reporting.pictures import images_of as images_of_samples
 from maskdit.sampling.sample import find
 from maskdit.tools.doctor import examine, training
 from maskdit.weights.export import weights_of
@@ -340,10 +340,15 @@ def npz_of(home: Path, hostile: str) -> None:
     write_json(home / "index.json", {"kind": "npz"})
 
 
+def samples_of(home: Path, hostile: str) -> None:
+    images_of(home, hostile)
+    write_json(home / "index.json", {"shards": ["images.npy"]})
+
+
 ARRAYS = {  # what is made with which hostile part, and who reads it
     **{f"images {name}": (images_of, name, Images.load) for name in ("images.npy", "labels.npy", "heldout.npy")},
     **{f"latents {name}": (latents_of, name, Latents.load) for name in ("moments.npy", "labels.npy")},
-    "samples": (images_of, "images.npy", lambda home: Stacked([home / "images.npy"])),
+    "samples": (samples_of, "images.npy", images_of_samples),
     "features": (npz_of, "features", lambda home: read_arrays(home / "batch.npz")),
     "statistics": (npz_of, "mu", brought),
     "other statistics": (npz_of, "sigma_s", brought),

@@ -83,6 +83,16 @@ def test_what_cannot_be_made_from_records_stays_as_docs_have_it(home: Path) -> N
     assert refresh(home, "demo")[0] == 2, "a figure that can be made has to be"
 
 
+def test_a_sweep_that_was_not_run_is_left_out_and_one_that_was_has_all_its_records(home: Path) -> None:
+    sweep = PARAMS.report["fashion"].sweeps[0]
+    record = home / "results" / "metrics" / sweep / f"{PARAMS.of(sweep)[0]}.json"
+    record.unlink()
+    assert refresh(home, "fashion")[0] == 2, "its sheet is there"
+    (home / "results" / f"sweep_{sweep}.md").unlink()
+    assert refresh(home, "fashion") == (0, "")
+    assert not (home / "docs" / "fashion" / "metrics" / sweep).exists()
+
+
 @pytest.mark.parametrize(
     ("missing", "line"),
     [

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from maskdit.artifacts.arrays import Joined, read_array
 from maskdit.artifacts.atomic import digest, read_json, write_json
 from maskdit.artifacts.publish import publishing
 from maskdit.config.base import UserError
@@ -18,7 +19,7 @@ from maskdit.config.reporting import Curves, Efficiency, Grid, Recon, Strip, Tab
 from maskdit.images.dataset import Images
 from maskdit.reporting.curves import curves
 from maskdit.reporting.efficiency import efficiency
-from maskdit.reporting.pictures import Stacked, grid, strip, write
+from maskdit.reporting.pictures import grid, strip, write
 from maskdit.reporting.records import COMPARABLE, SAMPLING, published
 from maskdit.reporting.sample_size import notes
 from maskdit.reporting.table import SAMPLED, best, recon, scores, table
@@ -452,8 +453,9 @@ def test_images_of_several_files_are_indexed_as_one_array(tmp_path):
     for file, part in zip(files, (every[:4], every[4:5], every[5:]), strict=True):
         np.save(file, part)
     rows = np.array([10, 0, 3, 4, 5, 4])
-    np.testing.assert_array_equal(Stacked(files)[rows], every[rows])
-    assert Stacked(files)[rows[:0]].shape == (0, 2, 2, 3)
+    joined = Joined([read_array(file, mapped=True) for file in files])
+    np.testing.assert_array_equal(joined[rows], every[rows])
+    assert joined[rows[:0]].shape == (0, 2, 2, 3)
 
 
 def reconstruction(folder, name, **protocol):

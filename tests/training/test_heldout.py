@@ -47,6 +47,23 @@ def test_an_untrained_network_has_the_loss_of_its_preconditioning_alone(unseen):
     assert found[HELDOUT_LOSS] == pytest.approx(np.mean([found[field(sigma)] for sigma in SIGMAS]))
 
 
+class Turned(MaskDiT):
+    """A network with a tensor that is in no state dict, as of rotary positions."""
+
+    def __init__(self, **architecture: object) -> None:
+        super().__init__(**architecture)
+        self.register_buffer("factor", torch.tensor(1.0), persistent=False)
+
+    def forward(self, *given: torch.Tensor | None) -> torch.Tensor:
+        return self.factor * super().forward(*given)
+
+
+def test_a_method_s_network_may_have_tensors_that_are_not_saved(unseen):
+    data, state, usual = Latents.load(unseen).heldout, MaskDiT(**NET).state_dict(), (CPU, Ranks(0, 1))
+    method = SimpleNamespace(network=lambda: Turned(**NET), denoise=METHOD.denoise)
+    assert Heldout(method, data, "fp32", *usual).loss(state) == Heldout(METHOD, data, "fp32", *usual).loss(state)
+
+
 def test_the_levels_divide_the_noise_of_training_into_eight_equal_shares():
     drawn = np.exp(np.random.default_rng(0).standard_normal(100_000) * 1.2 - 1.2)
     shares = [(drawn < sigma).mean() for sigma in SIGMAS]

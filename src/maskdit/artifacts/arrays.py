@@ -4,6 +4,7 @@ import math
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -117,3 +118,18 @@ def read_arrays(path: Path, *only: str) -> dict[str, NDArray[Any]]:
 
 def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+class Joined:
+    """Acts as one array of several with the same shapes of rows."""
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        self.arrays, self.ends = arrays, np.cumsum([len(array) for array in arrays])
+        self.shape, self.dtype = (int(self.ends[-1]), *arrays[0].shape[1:]), arrays[0].dtype
+
+    def __getitem__(self, rows: NDArray[Any]) -> Array:
+        found, place = np.empty((len(rows), *self.shape[1:]), self.dtype), np.searchsorted(self.ends, rows, "right")
+        for number in np.unique(place):
+            begin = self.ends[number] - len(self.arrays[number])
+            found[place == number] = self.arrays[number][rows[place == number] - begin]
+        return found

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskdit.artifacts.arrays import DAMAGE, Array, Stored, read_array, read_arrays
+from maskdit.artifacts.arrays import DAMAGE, Array, Joined, Stored, read_array, read_arrays
 from maskdit.artifacts.atomic import digest, read_json, replacing
 from maskdit.artifacts.shards import savez
 from maskdit.config.base import UserError
@@ -80,21 +80,6 @@ class Pictures:
         if pixels.shape != self.shape[1:]:
             raise UserError(f"{self.files[row]}: has changed while it was read; run the command again")
         return pixels
-
-
-class Joined:
-    """Acts as one array of several with the same shapes of rows."""
-
-    def __init__(self, arrays: Sequence[Any]) -> None:
-        self.arrays, self.ends = arrays, np.cumsum([len(array) for array in arrays])
-        self.shape, self.dtype = (int(self.ends[-1]), *arrays[0].shape[1:]), arrays[0].dtype
-
-    def __getitem__(self, rows: NDArray[Any]) -> Array:
-        found, place = np.empty((len(rows), *self.shape[1:]), self.dtype), np.searchsorted(self.ends, rows, "right")
-        for number in np.unique(place):
-            begin = self.ends[number] - len(self.arrays[number])
-            found[place == number] = self.arrays[number][rows[place == number] - begin]
-        return found
 
 
 def opened(path: Path) -> Source:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from maskdit.artifacts.arrays import Array, read_array
+from maskdit.artifacts.arrays import Array, Joined, read_array
 from maskdit.artifacts.atomic import read_json, replacing
 from maskdit.artifacts.manifest import MANIFEST, config_of, read_manifest
 from maskdit.artifacts.provenance import stamp
@@ -26,22 +26,6 @@ DPI = 120
 MOST = 128  # pixels across a large image, where many are shown
 GAP = 221  # grey, which shows between black and between white images
 Row = list[Array | None]
-
-
-class Stacked:
-    """Images (N, H, W, 3) in several files, as one array: only the images that an index array selects are read."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.parts = [read_array(file, mapped=True) for file in files]
-        self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
-        self.shape = (int(self.starts[-1]), *self.parts[0].shape[1:])
-
-    def __getitem__(self, rows: Array) -> Array:
-        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        for place, row in enumerate(rows):
-            part = int(np.searchsorted(self.starts, row, "right")) - 1
-            out[place] = self.parts[part][row - self.starts[part]]
-        return out
 
 
 def cell(side: int, across: int, most: int = MOST) -> int:
@@ -141,10 +125,10 @@ def grid(config: Grid, *, images: Path, samples: Path, out: Path) -> None:
     write(figure, out)
 
 
-def images_of(samples: Path) -> tuple[Stacked, Array]:
+def images_of(samples: Path) -> tuple[Joined, Array]:
     """The images in a folder of samples, and their labels."""
     shards = read_json(samples / "index.json", "shards")["shards"]
-    return Stacked([samples / shard for shard in shards]), read_array(samples / "labels.npy")
+    return Joined([read_array(samples / shard, mapped=True) for shard in shards]), read_array(samples / "labels.npy")
 
 
 def behind(record: dict[str, Any], node: str, results: Path) -> tuple[Path, bool] | None:

@@ -1,6 +1,6 @@
 """The denoising loss of held-out images at fixed noise levels: the quickest sign of a training's health.
 
-Weights, images, noise and levels are the same whenever it is measured, and in every training on these latents. So unlike the
+Images, noise and levels are the same whenever it is measured, and in every training on these latents. So unlike the
 loss of a batch it has no noise that hides small changes, and it compares models that are trained with different masks.
 """
 
@@ -47,8 +47,7 @@ class Heldout:
     def __init__(self, method: Method, latents: Latents, precision: str, where: torch.device, ranks: Ranks) -> None:
         self.precision, self.where, self.ranks, self.count = precision, where, ranks, len(latents.labels)
         self.denoise = method.denoise
-        with torch.device("meta"):
-            self.net = method.network()
+        self.net = method.network().to(where).eval().requires_grad_(False)
         mine = np.arange(self.count)[ranks.rank :: ranks.world]
         shape = (LEVELS + 1, latents.space.channels, latents.space.side, latents.space.side)
         draws = [generator(0, "heldout", row).standard_normal(shape, dtype=np.float32) for row in mine]
