@@ -200,8 +200,6 @@ def test_numbers_follow_the_size_of_the_folder_and_so_do_the_keys_that_name_them
         "mine-dit-0120": 15,
         "mine-dit-plain": "final",
         "mine-dit-guided": "final",
-        "mine-dit-before-0062": 62,
-        "mine-dit-before-0120": 120,
         "mine-dit-before-0250": 250,
     }
     branches = {key: (entry.start, entry.milestones) for key, entry in params.finetune.items() if key.startswith("mine-dit-")}

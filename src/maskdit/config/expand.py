@@ -29,6 +29,7 @@ class Choice(BaseModel):
     phase: Phase | list[Phase] | None = None
     step: Step | list[Step] | None = None
     guidance: float | list[float] | None = None
+    images: Count | list[Count] | None = None
 
     def fits(self, entry: Mapping[str, Any]) -> bool:
         """Whether an entry of sample is selected."""
