@@ -52,9 +52,10 @@ def evidence(params: Params, study: str) -> list[str]:
 
 
 def opening(params: Params, study: str) -> str:
-    """The curves of a study, and what they say of the time."""
+    """The curves of a study, and what they say of the time to the baseline's last two milestones."""
     crossings = pd.read_csv(found(f"curves_{study}_crossing.csv"), dtype=str)
-    told = "".join(f"- {line}\n" for line in crossings.loc[crossings["axis"] == "device_hours", "reads"])
+    last = crossings[crossings["axis"] == "device_hours"].groupby("model", sort=False).tail(2)
+    told = "".join(f"- {line}\n" for line in last["reads"])
     judged = pd.read_csv(found(f"{params.entry('report', study).ledger}.csv"), dtype=str)
     page = "[docs/claims.md](docs/claims.md)"
     for row in judged[judged["from"].fillna("").str.contains(f"curves_{study}_")].itertuples():
