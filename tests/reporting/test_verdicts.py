@@ -102,14 +102,47 @@ def test_a_damaged_table_behind_a_claim_is_one_line(tmp_path, content):
     assert "\n" not in str(refusal.value)
 
 
-def test_of_several_recipes_the_best_is_compared_and_all_must_have_run(tmp_path):
+def seeded(folder, **fids):
+    """Records of seeds: of each mask ratio in percent, a list of FIDs."""
+    (folder / "metrics" / "toy").mkdir(parents=True, exist_ok=True)
+    for ratio, values in fids.items():
+        for seed, fid in enumerate(values):
+            name = f"{ratio}-s{seed}"
+            record(folder / "metrics" / "toy", name, metrics={"fid": fid}, run={"mask_ratio": int(ratio[1:]) / 100}, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "ours", "worst"),
+    [
+        ([10.9, 11.1], [11.9, 12.1], "REPRODUCED", 10 / 11, "m25"),
+        ([11.9, 12.1], [10.9, 11.1], "REPRODUCED", 10 / 11, "m75"),
+        ([10.9, 11.1], [10.0, 14.0], "TIE", 10 / 12, "m75"),  # the worse one on average, but not for sure
+        ([8.9, 9.1], [10.0, 14.0], "NOT REPRODUCED", 10 / 9, "m25"),
+    ],
+)
+def test_a_claim_against_alternatives_must_hold_against_each_with_its_own_interval(low, high, verdict, ours, worst, tmp_path):
+    seeded(tmp_path, m50=[9.95, 10.05], m25=low, m75=high)
+    evidence = {**LESS, "of": ["m50-s0", "m50-s1"], "over": [f"{ratio}-s{seed}" for ratio in ("m25", "m75") for seed in (0, 1)]}
+    row = ledger(tmp_path, evidence=evidence)
+    assert (row["verdict"], float(row["ours"]), row["seeds"]) == (verdict, pytest.approx(ours, rel=1e-3), "2 against 2")
+    assert row["from"].endswith(f"toy/{{m50-s0,m50-s1,{worst}-s0,{worst}-s1}}.json"), "the alternative that decides"
+
+
+def test_where_more_is_better_the_alternative_with_most_decides(tmp_path):
+    made(tmp_path, a=10.0, b=5.0, c=8.0)
+    assert ledger(tmp_path, better="higher", evidence={**LESS, "over": ["b", "c"]})["ours"] == "1.25"
+
+
+def test_all_alternatives_must_have_run(tmp_path):
     made(tmp_path, a=5.0, b=5.5)
-    three = {**LESS, "over": ["b", "c"]}
-    assert ledger(tmp_path, evidence=three)["verdict"] == "NOT RUN"
-    made(tmp_path, c=4.5)
-    row = ledger(tmp_path, evidence=three)
-    assert (row["verdict"], row["seeds"]) == ("NOT REPRODUCED", "1 against 1")
-    assert float(row["ours"]) == pytest.approx(5.0 / 4.5, rel=1e-3)
+    assert ledger(tmp_path, evidence={**LESS, "over": ["b", "c"]})["verdict"] == "NOT RUN"
+
+
+@pytest.mark.parametrize("evidence", [{**LESS, "of": ["a", "b"], "over": ["c"]}, {**NUMBER, "evals": ["a", "b"]}])
+def test_the_best_of_several_recipes_is_not_what_a_claim_is_about(evidence, tmp_path):
+    made(tmp_path, a=5.0, b=5.5, c=6.0)
+    with pytest.raises(UserError, match=r"^a and b differ in more than the seed"):
+        ledger(tmp_path, paper=6.0, evidence=evidence)
 
 
 @pytest.mark.parametrize(

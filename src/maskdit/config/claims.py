@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from maskdit.config.base import Key, Line, ListOf, Section, new
 
 RECORDS = ("evaluate", "reconstruct")
-Evals = Annotated[ListOf[Key], Field(min_length=1)]  # seeds of one recipe, or recipes of which the best counts
+Evals = Annotated[ListOf[Key], Field(min_length=1)]  # seeds of one recipe
 
 
 class Metric(Section):
@@ -20,12 +20,16 @@ class Metric(Section):
 
 
 class Ratio(Section):
-    """The ratio of some evaluations to others: of a metric, or of the speed or memory of the trainings behind them."""
+    """The ratio of some evaluations to others: of a metric, or of the speed or memory of the trainings behind them.
+
+    Evaluations in `over` that differ in more than the seed are alternatives. Each has a ratio with an interval of its own, and the
+    one that speaks least for the claim decides.
+    """
 
     kind: Literal["ratio"]
     metric: str
     of: Evals
-    over: Evals
+    over: Evals  # seeds of one recipe or of several
 
 
 class Crossing(Section):

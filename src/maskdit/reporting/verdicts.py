@@ -4,7 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -44,25 +44,42 @@ class Found:
         return (low, high) if math.isnan(self.low) else (min(low, self.low), max(high, self.high))
 
 
-def values_of(records: dict[str, dict[str, Any]], names: tuple[str, ...], metric: str, lower: bool) -> tuple[list[float], str]:
-    """A metric or speed figure of each seed of the best recipe, and their number in words.
+class Seeds(NamedTuple):
+    """A metric or speed figure of each seed of one recipe: of training; of a single training, of sampling."""
 
-    The seeds are those of training; of a single training, those of sampling. No values if an evaluation was not run or a recipe
-    lacks the figure.
-    """
-    groups: list[tuple[list[float], str]] = []
-    for group in twins({name: records[name] for name in names if name in records}):
+    names: tuple[str, ...]
+    values: list[float]
+    number: str  # of seeds, in words
+
+
+def recipes(records: dict[str, dict[str, Any]], names: tuple[str, ...], metric: str) -> list[Seeds]:
+    """A metric or speed figure of each recipe; an empty list if an evaluation was not run or lacks the figure."""
+    if not all(name in records for name in names):
+        return []
+    found = []
+    for group in twins({name: records[name] for name in names}):
         trainings = [
             [{**(records[name].get("checkpoint", {}).get("speed") or {}), **records[name]["metrics"]} for name in training]
             for training in seeds(records, group)
         ]
         if any(each.get(metric) is None for training in trainings for each in training):
-            return [], ""
+            return []
         values = independent([[each[metric] for each in training] for training in trainings])
-        groups.append((values, "1" if len(values) == 1 else counted(len(trainings), len(values)).removesuffix(" seeds")))
-    if not all(name in records for name in names) or not groups:
-        return [], ""
-    return (min if lower else max)(groups, key=lambda group: statistics.mean(group[0]))
+        number = "1" if len(values) == 1 else counted(len(trainings), len(values)).removesuffix(" seeds")
+        found.append(Seeds(tuple(group), values, number))
+    return found
+
+
+def one_recipe(records: dict[str, dict[str, Any]], names: tuple[str, ...], metric: str) -> list[Seeds]:
+    """The only one of `recipes`, or none.
+
+    Raises UserError if there are several: the best of them, chosen by the samples that it reports, would look too good.
+    """
+    found = recipes(records, names, metric)
+    if len(found) > 1:
+        one, other = (seeds.names[0] for seeds in found[:2])
+        raise UserError(f"{one} and {other} differ in more than the seed: a claim is about one recipe; remove one of them from it")
+    return found
 
 
 def files(results: Path, names: tuple[str, ...]) -> str:
@@ -79,46 +96,48 @@ def error(values: list[float]) -> float:
     return statistics.stdev(values) / statistics.mean(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
-def found(evidence: Evidence | None, results: Path, lower: bool) -> Found | None:
-    """The measured value; None if some of the evidence does not exist.
+def found(evidence: Evidence | None, results: Path) -> list[Found]:
+    """The measured value; of a ratio, one for each recipe in `over`. An empty list if some of the evidence does not exist.
 
-    Raises UserError if the records that are compared have different protocols.
+    Raises UserError if the records that are compared have different protocols, or differ in more than the seed outside `over`.
     """
     match evidence:
         case None:
-            return None
+            return []
         case Metric():
-            values, seen = values_of(read(results, evidence.evals, COMPARABLE), evidence.evals, evidence.metric, lower)
-            if not values:
-                return None
-            noise = 2 * error(values) * math.sqrt(len(values) + 1)  # of the difference from the paper's single run
-            return Found(statistics.mean(values), noise, seen, files(results, evidence.evals))
+            alone = one_recipe(read(results, evidence.evals, COMPARABLE), evidence.evals, evidence.metric)
+            return [  # the noise is that of the difference from the paper's single run
+                Found(statistics.mean(values), 2 * error(values) * math.sqrt(len(values) + 1), number, files(results, names))
+                for names, values, number in alone
+            ]
         case Ratio():
-            names = (*evidence.of, *evidence.over)
-            records = read(results, names, (*COMPARABLE, "sampler", "nfe", "guidance"))
+            every = (*evidence.of, *evidence.over)
+            records = read(results, every, (*COMPARABLE, "sampler", "nfe", "guidance"))
             demand_alike(records)
-            (ours, one), (theirs, other) = (
-                values_of(records, each, evidence.metric, lower) for each in (evidence.of, evidence.over)
-            )
-            if not ours or not theirs:
-                return None
-            noise = 2 * math.hypot(error(ours), error(theirs))
-            ratio = statistics.mean(ours) / statistics.mean(theirs)
-            return Found(ratio, noise, f"{one} against {other}", files(results, names))
+            return [
+                Found(
+                    statistics.mean(ours.values) / statistics.mean(theirs.values),
+                    2 * math.hypot(error(ours.values), error(theirs.values)),
+                    f"{ours.number} against {theirs.number}",
+                    files(results, (*ours.names, *theirs.names)),
+                )
+                for ours in one_recipe(records, evidence.of, evidence.metric)
+                for theirs in recipes(records, evidence.over, evidence.metric)
+            ]
         case Crossing():
             path = results / f"curves_{evidence.study}_crossing.csv"
             rows = rows_of(path, "axis", evidence.axis, ("at", "ratio", "low", "high"), ("status", "seeds", "model"))
             rows = rows[rows["model"].str.split().str[0] == evidence.model] if len(rows) else rows
             if rows.empty:
-                return None
+                return []
             last = rows.loc[rows["at"].idxmax()]  # at the last milestone of DiT
             if last.status == "not reached":
-                return Found(math.inf, 0.0, last.seeds, str(path))
-            return Found(last["ratio"], 0.0, last.seeds, str(path), last.low, last.high)
+                return [Found(math.inf, 0.0, last.seeds, str(path))]
+            return [Found(last["ratio"], 0.0, last.seeds, str(path), last.low, last.high)]
         case Pair():
             path = results / f"bench_{evidence.bench}.csv"
             rows = rows_of(path, "pair", evidence.pair, ("ratio", "low", "high"))
-            return None if rows.empty else Found(rows.ratio.iloc[0], 0.0, "", str(path), rows.low.iloc[0], rows.high.iloc[0])
+            return [Found(row.ratio, 0.0, "", str(path), row.low, row.high) for row in rows.head(1).itertuples()]
         case Cell():
             path = results / f"bench_{evidence.bench}_factorial.csv"
             left, right = (
@@ -126,10 +145,10 @@ def found(evidence: Evidence | None, results: Path, lower: bool) -> Found | None
                 for model in (evidence.of, evidence.over)
             )
             if left.empty or right.empty:
-                return None
+                return []
             both = left.merge(right, on=["precision", "compile", "batch"])
             ratios = both[f"{evidence.column}_x"] / both[f"{evidence.column}_y"]
-            return Found(ratios.median(), 0.0, "", str(path), ratios.min(), ratios.max())
+            return [Found(ratios.median(), 0.0, "", str(path), ratios.min(), ratios.max())]
 
 
 def rows_of(path: Path, column: str, value: str, numbers: tuple[str, ...], texts: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -172,29 +191,34 @@ def judged(claim: Claim, seen: Found) -> tuple[str, str]:
     return (REPRODUCED, "as claimed") if high < 1 else (FAILED, "opposite")
 
 
-def direction(claim: Claim, seen: Found) -> str:
-    """Whether a value goes the claimed way, by however much: `as claimed`, `opposite` or `tie`."""
-    return judged(claim.model_copy(update={"evidence": claim.scaled, "paper": None}), seen)[1]
+def least(claim: Claim, seen: list[Found]) -> tuple[Found, str, str]:
+    """The value that speaks least for a claim, with its verdict and direction: the claim must hold against each alternative."""
+    sign = 1 if claim.better == "lower" else -1
+    return max(((each, *judged(claim, each)) for each in seen), key=lambda each: (-rank(each[1]), sign * each[0].value))
+
+
+def direction(claim: Claim, seen: list[Found]) -> tuple[Found, str]:
+    """The value that speaks least for a claim, and whether it goes the claimed way: `as claimed`, `opposite` or `tie`."""
+    value, _, told = least(claim.model_copy(update={"evidence": claim.scaled, "paper": None}), seen)
+    return value, told
 
 
 def failing(claim: Claim, control: Evidence, results: Path) -> str:
     """How a control fails to show its known direction, in words; '' if it shows it."""
-    seen = found(control, results, claim.better == "lower")
-    if seen is None:
+    if not (values := found(control, results)):
         return "the control was not run"
-    told = direction(claim, seen)
+    seen, told = direction(claim, values)
     value = "not reached" if math.isinf(seen.value) else f"{seen.value:.3g}"
     return "" if told == "as claimed" else f"the control shows {'a tie' if told == 'tie' else f'the opposite ({value})'}"
 
 
 def row_of(name: str, claim: Claim, results: Path) -> dict[str, Any]:
     """One claim as a row of the ledger."""
-    lower = claim.better == "lower"
-    seen, verdict, where = found(claim.evidence, results, lower), UNSEEN, ""
-    if seen is not None:
-        verdict, where = judged(claim, seen)
-    elif claim.scaled is not None and (seen := found(claim.scaled, results, lower)) is not None:
-        where = direction(claim, seen)
+    seen, verdict, where = None, UNSEEN, ""
+    if values := found(claim.evidence, results):
+        seen, verdict, where = least(claim, values)
+    elif values := found(claim.scaled, results):
+        seen, where = direction(claim, values)
         verdict = f"{SCALED}: {SHOWS[where]}"
         if claim.control is not None and (told := failing(claim, claim.control, results)):
             verdict, where = UNTESTABLE, told
