@@ -34,6 +34,7 @@ def test_a_curve_that_is_straight_in_the_logarithm_is_crossed_where_it_says():
     assert rows[1]["interval"] == "one seed, no interval"
     assert (rows[1]["low"], rows[1]["high"]) == (None, None)
     assert rows[0]["ratio"] == 1, "no more is known than that the first milestone is better already"
+    assert (rows[0]["low"], rows[0]["high"]) == (0, 1)
     assert rows[2]["reads"] == "For a fid of 10 MaskDiT needs 50 hours: 0.5 times DiT's"
 
 
@@ -53,6 +54,11 @@ def test_what_is_never_reached_is_not_extrapolated():
     rows = list(crossings(frame(1, shift=2.0), ["hours"], "fid"))
     assert [row["status"] for row in rows] == ["reached", "reached", "not reached"]
     assert (rows[2]["ratio"], rows[2]["reached"]) == (None, None)
+    assert (rows[2]["low"], rows[2]["high"]) == (1, math.inf), "no more is known than that all of its training was not enough"
+    assert rows[2]["reads"].endswith("has after 100 hours, within 100")
+    short = frame(3, shift=2.0)
+    short = short[(short["model"] == "DiT") | (short["hours"] < 100)]
+    assert [row["low"] for row in crossings(short, ["hours"], "fid") if row["status"] == "not reached"] == [1, 0.1]
 
 
 def test_the_first_crossing_counts_and_a_milestone_itself_is_exact():

@@ -272,6 +272,11 @@ ONE = "Masking {}, by a single seed of each. It reads."
             {"status": "reached", "ratio": "0.9", "low": "0.7", "high": "1.1"},
             NOISE.format("pays off here"),
         ),
+        ({"status": "not reached", "ratio": "", "low": "0.5", "high": "inf"}, "Does masking pay off here? Undecided. It reads."),
+        (
+            {"status": "not reached", "ratio": "", "low": "1.4", "high": "inf", "interval": "one seed, no interval"},
+            "Masking does not pay off here, by a single seed of each. It reads.",
+        ),
         ({"status": "reached", "ratio": "1.2", "low": "1.1", "high": "1.4"}, "Masking does not pay off here. It reads."),
         (
             {"status": "reached", "ratio": "1.2", "low": "0.9", "high": "1.4"},

@@ -116,16 +116,31 @@ def seeded(folder, **fids):
     [
         ([10.9, 11.1], [11.9, 12.1], "REPRODUCED", 10 / 11, "m25"),
         ([11.9, 12.1], [10.9, 11.1], "REPRODUCED", 10 / 11, "m75"),
+        ([10.9], [12.0], "TIE", 10 / 10.9, "m25"),  # one seed of it, so the spread of the others is its own, too
         ([10.9, 11.1], [10.0, 14.0], "TIE", 10 / 12, "m75"),  # the worse one on average, but not for sure
         ([8.9, 9.1], [10.0, 14.0], "NOT REPRODUCED", 10 / 9, "m25"),
     ],
 )
 def test_a_claim_against_alternatives_must_hold_against_each_with_its_own_interval(low, high, verdict, ours, worst, tmp_path):
     seeded(tmp_path, m50=[9.95, 10.05], m25=low, m75=high)
-    evidence = {**LESS, "of": ["m50-s0", "m50-s1"], "over": [f"{ratio}-s{seed}" for ratio in ("m25", "m75") for seed in (0, 1)]}
+    evidence = {
+        **LESS,
+        "of": ["m50-s0", "m50-s1"],
+        "over": [f"{ratio}-s{seed}" for ratio in ("m25", "m75") for seed in range(len(low))],
+    }
     row = ledger(tmp_path, evidence=evidence)
-    assert (row["verdict"], float(row["ours"]), row["seeds"]) == (verdict, pytest.approx(ours, rel=1e-3), "2 against 2")
-    assert row["from"].endswith(f"toy/{{m50-s0,m50-s1,{worst}-s0,{worst}-s1}}.json"), "the alternative that decides"
+    assert (row["verdict"], float(row["ours"]), row["seeds"]) == (verdict, pytest.approx(ours, rel=1e-3), f"2 against {len(low)}")
+    assert f"m50-s0,m50-s1,{worst}-s0" in row["from"], "the alternative that decides"
+
+
+def test_the_interval_of_a_ratio_is_student_s_of_the_spread_on_both_sides(tmp_path):
+    from scipy.stats import ttest_ind_from_stats
+
+    seeded(tmp_path, m50=[98.0, 102.0], m25=[109.0, 111.0, 110.0])
+    row = ledger(tmp_path, evidence={**LESS, "of": ["m50-s0", "m50-s1"], "over": [f"m25-s{seed}" for seed in range(3)]})
+    half = float(row["tolerance"].rstrip("%")) / 100
+    sides = (half, 0.02 * 2**0.5, 2, 0, 1 / 110, 3)  # relative means that differ by the half width, spreads and numbers of seeds
+    assert ttest_ind_from_stats(*sides).pvalue == pytest.approx(0.05, abs=5e-4)
 
 
 def test_where_more_is_better_the_alternative_with_most_decides(tmp_path):
@@ -198,7 +213,10 @@ def test_without_evidence_a_claim_is_not_run(evidence, tmp_path):
         ({"ratio": 0.31, "low": 0.28, "high": 0.35}, "REPRODUCED"),
         ({"ratio": 0.52, "low": 0.45, "high": 0.6}, "NOT REPRODUCED"),
         ({"ratio": 0.8, "low": 0.5, "high": 1.2}, "TIE"),
-        ({"status": "not reached"}, "NOT REPRODUCED"),
+        ({"status": "not reached", "low": None, "high": None}, "NOT REPRODUCED"),
+        ({"status": "not reached", "low": 1.0, "high": float("inf")}, "NOT REPRODUCED"),
+        ({"status": "not reached", "low": 0.5, "high": float("inf")}, "TIE"),  # it was trained for half of DiT's time
+        ({"status": "before the first milestone", "ratio": 0.5, "low": 0.0, "high": 0.5}, "REPRODUCED"),
     ],
 )
 def test_a_crossing_is_judged_by_its_interval_at_dit_s_last_milestone(last, verdict, tmp_path):
@@ -208,7 +226,7 @@ def test_a_crossing_is_judged_by_its_interval_at_dit_s_last_milestone(last, verd
     pd.DataFrame([other, {**first, "at": 9.0, **last}, first]).to_csv(tmp_path / "curves_toy_crossing.csv", index=False)
     row = ledger(tmp_path, paper=0.3, evidence=TIME)
     assert (row["verdict"], row["seeds"]) == (verdict, "3 and 3")
-    assert row["ours"] == ("not reached" if "status" in last else str(last["ratio"]))
+    assert row["ours"] == str(last.get("ratio", "not reached"))
     assert ledger(tmp_path, paper=0.3, evidence={**TIME, "model": "TREAD"})["ours"] == "0.1"
 
 

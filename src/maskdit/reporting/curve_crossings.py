@@ -109,16 +109,21 @@ def crossings(frame: pd.DataFrame, axes: Iterable[str], quality: str) -> Iterato
 
 
 def row_of(theirs: str, ours: str, axis: str, other: Sheet, mine: Sheet, place: int, quality: str, kind: str) -> dict[str, Any]:
-    """One crossing as a row with COLUMNS; `reads` is a sentence."""
+    """One crossing as a row with COLUMNS; `reads` is a sentence.
+
+    The bounds of what is not reached begin at all that was spent; those of what is reached before the first milestone end at its cost.
+    """
     at, wanted, name = other[0][:, place].mean(), other[1][:, place].mean(), axis.replace("_", "-")
     share: float | None = ratio(mine, other, place)
     bounds = interval(mine, other, place)
     low, high = bounds or (None, None)
     if share == NEVER:
-        status, share = "not reached", None
-        reads = f"{ours} did not reach the {quality} of {wanted:.4g} that {theirs} has after {at:.4g} {name}"
+        spent = mine[0][:, -1].mean()
+        status, share, low, high = "not reached", None, min(spent / at, NEVER if low is None else low), NEVER
+        reads = f"{ours} did not reach the {quality} of {wanted:.4g} that {theirs} has after {at:.4g} {name}, within {spent:.4g}"
     elif share == BEFORE:
-        status, share = "before the first milestone", mine[0][:, 0].mean() / at
+        share = mine[0][:, 0].mean() / at
+        status, low, high = "before the first milestone", BEFORE, max(share, high or share)
         reads = f"{ours} is better than {theirs} after {at:.4g} {name} already at its first milestone, {share:.3g} times as far"
     else:
         status, range_ = "reached", f" (95 % interval over seeds: {low:.3g} to {high:.3g})" if bounds else ""

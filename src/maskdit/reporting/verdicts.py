@@ -23,7 +23,7 @@ RANKS = (FAILED, UNSEEN, UNTESTABLE, SCALED, TIE, REPRODUCED)  # worst first
 
 @dataclass(frozen=True)
 class Found:
-    """A value with its relative noise (two standard errors), the number of seeds and the file it comes from."""
+    """A value with its relative noise over seeds, their number and the file it comes from."""
 
     value: float
     noise: float
@@ -40,7 +40,7 @@ class Found:
     @property
     def bounds(self) -> tuple[float, float]:
         """The interval that the value may lie in: its tolerance, widened to the measured interval."""
-        low, high = self.value * (1 - self.tolerance), self.value * (1 + self.tolerance)
+        low, high = self.value / (1 + self.tolerance), self.value * (1 + self.tolerance)
         return (low, high) if math.isnan(self.low) else (min(low, self.low), max(high, self.high))
 
 
@@ -91,9 +91,24 @@ def files(results: Path, names: tuple[str, ...]) -> str:
     return " ".join(f"{folder}/{stems}.json" for folder, stems in lists.items())
 
 
-def error(values: list[float]) -> float:
-    """The relative standard error of a mean; 0 for one seed, where it is unknown."""
-    return statistics.stdev(values) / statistics.mean(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+def error(*sides: list[float]) -> tuple[float, int]:
+    """The relative standard error of a ratio of means, and its degrees of freedom; 0 and 0 if no side has two seeds.
+
+    The relative spread over seeds is taken to be the same on all sides, so that a side of one seed has it, too.
+    """
+    free = sum(len(values) - 1 for values in sides)
+    if not free:
+        return 0.0, 0
+    apart = sum((value / statistics.mean(values) - 1) ** 2 for values in sides for value in values)
+    return math.sqrt(apart / free * sum(1 / len(values) for values in sides)), free
+
+
+def noise(*sides: list[float]) -> float:
+    """Half the width of the 95 % interval of a ratio of means, relative to it, by Student's t; 0 if no side has two seeds."""
+    from scipy.special import stdtrit  # only where there are several seeds
+
+    relative, free = error(*sides)
+    return relative * float(stdtrit(free, 0.975)) if free else 0.0
 
 
 def found(evidence: Evidence | None, results: Path) -> list[Found]:
@@ -106,8 +121,8 @@ def found(evidence: Evidence | None, results: Path) -> list[Found]:
             return []
         case Metric():
             alone = one_recipe(read(results, evidence.evals, COMPARABLE), evidence.evals, evidence.metric)
-            return [  # the noise is that of the difference from the paper's single run
-                Found(statistics.mean(values), 2 * error(values) * math.sqrt(len(values) + 1), number, files(results, names))
+            return [  # two standard errors of the ratio to the paper's single run: a t of few seeds would make it easy to reproduce
+                Found(statistics.mean(values), 2 * error(values, [1.0])[0], number, files(results, names))
                 for names, values, number in alone
             ]
         case Ratio():
@@ -117,7 +132,7 @@ def found(evidence: Evidence | None, results: Path) -> list[Found]:
             return [
                 Found(
                     statistics.mean(ours.values) / statistics.mean(theirs.values),
-                    2 * math.hypot(error(ours.values), error(theirs.values)),
+                    noise(ours.values, theirs.values),
                     f"{ours.number} against {theirs.number}",
                     files(results, (*ours.names, *theirs.names)),
                 )
@@ -132,7 +147,7 @@ def found(evidence: Evidence | None, results: Path) -> list[Found]:
                 return []
             last = rows.loc[rows["at"].idxmax()]  # at the last milestone of DiT
             if last.status == "not reached":
-                return [Found(math.inf, 0.0, last.seeds, str(path))]
+                return [Found(math.inf, 0.0, last.seeds, str(path), last.low, math.inf)]
             return [Found(last["ratio"], 0.0, last.seeds, str(path), last.low, last.high)]
         case Pair():
             path = results / f"bench_{evidence.bench}.csv"
@@ -184,7 +199,7 @@ def judged(claim: Claim, seen: Found) -> tuple[str, str]:
         paper = paper and 1 / paper
     if isinstance(claim.evidence, Metric) and paper is not None and claim.paper is not None:  # which a metric always has
         return REPRODUCED if low <= paper else FAILED, f"{beside(seen.value, claim.paper)} the paper's"
-    if low <= 1 <= high:
+    if low < 1 < high:
         return TIE, "tie"
     if high < 1 and paper is not None and low > paper:
         return FAILED, "as claimed, but less"

@@ -106,9 +106,11 @@ def answer(timed: list[dict[str, str]], untested: str = "") -> str:
     last = (masked or timed)[-1]
     if untested:
         return f"Does masking pay off? This study cannot tell: {untested}. {last['reads']}."
+    if last["status"] == "not reached" and float(last.get("low") or 1) < 1:  # of less time than the baseline's, or of some seeds
+        return f"Does masking pay off here? Undecided. {last['reads']}."
     pays = last["status"] != "not reached" and float(last["ratio"]) < 1
     noise = ", by a single seed of each"
-    if last.get("high"):
+    if last.get("high") and not last.get("interval", "").startswith("one seed"):
         noise = "" if (float(last["high"]) < 1 if pays else float(last["low"] or 1) > 1) else ", within the noise of the seeds"
     told = "pays off here" if pays else "does not pay off here"
     return f"{'Masking' if masked else last['model']} {told}{noise}. {last['reads']}."
