@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
 import maskdit
@@ -143,12 +144,14 @@ def test_a_name_that_is_neither_a_folder_nor_a_repository_is_refused_in_one_line
         MaskDiT.from_pretrained(tmp_path)
 
 
-def test_of_a_repository_only_json_and_safetensors_are_downloaded(made, monkeypatch):
+def test_of_a_repository_only_the_network_s_config_and_safetensors_are_downloaded(made, monkeypatch):
     asked = {}
     monkeypatch.setattr(pretrained, "snapshot_download", lambda name, **words: asked.update(words, name=name) or str(made / "hub"))
     net = MaskDiT.from_pretrained("someone/net", revision="v1", token="secret")
     assert (asked["name"], asked["revision"], asked["token"]) == ("someone/net", "v1", "secret")
-    assert {pattern.rpartition(".")[2] for pattern in asked["allow_patterns"]} == {"json", "safetensors"}
+    there = ["transformer/config.json", "transformer/diffusion_pytorch_model.safetensors", "config.json", "model.safetensors"]
+    others = ["vae/config.json", "vae/diffusion_pytorch_model.safetensors", "model.bin", "transformer/model.py", "model_index.json"]
+    assert list(filter_repo_objects([*there, *others], allow_patterns=asked["allow_patterns"])) == there
     assert net.class_names == ("a", "b", "c")
 
 
@@ -184,9 +187,15 @@ def test_an_image_depends_on_its_number_alone(solver):
     torch.testing.assert_close(whole[2:], alone)
 
 
-@pytest.mark.parametrize("words", [{"labels": [3]}, {"labels": []}, {"guidance": 0.5}, {"solver": "ddpm"}, {"steps": 0}])
-def test_what_cannot_be_sampled_is_a_value_error(words):
-    with pytest.raises(ValueError, match=next(iter(words))):
+@pytest.mark.parametrize(
+    "words",
+    [
+        *({"labels": labels} for labels in ([3], [], [0.5], [True])),
+        *({"guidance": 0.5}, {"solver": "ddpm"}, {"steps": 0}, {"first": -1}, {"interval": (2.0, 1.0)}),
+    ],
+)
+def test_what_cannot_be_sampled_is_a_value_error_of_one_line(words):
+    with pytest.raises(ValueError, match=rf"^\w*{next(iter(words))}\b[^\n]*$"):
         sample(network(), **{"labels": [0], **words})
 
 

@@ -203,6 +203,12 @@ def test_what_cannot_be_compared_is_said_and_nothing_else():
         assert part in found
 
 
+def test_the_numbers_of_images_are_those_that_a_metric_was_computed_of():
+    mine, real = Source(ROOT, 60_000, pixels=object()), Source(ROOT, 10_000, pixels=object(), given={"mu": np.zeros(1)})
+    of = {metric: tuple(score_table.used(metric, mine, real).values()) for metric in ("fid", "sfid", "fid_infinity", "kid")}
+    assert of == {"fid": (60_000, None), "sfid": (60_000, 10_000), "fid_infinity": (50_000, None), "kid": (50_000, 10_000)}
+
+
 @pytest.mark.parametrize("count", [999, 12_345])
 def test_the_summary_of_parts_is_that_of_the_whole_whatever_the_number_of_images(count, tmp_path):
     source = np.random.default_rng(0)
@@ -475,4 +481,5 @@ def test_the_order_of_a_folder_is_that_of_its_paths_and_of_an_npz_tells_classes(
         f"{name}/{number:05d}.png" for name in "ab" for number in range(2)
     ]
     for labels, ordered in (([0, 0, 1, 1], True), ([0, 1, 0, 1], False), ([2, 2, 2, 2], False)):
-        assert opened(as_npz(tmp_path / "y.npz", arr_0=MADE[:4], arr_1=np.array(labels))).by_class == ordered
+        for kind in (int, np.uint8, str):
+            assert opened(as_npz(tmp_path / "y.npz", arr_0=MADE[:4], arr_1=np.array(labels, kind))).by_class == ordered

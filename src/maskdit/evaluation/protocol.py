@@ -67,7 +67,7 @@ def scored(
         if mind:
             scores[f"mind{name}"] = metrics.monge_distance(features, real, generator(SEED, "mind"))
         scores |= {f"density{name}": shared.density, f"coverage{name}": shared.coverage}
-    if "mu" in known and len(found.get("features", ())) > 10 * found["features"].shape[1]:
+    if "mu" in known and "features" in found and len(found["features"]) > 10 * found["features"].shape[1]:
         gaussian = (known["mu"], known["sigma"])
         scores[f"{fd}_infinity{name}"] = metrics.frechet_at_infinity(found["features"], gaussian, generator(0, "infinity"))
     return scores

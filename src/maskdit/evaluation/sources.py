@@ -22,6 +22,7 @@ from maskdit.images.dataset import npz_rows
 from maskdit.images.decode import FORMATS, decode, refused
 from maskdit.images.folders import listed
 from maskdit.images.index import THREADS, state_of
+from maskdit.runtime.progress import progress
 
 PART = 1000  # images whose features are in memory at once
 OUTPUTS = (*SPACES, "logits")  # what a network says of images, each (N, F) in float32
@@ -92,7 +93,8 @@ def opened(path: Path) -> Source:
         raise UserError(f"{path}: a pickle can run code when it is read, so it is refused; {advice}")
     if path.is_dir():
         index = read_json(path / "index.json") if (path / "index.json").is_file() else {}
-        return samples(path, index["shards"]) if isinstance(index, dict) and "shards" in index else folder(path)
+        shards = index.get("shards") if isinstance(index, dict) else None
+        return samples(path, list(map(str, shards))) if isinstance(shards, list) else folder(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; name a folder of images, or an npz")
     return npz(path)
@@ -103,7 +105,7 @@ def folder(path: Path) -> Source:
     files = sorted((file for file in listed(path) if file.name.lower().endswith(IMAGES)), key=str)
     if not files:
         raise UserError(f"{path}: holds no images; name a folder of PNG files, or an npz with arr_0")
-    first, *_ = found = [head(file) for file in files]
+    first, *_ = found = [head(files[number]) for number in progress(range(len(files)), "images", len(files))]
     if other := next((number for number, (size, _) in enumerate(found) if size != first[0]), None):
         sizes = " and ".join(f"{files[at].relative_to(path)} {found[at][0][1]} x {found[at][0][0]}" for at in (0, other))
         raise UserError(f"{path}: images of several sizes ({sizes} pixels); resize all to one, as the images of the reference were")
@@ -174,7 +176,7 @@ def npz(path: Path) -> Source:
     if array is not None:
         demand_images(path, array, "arr_0")
         labels = read_arrays(path, "arr_1").get("arr_1", np.zeros(0))
-        ordered = bool(len(labels.shape) == 1 and len(labels) > 1 and (np.diff(labels) >= 0).all() and labels[0] != labels[-1])
+        ordered = bool(len(labels.shape) == 1 and len(labels) > 1 and (labels[1:] >= labels[:-1]).all() and labels[0] != labels[-1])
         return Source(path, len(array), (array.shape[1], array.shape[2]), array, given=given, state=state, by_class=ordered)
     if not outputs and not given:
         held = ", ".join(names[:5]) or "nothing"

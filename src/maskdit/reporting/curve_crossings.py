@@ -111,7 +111,7 @@ def crossings(frame: pd.DataFrame, axes: Iterable[str], quality: str) -> Iterato
 def row_of(theirs: str, ours: str, axis: str, other: Sheet, mine: Sheet, place: int, quality: str, kind: str) -> dict[str, Any]:
     """One crossing as a row with COLUMNS; `reads` is a sentence.
 
-    The bounds of what is not reached begin at all that was spent; those of what is reached before the first milestone end at its cost.
+    The bounds of what is not reached begin at all that was spent, those of what the first milestone has already end at its cost.
     """
     at, wanted, name = other[0][:, place].mean(), other[1][:, place].mean(), axis.replace("_", "-")
     share: float | None = ratio(mine, other, place)

@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from maskdit.config.errors import first as first_of
 from maskdit.config.sampling import Sample
 from maskdit.latents import autoencoder
 from maskdit.latents.dataset import Space
@@ -40,19 +42,23 @@ def sample(
     Raises ValueError for a label that is no class of the network, and for a number that no `sample` entry may have.
     """
     where = net.pos_embed.device
-    told = torch.as_tensor(labels, dtype=torch.long, device=where)
-    classes = net.y_embedder.embedding_table.in_features
-    if told.ndim != 1 or not len(told) or told.min() < -1 or told.max() >= classes:
-        raise ValueError(f"labels: must be numbers from 0 to {classes - 1}, or -1, in one dimension")
+    told, classes = torch.as_tensor(labels), net.y_embedder.embedding_table.in_features
+    whole = told.dtype != torch.bool and not told.is_floating_point()
+    if told.ndim != 1 or not len(told) or not whole or told.min() < -1 or told.max() >= classes:
+        raise ValueError(f"labels: must be whole numbers from 0 to {classes - 1}, or -1, in one dimension")
+    if first < 0:
+        raise ValueError(f"first: must be 0 or more (got {first})")
     if solver not in SOLVERS:
         raise ValueError(f"solver: must be heun or dpmpp-2m, not {solver!r}")
     numbers: dict[str, Any] = {"guidance": guidance, "guidance_interval": interval, "solver": solver, "solver_steps": steps}
-    config = Sample.model_validate({**UNUSED, **numbers, "images": len(told), "batch": batch, "seed": seed})
-    patch = net.patch
-    side, channels = round(net.pos_embed.shape[1] ** 0.5) * patch, net.x_embedder.proj.in_channels
+    try:
+        config = Sample.model_validate({**UNUSED, **numbers, "images": len(told), "batch": batch, "seed": seed})
+    except ValidationError as error:
+        raise ValueError(first_of(error, Sample).removeprefix(": ")) from None
+    side, channels = round(net.pos_embed.shape[1] ** 0.5) * net.patch, net.x_embedder.proj.in_channels
     space = Space(channels, side, (), (), "", ("",) * classes)
     found = []
-    for part in torch.split(told, batch):
+    for part in torch.split(told.to(where, torch.long), batch):
         rows = np.arange(first, first := first + len(part))
         noise = torch.from_numpy(starts(config, space, rows)[0]).to(where)
         denoiser = guided(net, part, guidance, interval=interval)

@@ -22,7 +22,7 @@ EXAMPLES = """examples:
   torchrun --nproc-per-node 8 -m maskdit.cli score samples/ --reference photos/     # eight GPUs
 
 An interrupted command goes on where it stopped when it is repeated: features are kept by the thousand in $XDG_CACHE_HOME/maskdit,
-by default ~/.cache/maskdit, until the numbers are printed.
+by default ~/.cache/maskdit, until nobody has used them for a week.
 
 environment variables, as maskdit sample --help explains them: MASKDIT_DEVICE, MASKDIT_THREADS, MASKDIT_SHARED"""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from maskdit.evaluation import metrics, protocol
 from maskdit.evaluation.metrics import SPLIT
-from maskdit.evaluation.protocol import FULL
+from maskdit.evaluation.protocol import FULL, SPACES
 from maskdit.evaluation.sources import Source
 
 KEPT = 50_000  # images of a set, at most, among which neighbours are looked for and KID and MIND are computed
@@ -23,8 +23,9 @@ def used(metric: str, mine: Source, real: Source | None) -> dict[str, int | None
     if not real or metric.startswith("is"):
         return {"images": mine.count, "reference": None}
     if metric.startswith(("fid", "fd", "sf")):
-        unknown = real.given and real.shown  # the batch beside ADM's statistics is not what they are of
-        return {"images": mine.count, "reference": None if unknown else real.count or None}
+        unknown = SPACES["spatial" if metric.startswith("s") else "features"][0] in real.given and real.shown
+        count = min(mine.count, KEPT) if "infinity" in metric else mine.count
+        return {"images": count, "reference": None if unknown else real.count or None}  # ADM's statistics are not of its images
     few = min(mine.count, real.count, KEPT)
     mind = metric.startswith("mind")
     return {"images": few if mind else min(mine.count, KEPT), "reference": few if mind else min(real.count, KEPT)}

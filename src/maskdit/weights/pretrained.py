@@ -18,7 +18,11 @@ from maskdit.weights.importing import check
 from maskdit.weights.reading import files_of, is_safetensors, read_safetensors
 
 SIZES = ("side", "channels", "classes", "encoder", "decoder")
-FILES = [f"{folder}*.{suffix}" for folder in ("", "transformer/") for suffix in ("json", "safetensors")]
+NAMES = (
+    "config.json",
+    *(f"{stem}*.safetensors{end}" for stem in ("model", "diffusion_pytorch_model") for end in ("", ".index.json")),
+)
+FILES = [f"{folder}{name}" for folder in ("", "transformer/") for name in NAMES]  # a pattern with * first would match in any folder
 CARD = """---
 {{ card_data }}
 ---
