@@ -423,6 +423,13 @@ def test_damage_within_a_packed_npz_is_told_when_it_is_read(tmp_path):
         npz_rows(path, "arr_0")[np.arange(COUNT)]
 
 
+@pytest.mark.parametrize("shards", ["null", "[1]", '"abc"'])
+def test_an_index_of_something_else_is_refused_in_a_line(shards, tmp_path):
+    (tmp_path / "index.json").write_text(f'{{"shards": {shards}}}')
+    with pytest.raises(UserError, match=r"holds no images|1: No such file"):
+        opened(tmp_path)
+
+
 def test_a_pickle_is_refused_with_the_reason(home, tmp_path, capsys):
     (tmp_path / "x.pkl").write_bytes(b"")
     line = refusal(capsys, home / "made", "--reference", tmp_path / "x.pkl")
