@@ -42,6 +42,20 @@ rule evaluate:
         "maskdit evaluate {wildcards.key}"
 
 
+rule rescore:
+    input:
+        made_before("rescore"),
+    output:
+        touch(".scratch/made/rescore/{key}"),
+    log:
+        "logs/rescore/{key}.log",
+    benchmark:
+        "logs/benchmarks/rescore/{key}.tsv"
+    threads: SHARE
+    shell:
+        "maskdit rescore {wildcards.key}"
+
+
 rule reconstruct:
     input:
         made_before("reconstruct"),

@@ -22,6 +22,7 @@ STEPS = {  # verb -> module of this package
     "sample": "sampling.sample",
     "features": "evaluation.features",
     "evaluate": "evaluation.evaluate",
+    "rescore": "evaluation.rescore",
     "grid": "reporting.pictures",
     "strip": "reporting.pictures",
     "table": "reporting.table",
@@ -36,7 +37,8 @@ STEPS = {  # verb -> module of this package
     "report": "reporting.report.report",
 }
 ALONE = {"vae": 1, "bench": 2}  # steps that share no work among processes, and how many GPUs they use where there are as many
-SHARDED = {"encode", "sample", "features", "reference", "reconstruct", "calibrate"}  # any number of processes may share the work
+# Steps whose work any number of processes may share
+SHARDED = {"encode", "sample", "features", "reference", "rescore", "reconstruct", "calibrate"}
 
 
 def step(verb: str, key: str, paths: dict[str, Path], share: tuple[int, int] | None = None, **options: Path | None) -> None:

@@ -41,6 +41,17 @@ class Evaluate(Judged):
     dataset: Key
 
 
+class Rescore(Section):
+    """The samples of the same key, measured by another network: further columns of their row in the table."""
+
+    bench: Key  # the study of the sample
+    reference: Key
+    extractor: Key  # an entry of fetch whose source is extractor: that of the reference
+    batch: Count
+    mind: bool = False  # whether to compute MIND
+    floor: bool = False  # whether to compute the distances between two halves of the real images
+
+
 class Reconstruct(Section):
     """Held-out images encoded and decoded by an autoencoder: rFID, PSNR, SSIM."""
 

@@ -74,6 +74,7 @@ class Written(BaseModel):
     sample: dict[Key, Drawn]
     features: dict[Key, Measured]
     evaluate: dict[Key, Judged]
+    rescore: dict[Key, Any] = {}
     table: dict[Key, Shown]
     curves: dict[Key, Shown]
     efficiency: dict[Key, Shown]
@@ -113,6 +114,8 @@ def expanded(tree: Mapping[str, Any], path: Path = Path("params.yaml")) -> dict[
             long[verb][name].pop("select", None)
             if verb == "table" and (chosen := {key: written.sample[key].sweeps for key in evals if written.sample[key].sweeps}):
                 long[verb][name]["chosen"] = chosen
+            if verb == "table" and (rescored := [key for key in evals if key in written.rescore]):
+                long[verb][name]["rescored"] = rescored
             if verb == "sweep":
                 theirs = {key: samples[key] for key, place in written.sample.items() if name in place.sweeps}
                 long[verb][name] |= swept(tree, tree[verb][name].get("axis"), {key: samples[key] for key in evals}, theirs)

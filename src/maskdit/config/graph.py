@@ -3,7 +3,7 @@
 from maskdit.config.params import Params
 
 COLUMNS: tuple[tuple[str, ...], ...] = (("fetch",), ("vae",), ("encode",), ("pretrain", "released"), ("finetune",), ("sample",))
-COLUMNS += (("features", "reference"), ("evaluate", "reconstruct"))
+COLUMNS += (("features", "reference"), ("evaluate", "rescore", "reconstruct"))
 COLUMNS += (("table", "curves", "sweep", "grid", "strip", "recon", "calibrate"), ("report",))
 Edges = dict[str, set[str]]  # node -> the nodes that it reads
 

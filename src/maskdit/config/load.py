@@ -67,6 +67,9 @@ def names_unknown(params: Params) -> Iterator[str]:
                 known = getattr(params, target)
                 if name not in known:
                     yield f"{verb}.{key}.{field}: {target} has no entry '{name}'{nearest(name, known)}"
+    for key in params.rescore:
+        if key not in params.sample:
+            yield f"rescore.{key}: sample has no entry '{key}'{nearest(key, params.sample)}"
     for key, ledger in params.claims.items():
         for claim, verbs, name in ledger.needs():
             known = {each for verb in verbs for each in getattr(params, verb)}
@@ -158,6 +161,17 @@ def phases_unfit(params: Params) -> Iterator[str]:
             yield f"sample.{key}.guidance: {sample.guidance} needs classes, and fetch.{images} has classes: none; set it to 1.0"
         if sample.shards > sample.images:
             yield f"sample.{key}.shards: {sample.shards} is more than the {sample.images} images"
+    for key, rescore in params.rescore.items():
+        ours, reference = params.features[key].extractor, params.reference[rescore.reference]
+        own = params.reference[params.evaluate[key].dataset]
+        if rescore.bench != params.evaluate[key].bench:
+            yield f"rescore.{key}.bench: must be {params.evaluate[key].bench}, the study of sample.{key}"
+        if rescore.extractor != reference.extractor:
+            yield f"rescore.{key}.extractor: must be {reference.extractor}, as in reference.{rescore.reference}"
+        if params.entry("fetch", ours).family == (family := params.entry("fetch", rescore.extractor).family):
+            yield f"rescore.{key}.extractor: {family} is what the sample's own reference has, too; name one of another family"
+        if (side := params.pictures(own.dataset).resolution) != params.pictures(reference.dataset).resolution:
+            yield f"rescore.{key}.reference: fetch.{reference.dataset} must have resolution {side}, as the sample"
     for verb in SELECTING:
         for key, entry in getattr(params, verb).items():
             if not entry.evals:

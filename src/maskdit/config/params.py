@@ -9,7 +9,7 @@ from maskdit.config.base import Key, UserError
 from maskdit.config.benchmark import Bench
 from maskdit.config.claims import Claims
 from maskdit.config.errors import nearest
-from maskdit.config.evaluation import Calibrate, Evaluate, Features, Reconstruct, Reference
+from maskdit.config.evaluation import Calibrate, Evaluate, Features, Reconstruct, Reference, Rescore
 from maskdit.config.images import Fetch, Pictures
 from maskdit.config.latents import DownloadedVae, Encode, Vae
 from maskdit.config.reporting import Curves, Efficiency, Grid, Recon, Report, Strip, Sweep, Table
@@ -22,6 +22,7 @@ READS = {  # verb -> field -> verb of the entries that the field names, whose ar
     "vae": {"dataset": "fetch"},
     "encode": {"dataset": "fetch", "vae": "vae"},
     "reference": {"dataset": "fetch", "extractor": "fetch"},
+    "rescore": {"reference": "reference", "extractor": "fetch"},
     "reconstruct": {"dataset": "fetch", "vae": "vae", "extractor": "fetch"},
     "recon": {"evals": "reconstruct"},
     "calibrate": {"dataset": "fetch", "reference": "reference", "extractor": "fetch"},
@@ -32,10 +33,15 @@ READS = {  # verb -> field -> verb of the entries that the field names, whose ar
     "grid": {"dataset": "fetch", "sample": "sample"},
     "claims": {"study": "curves"},
     "report": {"grids": "grid", "ledger": "claims"},
-    **{verb: {"evals": "evaluate"} for verb in SELECTING},
+    **{verb: {"evals": "evaluate", **({"rescored": "rescore"} if verb == "table" else {})} for verb in SELECTING},
 }
 OPTIONS = {"dataset": "images", "run": "run", "sample": "samples", **{name: name for name in ("extractor", "reference", "vae")}}
 OF_TRAINING = {"dataset": "latents", "run": "pretrained"}  # field -> the option of the step for what it names
+
+
+def rescored(key: str) -> str:
+    """The name of the record that the step rescore writes beside that of the evaluation KEY."""
+    return f"{key}_rescore"
 
 
 class Params(BaseModel):
@@ -52,6 +58,7 @@ class Params(BaseModel):
     sample: dict[Key, Sample]
     features: dict[Key, Features]
     evaluate: dict[Key, Evaluate]
+    rescore: dict[Key, Rescore] = Field(default={})
     grid: dict[Key, Grid]
     strip: dict[Key, Strip]
     table: dict[Key, Table]
@@ -82,7 +89,8 @@ class Params(BaseModel):
                 return {"features": f"features/{key}", "reference": f"reference/{entry.dataset}"}
         options = OPTIONS | (OF_TRAINING if verb in ("pretrain", "finetune") else {})
         named = self.named(verb, key, READS.get(verb, {}))
-        return {options[field]: f"{target}/{name}" for field, target, name in named if field in options}
+        found = {options[field]: f"{target}/{name}" for field, target, name in named if field in options}
+        return {"samples": f"sample/{key}", **found} if verb == "rescore" else found
 
     def named(self, verb: str, key: str, fields: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
         """For each entry that the `fields` of an entry name: the field, and the verb and key of the named entry."""
@@ -146,7 +154,8 @@ class Params(BaseModel):
         if verb in ("report", "claims"):
             named = self.claims[key].evals if verb == "claims" else ()
             return (*self.of(key if verb == "report" else self.claims[key].study), *named)
-        return getattr(self.entry(verb, key), "evals", None)
+        entry = self.entry(verb, key)
+        return (*entry.evals, *map(rescored, getattr(entry, "rescored", ()))) if hasattr(entry, "evals") else None
 
     def resolution(self, released: str) -> int:
         """Pixels of the images of published weights: as many as the images have that their samples are measured against."""

@@ -19,6 +19,7 @@ OUTPUTS = {
     "sample": "artifacts/samples/{key}",
     "features": "artifacts/features/{key}",
     "evaluate": "results/metrics/{bench}/{key}.json",
+    "rescore": "results/metrics/{bench}/{key}_rescore.json",
     "reconstruct": "results/reconstructions/{bench}/{key}.json",
     "grid": "results/grid_{key}.png",
     "strip": "results/strip_{key}.png",
@@ -68,7 +69,7 @@ def demand_known(params: "Params", targets: Iterable[str]) -> None:
             form = re.escape(str(usual.with_suffix(""))).replace(r"\{bench\}", "[^/]+").replace(r"\{key\}", "([a-z0-9-]+)")
             if found := re.fullmatch(form, str(Path(target).with_suffix(""))):
                 params.entry(verb, found[1])
-                if usual != stamps[verb] and (verb in ("evaluate", "reconstruct") or not usual.suffix):
+                if usual != stamps[verb] and (usual.suffix == ".json" or not usual.suffix):
                     raise UserError(
                         f"{target}: Snakemake does not know this path; ask for {str(stamps[verb]).format(key=found[1])} instead"
                     )

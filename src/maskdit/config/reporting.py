@@ -40,6 +40,7 @@ class Table(Section):
     reproduces: dict[Key, str] = Field(default={})  # evaluation -> the method in published.csv that it should reproduce
     numbers: ListOf[Place] = ()  # shown as columns: the settings that differ between rows of an ablation
     chosen: dict[Key, ListOf[Key]] = new({})  # evaluation -> the sweeps that its `best_of` names
+    rescored: ListOf[Key] = new(())  # the evaluations that have an entry of rescore
 
     @model_validator(mode="after")
     def _reproduced(self) -> Self:

@@ -5,7 +5,7 @@ import json
 from maskdit.config.expand import Drawn, Shown, Written
 from maskdit.config.params import SELECTING, Params
 
-EXPANDED = {"evals", "chosen", "arms", "reports"}  # fields that expansion writes
+EXPANDED = {"evals", "chosen", "rescored", "arms", "reports"}  # fields that expansion writes
 
 
 def text() -> str:

@@ -1,6 +1,8 @@
 """Features and a reference to metrics, recorded with their whole protocol."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from maskdit.artifacts.arrays import read_array, read_arrays
 from maskdit.artifacts.atomic import read_json, sha256, write_json
@@ -19,10 +21,7 @@ def evaluate(config: Evaluate, *, features: Path, reference: Path, out: Path) ->
     index = read_json(features / "index.json", "protocol", "shards", "checkpoint")
     real = read_json(reference / "real.json", "statistics")
     made = index["protocol"]
-    for field in ("family", "extractor_sha256", "resize", "resolution"):
-        if made.get(field) != real.get(field):
-            hint = "use the reference for this resolution" if field == "resolution" else "make both with one extractor"
-            raise UserError(f"{features}: {field} {made.get(field)}, the reference {reference} has {real.get(field)}; {hint}")
+    demand_alike(features, made, reference, real)
     found = gathered([features / shard for shard in index["shards"]])
     labels = read_array(features / "labels.npy")
     if not len(found["features"]) == len(labels) == made["images"]:
@@ -54,3 +53,11 @@ def evaluate(config: Evaluate, *, features: Path, reference: Path, out: Path) ->
         real["floor"] = floor(known, len(labels), suffix(made["family"], made["extractor_sha256"], 0), config.mind)
     write_json(out, record)
     say("evaluate: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+
+def demand_alike(ours: Path, made: Mapping[str, Any], reference: Path, real: Mapping[str, Any]) -> None:
+    """Raise UserError, naming both, unless features (with the protocol `made`) and a reference are of one network and size."""
+    for field in ("family", "extractor_sha256", "resize", "resolution"):
+        if made.get(field) != real.get(field):
+            hint = "use the reference for this resolution" if field == "resolution" else "make both with one extractor"
+            raise UserError(f"{ours}: {field} {made.get(field)}, the reference {reference} has {real.get(field)}; {hint}")

@@ -94,11 +94,16 @@ def floor(known: dict[str, Array], most: int, name: str, mind: bool) -> dict[str
     one, other = metrics.halves(known["features"], most, generator(SEED, "halves"))
     if len(one) < 2:
         return {}
-    found = {f"fd{name}": frechet_distance(moments(one), moments(other))}
-    found[f"kid{name}"] = metrics.kernel_distance(one, other, np.random.RandomState(SEED))
+    return {"images": len(one), **distances(one, other, moments(other), name, mind)}
+
+
+def distances(features_NF: Array, real_MF: Array, gaussian: tuple[Array, Array], name: str, mind: bool) -> dict[str, float]:
+    """Fréchet distance to a mean and covariance, and KID and, if it is asked for, MIND to features; `name` is their suffix."""
+    found = {f"{'fd' if name else 'fid'}{name}": frechet_distance(moments(features_NF), gaussian)}
+    found[f"kid{name}"] = metrics.kernel_distance(features_NF, real_MF, np.random.RandomState(SEED))
     if mind:
-        found[f"mind{name}"] = metrics.monge_distance(one, other, generator(SEED, "mind"))
-    return {"images": len(one), **found}
+        found[f"mind{name}"] = metrics.monge_distance(features_NF, real_MF, generator(SEED, "mind"))
+    return found
 
 
 def memorisation(samples_NF: Array, real_MF: Array, name: str) -> tuple[dict[str, float], dict[str, float], list[dict[str, float]]]:

@@ -11,6 +11,7 @@ from maskdit.artifacts.atomic import replacing
 from maskdit.artifacts.manifest import config_of
 from maskdit.config import yaml_subset
 from maskdit.config.base import UserError
+from maskdit.config.params import rescored
 from maskdit.config.reporting import Recon, Table
 from maskdit.reporting.records import (
     COMPARABLE,
@@ -126,6 +127,9 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
     and LaTeX name the rows that sweeps chose, and warn of few samples. Raises UserError if evaluation protocols differ.
     """
     records = read(metrics, config.evals, COMPARABLE)
+    more = read(metrics, tuple(map(rescored, config.rescored)), COMPARABLE)
+    for name in [name for name in config.rescored if name in records and rescored(name) in more]:
+        records[name]["metrics"] |= more[rescored(name)]["metrics"]
     reported = published(config.published)
     groups = {names[0]: names for names in twins(records)}
     rows: list[dict[str, Any]] = []
@@ -145,7 +149,7 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
         rows.append({"eval": "real, held out", **real})
     frame = ordered([rounded(row) for row in rows] + reported).drop(columns=[*equal, "batch"], errors="ignore")
     shown, marks, kinds = laid_out(frame, [*config.numbers, *SAMPLED.values()])
-    below = [*setting(records), *origins(config.chosen), *notes(records)]
+    below = [*setting(records), *origins(config.chosen), *notes(records), *notes(more)]
     tex, table = latex(shown, config.title, marks, kinds, below), markdown(shown.join(frame.filter(["source"])), marks)
     write(frame, config.title, out, tex, table, below)
     for name, record in records.items():  # for `dvc metrics`

@@ -1,9 +1,9 @@
 """What a node costs: FLOPs, bytes on disk, and device-hours at a site; counted from params.yaml, without a network."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from maskdit.config.evaluation import Features, Reconstruct, Reference
+from maskdit.config.evaluation import Features, Reconstruct, Reference, Rescore
 from maskdit.config.images import Autoencoder, Extractor, Folder, ImageNet, Pictures
 from maskdit.config.latents import DownloadedVae, Encode, Vae
 from maskdit.config.params import Params
@@ -21,6 +21,7 @@ MFU = 0.4  # the achieved fraction of the peak, unless another is named; trainin
 ENCODER, DECODER = 272.7e9 / 256**2, 622.2e9 / 256**2  # FLOPs per pixel of SD's autoencoder, counted by torch
 NETWORKS = {"inception-2015": 11.4e9, "dinov2": 162e9, "mobilenet-v2": 0.05e9}  # FLOPs per image
 WIDTHS = {"inception-2015": 2048 + 2023, "dinov2": 1024, "mobilenet-v2": 1280 + 1000}
+SIZES = {"inception-2015": 9.6e7, "dinov2": 1.2e9, "mobilenet-v2": 1.4e7}  # bytes of weights
 ARCHIVE = 121e3  # bytes per compressed image of ImageNet
 
 
@@ -108,7 +109,7 @@ class Costs:
             case Pictures():
                 return Cost(disk=0.0 if isinstance(entry, Folder) else entry.images * 3.0 * entry.resolution**2)
             case Extractor():
-                return Cost(disk=1e8)
+                return Cost(disk=SIZES[entry.family])
             case Autoencoder() | DownloadedVae():
                 return Cost(disk=3.4e8)
             case Vae():
@@ -120,9 +121,14 @@ class Costs:
                 flops = count * self.scale(entry.vae) * ENCODER * data.resolution**2
                 return Cost(flops, "tf32", count * 4 * channels * side**2, entry.shards)
             case Reference():
-                return self.featured(entry.extractor, params.pictures(entry.dataset).images, entry.shards)
+                images = params.pictures(entry.dataset).images
+                kept = images if entry.memorisation else min(images, entry.neighbours_from or images)
+                whole = self.featured(entry.extractor, images, entry.shards)
+                return replace(whole, disk=whole.disk * kept / images)
             case Features():
                 return self.featured(entry.extractor, params.sample[key].images, params.sample[key].shards)
+            case Rescore():
+                return replace(self.featured(entry.extractor, params.sample[key].images, params.sample[key].shards), disk=0.0)
             case Pretrain() | Finetune():
                 last = entry.milestones[-1]
                 marks = range(0, last, max(1, last // 200))
