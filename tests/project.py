@@ -125,6 +125,18 @@ features:
     edit(params, "    mixed: true", "    sweeps: [demo-sweep]\n    mixed: true")
 
 
+def with_rescore(params: Path, url: str = "file:///weights.safetensors") -> None:
+    """Add a reference of DINOv2 to the toy's params.yaml, and measure one sample against it, too; `url` has the weights."""
+    edit(params, "\nvae:\n", f"  demo-dinov2: {{source: extractor, family: dinov2, url: '{url}', sha256: null}}\n\nvae:\n")
+    edit(
+        params,
+        "\npretrain:\n",
+        "  demo-dinov2: {dataset: demo, extractor: demo-dinov2, batch: 32, neighbours_from: 20}\n\npretrain:\n",
+    )
+    entry = "{bench: demo, reference: demo-dinov2, extractor: demo-dinov2, batch: 16, mind: true, floor: true}"
+    edit(params, "\nrescore: {}\n", f"\nrescore:\n  {GUIDED}: {entry}\n")
+
+
 def plan(where: Path, *targets: str) -> set[str]:
     """What a dry run of Snakemake would run."""
     return nodes(says(where, *SNAKEMAKE, "--dry-run", *targets))

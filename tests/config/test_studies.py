@@ -71,7 +71,17 @@ def test_a_paper_study_is_planned_in_seconds_without_a_gpu(study, trainings, eva
     counts = dict(re.findall(r"^(\w+) +(\d+)$", said, re.M))
     assert int(counts["pretrain"]) + int(counts["finetune"]) == trainings
     assert counts["released"] == "3"
+    assert counts["rescore"] == "8"
     assert int(counts["evaluate"]) >= evaluations
+
+
+@pytest.mark.parametrize("study", ["in256", "in512"])
+def test_each_row_of_the_paper_s_tables_has_an_fdd_against_the_whole_training_set(study):
+    rows = PARAMS.table[study]
+    assert rows.rescored == rows.evals
+    for key in rows.rescored:
+        reference = PARAMS.reference[PARAMS.rescore[key].reference]
+        assert (PARAMS.fetch[reference.extractor].family, PARAMS.fetch[reference.dataset].images) == ("dinov2", 1_281_167)
 
 
 def test_slurm_s_profile_gives_each_job_what_it_needs_and_cuts_what_can_be_shared(tmp_path):

@@ -22,7 +22,7 @@ from maskdit.cli import signature
 from maskdit.config.load import load
 from maskdit.config.params import SELECTING, Params
 from maskdit.config.paths import inputs, output
-from project import ROOT, TOY, edit, project, with_sweep
+from project import ROOT, TOY, edit, project, with_rescore, with_sweep
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ released:
 """
 
 
-@pytest.fixture(scope="module", params=["study", "toy", "released", "sweep"])
+@pytest.fixture(scope="module", params=["study", "toy", "released", "sweep", "rescore"])
 def where(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The study, the toy, the toy with samples and a finetuning of released weights, and the toy with a sweep."""
+    """The study, the toy, the toy with samples and a finetuning of released weights, with a sweep, with another network."""
     place = tmp_path_factory.getbasetemp() / f"graphs-{request.param}"
     if place.exists():
         return place
@@ -132,6 +132,8 @@ def where(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         edit(made / "params.yaml", "run: demo-maskdit\n    phase: finetune", "run: demo-theirs\n    phase: released")
     if request.param == "sweep":
         with_sweep(made / "params.yaml")
+    if request.param == "rescore":
+        with_rescore(made / "params.yaml")
     return made
 
 
@@ -198,6 +200,7 @@ def test_a_stage_runs_again_when_its_entry_changes(where: Path, params: Params) 
             source = tree["sample"][key]["reference"] if verb in ("features", "evaluate") else key
             named = [name for each in stage.params for name in each.params]
             others = [*["sample"] * (verb in SELECTING), *["pretrain", "finetune"] * (verb == "sweep")]
+            others += ["rescore"] * (verb == "table")
             assert named == [f"{verb}.{source}", *others], stage.name
 
 

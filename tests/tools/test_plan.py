@@ -157,8 +157,9 @@ def test_a_plan_counts_jobs_and_names_parts_only_as_a_maximum(study, capsys):
     rows = {line.split()[0]: line for line in lines[2:-1]}
     assert re.match(r"sample +21 +up to 1,050 +69 h +1\.7 h +206 GB$", rows["sample"])
     assert re.match(r"pretrain +2 +5,034 h +406 h +134 GB +17 slices of 24 h$", rows["pretrain"])
-    assert re.match(r"all +93 +5,556 h", rows["all"])
-    assert lines[-1] == "93 of 93 nodes to make: snakemake results/recon_in256.csv results/report_in256.html"
+    assert re.match(r"rescore +8 +up to 400 +2\.3 h +2\.2 min$", rows["rescore"]), "400,000 images of 162e9 FLOPs in fp32"
+    assert re.match(r"all +103 +5,566 h", rows["all"])
+    assert lines[-1] == "103 of 103 nodes to make: snakemake results/recon_in256.csv results/report_in256.html"
 
 
 def test_the_plan_of_a_small_study_is_short_and_has_no_zeros(study, capsys):
@@ -250,7 +251,7 @@ def engine(where: Path, tree: dict | Path) -> Params:
 @pytest.mark.pipeline
 @pytest.mark.parametrize(
     ("numbers", "bench", "total"),
-    [(project.TOY, "demo", 22), (ROOT / "params.yaml", "demo", 63), (ROOT / "params.yaml", "in256", 93)],
+    [(project.TOY, "demo", 22), (ROOT / "params.yaml", "demo", 63), (ROOT / "params.yaml", "in256", 103)],
     ids=["toy", "demo", "in256"],
 )
 def test_a_plan_counts_the_jobs_that_snakemake_starts(numbers, bench, total, study):

@@ -13,10 +13,11 @@ from maskdit.methods.entries import of_node
 from maskdit.model.memory import Memory, parameters, step_memory
 from maskdit.runtime.variables import bf16_allowed
 
-# TFLOP/s of dense matrix products in half precision and tf32, from data sheets. cpu: one core of an AMD EPYC in bf16 and fp32, the
+# TFLOP/s of dense matrix products in half precision, tf32 and fp32, by data sheets. cpu: a core of an AMD EPYC in bf16 and fp32, the
 # large product that a training times (FLOP/s of the records by their MFU): 0.20 to 0.21 in docs/fashion, 0.056 to 0.066 in a demo.
 MEMORY = {"a100": 80e9, "h100": 80e9, "h200": 141e9, "l40s": 48e9}  # bytes; of a CPU, what this machine has free
-PEAKS = {"a100": (312, 156), "h100": (989, 494), "h200": (989, 494), "l40s": (362, 183), "cpu": (0.2, 0.066)}
+PEAKS = {"a100": (312, 156, 19.5), "h100": (989, 494, 67), "h200": (989, 494, 67), "l40s": (362, 183, 91.6)}
+PEAKS["cpu"] = (0.2, 0.066, 0.066)
 MFU = 0.4  # the achieved fraction of the peak, unless another is named; trainings of docs/fashion: 0.38 to 0.50, computed as here
 ENCODER, DECODER = 272.7e9 / 256**2, 622.2e9 / 256**2  # FLOPs per pixel of SD's autoencoder, counted by torch
 NETWORKS = {"inception-2015": 11.4e9, "dinov2": 162e9, "mobilenet-v2": 0.05e9}  # FLOPs per image
@@ -60,7 +61,7 @@ class Site:
 
     def hours(self, cost: Cost) -> float:
         """Device-hours of a node."""
-        peak = PEAKS[self.device][0 if self.half(cost.precision) else 1]
+        peak = PEAKS[self.device][0 if self.half(cost.precision) else 2 if cost.precision == "fp32" else 1]
         return cost.flops / (peak * 1e12 * self.mfu) / 3600
 
     def half(self, precision: str) -> bool:
@@ -156,9 +157,9 @@ class Costs:
         return step_memory(entry, half, site.device == "cpu", weights, method.blocks(entry), site.devices)
 
     def featured(self, extractor: str, images: int, shards: int) -> Cost:
-        """Cost of extracting the features of some images."""
+        """Cost of extracting the features of some images, in fp32 without TF32, as `Extractor.see` does."""
         family = self.params.entry("fetch", extractor).family
-        return Cost(images * NETWORKS[family], "tf32", 4.0 * images * WIDTHS[family], shards)
+        return Cost(images * NETWORKS[family], "fp32", 4.0 * images * WIDTHS[family], shards)
 
     def drawn(self, entry: Sample) -> Cost:
         """Cost of samples: forward passes on all tokens, then the decoder."""
