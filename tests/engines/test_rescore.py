@@ -27,7 +27,7 @@ from maskdit.evaluation import extractors
 extractors.DINO = "{TINY}"
 sys.argv[0] = "maskdit"
 sys.exit(main())"""
-MADE = {"fetch@demo-dinov2", "reference@demo-dinov2", f"rescore@{GUIDED}", "table@demo", "report@demo"}
+MADE = {"fetch@demo-dinov2", "reference@demo-dinov2", f"rescore@{GUIDED}", "table@demo", "claims@claims", "report@demo"}
 
 
 def with_tiny(where: Path, folder: Path, *command: str) -> str:

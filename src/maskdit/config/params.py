@@ -106,9 +106,9 @@ class Params(BaseModel):
         entry = self.entry(verb, key)
         match verb:
             case "claims":
-                nodes |= {f"evaluate/{name}" for name in self.of(entry.study)}
+                nodes |= self.measured(entry.study)
             case "report":
-                nodes |= {f"{each}/{key}" for each in OF_REPORT} | {f"evaluate/{name}" for name in self.of(key)}
+                nodes |= {f"{each}/{key}" for each in OF_REPORT} | self.measured(key)
         return nodes | set(self.sources(verb, key).values())
 
     def reads(self, verb: str, key: str) -> dict[str, tuple[str, ...]]:
@@ -149,11 +149,20 @@ class Params(BaseModel):
         """The evaluations of a benchmark."""
         return tuple(name for name, entry in self.evaluate.items() if entry.bench == bench)
 
+    def rescores(self, bench: str) -> tuple[str, ...]:
+        """The evaluations of a benchmark whose samples are measured by another network, too."""
+        return tuple(name for name, entry in self.rescore.items() if entry.bench == bench)
+
+    def measured(self, bench: str) -> set[str]:
+        """The nodes that write the records of a benchmark."""
+        return {f"evaluate/{name}" for name in self.of(bench)} | {f"rescore/{name}" for name in self.rescores(bench)}
+
     def evals(self, verb: str, key: str) -> tuple[str, ...] | None:
         """The records that a node reads of a folder: those that its entry names and, for a report or claims, all of its study."""
         if verb in ("report", "claims"):
             named = self.claims[key].evals if verb == "claims" else ()
-            return (*self.of(key if verb == "report" else self.claims[key].study), *named)
+            study = key if verb == "report" else self.claims[key].study
+            return (*self.of(study), *map(rescored, self.rescores(study)), *named)
         entry = self.entry(verb, key)
         return (*entry.evals, *map(rescored, getattr(entry, "rescored", ()))) if hasattr(entry, "evals") else None
 
