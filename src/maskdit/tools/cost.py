@@ -16,8 +16,13 @@ from maskdit.runtime.variables import bf16_allowed
 # TFLOP/s of dense matrix products in half precision, tf32 and fp32, by data sheets. cpu: core of an AMD EPYC in bf16 and fp32, the
 # large product that a training times (FLOP/s of the records by their MFU): 0.20 to 0.21 in docs/fashion, 0.056 to 0.066 in a demo.
 MEMORY = {"a100": 80e9, "h100": 80e9, "h200": 141e9, "l40s": 48e9}  # bytes; of a CPU, what this machine has free
-PEAKS = {"a100": (312, 156, 19.5), "h100": (989, 494, 67.0), "h200": (989, 494, 67.0), "l40s": (362, 183, 91.6)}
-PEAKS |= {"cpu": (0.2, 0.066, 0.066)}
+PEAKS: dict[str, tuple[float, float, float]] = {
+    "a100": (312, 156, 19.5),
+    "h100": (989, 494, 67),
+    "h200": (989, 494, 67),
+    "l40s": (362, 183, 91.6),
+    "cpu": (0.2, 0.066, 0.066),
+}
 MFU = 0.4  # the achieved fraction of the peak, unless another is named; trainings of docs/fashion: 0.38 to 0.50, computed as here
 ENCODER, DECODER = 272.7e9 / 256**2, 622.2e9 / 256**2  # FLOPs per pixel of SD's autoencoder, counted by torch
 NETWORKS = {"inception-2015": 11.4e9, "dinov2": 162e9, "mobilenet-v2": 0.05e9}  # FLOPs per image
