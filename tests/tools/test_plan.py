@@ -167,7 +167,7 @@ def test_the_plan_of_a_small_study_is_short_and_has_no_zeros(study, capsys):
     assert lines[0].startswith("demo on 1 x cpu core in ")
     assert len(lines) <= 14
     assert not re.search(r"\b0\.0\b", "\n".join(lines))
-    assert re.match(r"all +63 +[\d.]+ min +[\d.]+ min +[\d.]+ GB$", lines[-2])
+    assert re.match(r"all +51 +[\d.]+ min +[\d.]+ min +[\d.]+ GB$", lines[-2])
 
 
 def test_an_early_milestone_is_paid_for_its_steps_only(study):
@@ -251,7 +251,7 @@ def engine(where: Path, tree: dict | Path) -> Params:
 @pytest.mark.pipeline
 @pytest.mark.parametrize(
     ("numbers", "bench", "total"),
-    [(project.TOY, "demo", 22), (ROOT / "params.yaml", "demo", 63), (ROOT / "params.yaml", "in256", 103)],
+    [(project.TOY, "demo", 22), (ROOT / "params.yaml", "demo", 51), (ROOT / "params.yaml", "in256", 103)],
     ids=["toy", "demo", "in256"],
 )
 def test_a_plan_counts_the_jobs_that_snakemake_starts(numbers, bench, total, study):

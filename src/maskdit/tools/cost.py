@@ -13,7 +13,7 @@ from maskdit.methods.entries import of_node
 from maskdit.model.memory import Memory, parameters, step_memory
 from maskdit.runtime.variables import bf16_allowed
 
-# TFLOP/s of dense matrix products in half precision, tf32 and fp32, by data sheets. cpu: core of an AMD EPYC in bf16 and fp32, the
+# TFLOP/s of dense products in half precision, tf32 and fp32, from data sheets. cpu: one core of an AMD EPYC in bf16 and fp32, the
 # large product that a training times (FLOP/s of the records by their MFU): 0.20 to 0.21 in docs/fashion, 0.056 to 0.066 in a demo.
 MEMORY = {"a100": 80e9, "h100": 80e9, "h200": 141e9, "l40s": 48e9}  # bytes; of a CPU, what this machine has free
 PEAKS: dict[str, tuple[float, float, float]] = {
