@@ -28,7 +28,7 @@ SHOWN = (
     "table_{}.md",
     "efficiency_{}.md",
 )
-COLUMNS = {"claim": "id", "says": "claim", "paper": "paper", "ours": "ours", "verdict": "verdict"}
+COLUMNS = {"claim": "id", "says": "claim", "paper": "paper", "ours": "ours", "tolerance": "noise", "verdict": "verdict"}
 
 
 def found(name: str, kept: Path | None = None) -> Path:

@@ -46,8 +46,8 @@ def refresh(home: Path, study: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("study", "row"),
     [
-        ("demo", r"| fid | FID of this \| that | 5.69 |  | NOT RUN |"),
-        ("fashion", "| time | a third of the time | 0.3 | 0.812 | SCALED-DOWN ONLY |"),
+        ("demo", r"| fid | FID of this \| that | 5.69 |  |  | NOT RUN |"),
+        ("fashion", "| time | a third of the time | 0.3 | 0.812 | 1.3% | SCALED-DOWN ONLY |"),
     ],
 )
 def test_readme_and_docs_show_a_study_s_curves_and_every_claim_with_its_verdict(home: Path, study: str, row: str) -> None:
@@ -59,7 +59,7 @@ def test_readme_and_docs_show_a_study_s_curves_and_every_claim_with_its_verdict(
     assert crossing == f"- {study} is here"
     assert picture.endswith(f"](docs/{study}/curves_{study}.png)")
     columns, _, claim, *_ = claims.split("<!-- claims -->\n")[1].split("\n")
-    assert (columns, claim) == ("| id | claim | paper | ours | verdict |", row)
+    assert (columns, claim) == ("| id | claim | paper | ours | noise | verdict |", row)
     assert "<!-- table -->\nTitle\n\n| eval |\n<!-- /table -->" in claims
     assert "<!-- bench -->\n| pair |\n<!-- /bench -->" in speed
     assert ("<!-- ablation -->\n| switch |\n<!-- /ablation -->" in claims) == (study == "fashion")
