@@ -17,7 +17,7 @@ def main(source: str, out: Path, count: int = 2) -> None:
     """Draw `count` images of each class with guidance, and write them."""
     where = "cuda" if torch.cuda.is_available() else "cpu"
     net = MaskDiT.from_pretrained(source).to(where)
-    vae = AutoencoderKL.from_pretrained(source, subfolder="vae", use_safetensors=True).to(where)
+    vae = AutoencoderKL.from_pretrained(source, subfolder="vae", use_safetensors=True, low_cpu_mem_usage=False).to(where)
     labels = torch.arange(len(net.class_names)).repeat(count)
 
     # Guidance only at noise levels between 0.3 and 5; image i depends on the seed and its number i alone.

@@ -1,6 +1,6 @@
 """Distances between two folders of images, on MobileNet's features: no FID, which needs Inception of 2015 and 50,000 images.
 
-python examples/score_folder.py SAMPLES REAL [SIDE]      # SIDE: pixels, to which both are resized (default 32)
+python examples/score_folder.py SAMPLES REAL [SIDE]      # SIDE: pixels, to which both are resized (default: not at all)
 """
 
 import sys
@@ -12,15 +12,18 @@ from PIL import Image
 from maskdit import Extractor, frechet_distance, inception_score, kernel_distance, moments, overlap
 
 
-def images(folder: Path, side: int) -> np.ndarray:
-    """All images below a folder, uint8 (N, side, side, 3)."""
+def images(folder: Path, side: int | None) -> np.ndarray:
+    """All images below a folder, which have one size or are resized to `side` pixels, uint8 (N, H, W, 3)."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if not files:
         sys.exit(f"{folder}: holds no PNG or JPEG")
-    return np.stack([np.asarray(Image.open(file).convert("RGB").resize((side, side))) for file in files])
+    pictures = [Image.open(file).convert("RGB") for file in files]
+    if len({picture.size for picture in pictures}) > 1 and not side:
+        sys.exit(f"{folder}: holds images of several sizes; name the SIDE to which all are resized")
+    return np.stack([np.asarray(picture.resize((side, side)) if side else picture) for picture in pictures])
 
 
-def main(samples: Path, real: Path, side: int = 32) -> dict[str, float]:
+def main(samples: Path, real: Path, side: int | None = None) -> dict[str, float]:
     """Print the metrics, and return them."""
     extractor = Extractor("mobilenet-v2")
     ours, theirs = extractor(images(samples, side)), extractor(images(real, side))

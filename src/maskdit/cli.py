@@ -150,7 +150,8 @@ def parser(first: str = "") -> Parser:
     doctor.add_argument("--resolution", type=whole(1, 4096), metavar="PIXELS", help=text)
     add_draw(verbs)
     add_score(verbs)
-    verbs.add_parser("check", help="Check params.yaml; DVC does so before each step.")
+    check = verbs.add_parser("check", help="Check params.yaml, as DVC does before each step; or try the method of a training.")
+    check.add_argument("key", metavar="KEY", nargs="?", help="an entry of pretrain:, whose method computes one step as a trial")
     show = verbs.add_parser("show", help="Print a study's table and the paths of its results.")
     show.add_argument("bench", metavar="STUDY", nargs="?", default="demo", help="an entry of table: (default: demo)")
     return top
@@ -191,8 +192,12 @@ def dispatch(arguments: dict[str, Any]) -> None:
             from maskdit.artifacts.freshness import Freshness
             from maskdit.config.load import load
 
-            for line in Freshness(load()).moved_sources():
+            for line in Freshness(params := load()).moved_sources():
                 print(line)
+            if arguments["key"]:
+                from maskdit.tools.trial import trial
+
+                trial(params, arguments["key"])
             if "DVC_STAGE" in os.environ:
                 demand_inside()
         case verb if verb in TOOLS:

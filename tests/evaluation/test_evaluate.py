@@ -347,7 +347,7 @@ def test_features_that_cannot_be_scored_are_refused_in_one_line(tmp_path):
     broken = np.where(np.arange(9)[:, None] == 3, np.nan, good)
     for given, message in (
         (broken, "place: features of 1 images are not finite"),
-        (good[:5], "place: 5 images are too few for 5 neighbours"),
+        (good[:5], "place: 5 images are too few for 5 neighbours; add images, to 6 at least"),
         (good[:, :3], "place: features have width 3, the reference 4"),
     ):
         with pytest.raises(UserError, match=message):

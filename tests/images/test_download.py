@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from http.client import HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import EAI_NONAME, gaierror
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -136,6 +138,22 @@ def test_a_later_run_goes_on_from_what_an_earlier_one_left(server, path):
     assert download(server.url, path, SHA) == SHA
     assert server.asked == ["bytes=3000000-"]
     assert left(path) == ["weights.pt"]
+
+
+def test_without_internet_a_download_is_tried_twice_but_one_that_has_begun_as_often_as_ever(server, path, monkeypatch):
+    def nameless(*_):
+        asked.append(1)
+        raise URLError(gaierror(EAI_NONAME, "Name or service not known"))
+
+    for begun, wanted in ((False, 2), (True, module.ATTEMPTS + 1)):
+        asked = []
+        if begun:
+            server.cuts = [3_000_000] + [0] * (module.ATTEMPTS + 1)
+            refused(server, path, SHA)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "fetch_rest", nameless)
+            assert "Name or service not known; run the step again" in refused(server, path, SHA)
+        assert len(asked) == wanted
 
 
 @pytest.mark.parametrize("why", ["no ranges", "no version", "weak version"])

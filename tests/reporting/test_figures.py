@@ -20,7 +20,7 @@ from maskdit.benchmark.bench import draw_waterfall
 from maskdit.config.load import load
 from maskdit.config.reporting import Curves, Grid
 from maskdit.images.dataset import Images
-from maskdit.reporting.curve_plot import unit
+from maskdit.reporting.curve_plot import coloured, unit
 from maskdit.reporting.curves import curves
 from maskdit.reporting.figures import save
 from maskdit.reporting.heldout_plot import heldout_plot
@@ -281,6 +281,18 @@ def test_a_strip_names_the_class_and_sets_models_and_noises_apart(trained, drawn
     shutil.rmtree(raw)
     strip(STRIP, results=trained / "results", out=trained / "s.png")
     assert drawn[-1].axes[0].get_ylabel() == "class 5\nnoise 1"
+
+
+def test_a_user_s_method_has_the_same_colour_in_a_strip_as_in_the_curves(trained, drawn):
+    for name in POINTS:
+        path = trained / "results" / f"{name}.json"
+        tree = read_json(path)
+        if tree["checkpoint"]["model"] == "MaskDiT":
+            tree["checkpoint"]["model"] = "Mine"
+            write_json(path, tree)
+    strip(STRIP, results=trained / "results", out=trained / "s.png")
+    colours = {text.get_text(): text.get_color() for text in drawn[0].axes[0].get_yticklabels()}
+    assert colours == {model: coloured(["Mine", "DiT"])[model] for model in ("DiT", "Mine")}
 
 
 def test_the_held_out_loss_of_the_curves_has_a_panel_for_the_mean_and_each_level_and_no_fault(tmp_path):

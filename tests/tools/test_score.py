@@ -1,5 +1,7 @@
 """`maskdit score`: one set of images has the same metrics in whatever form it lies there, and what is no such set is refused."""
 
+import errno
+import io
 import json
 import os
 import re
@@ -8,6 +10,7 @@ import struct
 import sys
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -340,7 +343,7 @@ PICTURES = {  # what is put into a folder -> the refusal
         saved(Image.new("RGB", (SIDE, SIDE + 1)), "x.png"),
         r"several sizes \(00000\.png 32 x 32 and x\.png 32 x 33 pixels\); resize all",
     ),
-    "damaged": (lambda path: (path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n"), r"x\.png: damaged"),
+    "damaged": (lambda path: (path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n"), r"x\.png: damaged \(.*\); make it again, or"),
 }
 
 
@@ -396,6 +399,8 @@ REFERENCES = {  # statistics -> the refusal
         {"mu": np.zeros(1280), "sigma": np.zeros(1280)},
         r"mu \(1280,\) and sigma \(1280,\) are not a mean and a covariance",
     ),
+    "negative": ({"mu": np.zeros(1280), "sigma": -np.eye(1280)}, r"x\.npz: sigma is no covariance"),
+    "skew": ({"mu": np.zeros(1280), "sigma": np.triu(np.ones((1280, 1280)))}, r"x\.npz: sigma is no covariance, which is symm"),
     "half": ({"mu": np.zeros(1280)}, r"contains only mu of the statistics"),
     "objects": ({"mu": np.array([{}], object), "sigma": np.eye(1)}, r"x\.npz: damaged"),
 }
@@ -453,13 +458,42 @@ def test_fewer_images_than_neighbours_are_refused_before_the_network_sees_one(ho
     monkeypatch.setattr(Extractor, "see", None)
     few = as_npz(tmp_path / "x.npz", arr_0=MADE[:5])
     for words in ((few, "--reference", home / "real"), (home / "made", "--reference", few)):
-        assert "x.npz: 5 images are too few for 5 neighbours" in refusal(capsys, *words)
+        assert "x.npz: 5 images are too few for 5 neighbours; add images, to 6 at least" in refusal(capsys, *words)
 
 
 def test_features_of_another_network_are_refused(home, tmp_path, capsys):
     facts = {"family": "dinov2", "extractor_sha256": "0" * 64, "resize": "", "images": 9}
     other = as_npz(tmp_path / "x.npz", features=np.zeros((9, 8), np.float32), facts=np.array(json.dumps(facts)))
     assert "x.npz: made with other weights, of dinov2" in refusal(capsys, home / "made", "--reference", other)
+
+
+def test_features_of_another_network_are_refused_before_weights_are_downloaded(home, tmp_path, monkeypatch, capsys):
+    assert main(["score", str(home / "real"), *FIXED, "--save-features", str(tmp_path / "x.npz")]) == 0
+    monkeypatch.setattr(score, "weights_of", None)
+    assert main(["score", str(home / "made"), "--reference", str(tmp_path / "x.npz")]) == 2
+    assert "x.npz: made with other weights, of mobilenet-v2; set --extractor to that" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["made/00003.png", "x.npz"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(name, home, tmp_path, monkeypatch, capsys):
+    as_folder(tmp_path / "made", MADE)
+    as_npz(tmp_path / "x.npz", arr_0=MADE)
+    closed, ways = tmp_path / name, (Path.open, io.open)
+
+    def opening(way):
+        def opened(file, *words, **options):
+            if Path(file) == closed:
+                raise PermissionError(errno.EACCES, "Permission denied", str(file))
+            return way(file, *words, **options)
+
+        return opened
+
+    monkeypatch.setattr(Path, "open", opening(ways[0]))
+    monkeypatch.setattr(io, "open", opening(ways[1]))
+    line = refusal(capsys, tmp_path / name.partition("/")[0])
+    assert f"{closed}: Permission denied" in line
+    assert "damaged" not in line
+    assert "save it again" not in line
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path):
@@ -473,6 +507,12 @@ def test_files_are_saved_of_one_set_of_images_only(home, tmp_path, capsys):
     assert "is made of the images of one set" in refusal(capsys, home / "made", home / "real", "--save-features", out)
     assert "no such file" not in refusal(capsys, home / "made", home / "real", "--save-statistics", out)
     assert not out.exists()
+
+
+def test_a_folder_is_no_file_to_save_features_in(home, capsys):
+    for option in ("--save-features", "--save-statistics"):
+        line = refusal(capsys, home / "made", option, home / "real")
+        assert line == f"maskdit: {home / 'real'}: is a folder; name a file, as {home / 'real' / 'features.npz'}"
 
 
 def test_dinov2_without_its_weights_is_refused_by_what_it_needs(home, capsys):

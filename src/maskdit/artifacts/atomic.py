@@ -64,7 +64,7 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
             number = int(told[1] or errno.ENOSPC)
         if number in FULL:
             size = f"{needed:,} bytes are to be written, " if needed else ""
-            room = f"{size}{shutil.disk_usage(path.parent).free:,} are free"
+            room = f"{size}{shutil.disk_usage(path.parent).free:,} bytes are free"
             raise Full(f"{path}: {os.strerror(number)} ({room}); make room, then run it again") from None
         if isinstance(error, OSError) and error.filename and Path(error.filename).parent == path.parent:
             raise UserError(f"{path}: cannot be written: {fault(error)}") from None

@@ -83,7 +83,8 @@ def demand_finite(found: dict[str, Array], of: Path) -> None:
 def demand_neighbours(count: int, neighbours: int, of: Path) -> None:
     """Raise UserError, naming `of`, unless so many images have neighbours enough."""
     if count <= max(neighbours, NEAR):
-        raise UserError(f"{of}: {count} images are too few for {max(neighbours, NEAR)} neighbours")
+        most = max(neighbours, NEAR)
+        raise UserError(f"{of}: {count} images are too few for {most} neighbours; add images, to {most + 1} at least")
 
 
 def floor(known: dict[str, Array], most: int, name: str, mind: bool) -> dict[str, float]:
@@ -186,4 +187,7 @@ def statistics(path: Path) -> dict[str, Array]:
                 raise UserError(
                     f"{path}: {name} and {other}, not all of them finite, are not a mean and a covariance; get it again"
                 )
+            least = -1e-5 * np.abs(spread).max(initial=0)  # less than float32 rounds
+            if not np.allclose(spread, spread.T, rtol=1e-4, atol=-least) or np.diag(spread).min(initial=0) < least:
+                raise UserError(f"{path}: {other} is no covariance, which is symmetric with a diagonal from 0; get it again")
     return given

@@ -4,6 +4,7 @@ import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,9 @@ class Pictures:
 
     def one(self, row: int) -> NDArray[np.uint8]:
         """One image. Raises UserError if it is damaged, or has changed."""
-        pixels = np.asarray(decode(self.files[row].read_bytes(), str(self.files[row])))
+        data = self.files[row].read_bytes()
+        with advised():
+            pixels = np.asarray(decode(data, str(self.files[row])))
         if pixels.shape != self.shape[1:]:
             raise UserError(f"{self.files[row]}: has changed while it was read; run the command again")
         return pixels
@@ -114,12 +117,21 @@ def folder(path: Path) -> Source:
     return Source(path, len(files), first[0], Pictures(files, first[0]), state=state, jpeg=jpeg, by_class=nested)
 
 
+@contextmanager
+def advised() -> Iterator[None]:
+    """Say what to do about an image that cannot be decoded."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; make it again, or remove it") from None
+
+
 def head(path: Path) -> tuple[tuple[int, int], str]:
     """Height and width of an image file, and its format, without its pixels.
 
     Raises UserError if it has not three channels of 8 bits and can not be made so without a choice.
     """
-    with refused(str(path)), Image.open(path, formats=FORMATS) as image:
+    with path.open("rb") as stream, advised(), refused(str(path)), Image.open(stream, formats=FORMATS) as image:
         size, mode, clear, raw = image.size, image.mode, "transparency" in image.info, str(image.tile)
         kind = "JPEG" if image.format == "MPO" else str(image.format)
     if mode[0] in "IF" or ";16" in raw:
@@ -167,6 +179,8 @@ def npz(path: Path) -> Source:
         outputs = {name: npz_rows(path, name) for name in OUTPUTS if name in names}
         if outputs and not facts:
             raise ValueError("it has features, but does not say of which network; save them by --save-features")
+    except PermissionError:
+        raise
     except (OSError, *DAMAGE) as error:
         raise UserError(
             f"{path}: not an npz that can be read ({' '.join(str(error).split())[:160]}); get or save it again"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPMessage
 from ipaddress import ip_address
 from pathlib import Path
-from socket import getaddrinfo
+from socket import EAI_NONAME, gaierror, getaddrinfo
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
@@ -230,6 +230,7 @@ def fetch_all(url: Address, partial: Partial) -> int | None:
     """Download with retries until the file is complete. Returns its size, if known. Raises UserError and keeps the bytes so far."""
     failures, best = 0, -1
     while True:
+        nameless = False
         try:
             size = fetch_rest(url, partial)
             have = partial.part.stat().st_size
@@ -249,13 +250,15 @@ def fetch_all(url: Address, partial: Partial) -> int | None:
             reason = error.reason if isinstance(error, URLError) else error
             if isinstance(reason, FileNotFoundError) or url.url.startswith("file:"):
                 raise UserError(f"{url}: {getattr(reason, 'strerror', None) or reason}") from None
+            nameless = isinstance(reason, gaierror) and reason.errno == EAI_NONAME  # as without internet
             problem = url.reason(reason) if isinstance(reason, BaseException) else str(reason)
         have = partial.part.stat().st_size if partial.part.exists() else 0
         failures, best = (0, have) if have > best else (failures + 1, best)
-        if failures >= ATTEMPTS:
+        if failures >= (ATTEMPTS if have or not nameless else 1):
             raise UserError(f"{url}: {problem}; run the step again to resume")
-        say(f"download: {problem}; resuming at {have / 1e6:.0f} MB")
-        time.sleep(WAIT * 2**failures)
+        wait = WAIT * 2**failures
+        say(f"download: {problem}; resuming at {have / 1e6:.0f} MB in {wait:.0f} s")
+        time.sleep(wait)
 
 
 def download(url: str | Address, path: Path, wanted: str | None) -> str:

@@ -28,9 +28,9 @@ def unit(column: str, largest: float, label: str) -> tuple[str, float]:
 
 
 def coloured(series: Iterable[str]) -> dict[str, str]:
-    """A colour for each series; the points before finetuning have that of their model."""
+    """A colour for each series, whatever their order; the points before finetuning have that of their model."""
     others, found = cycle(OTHERS), dict[str, str]()
-    for model in dict.fromkeys(name.removesuffix(BEFORE_FINETUNING) for name in series):
+    for model in sorted({name.removesuffix(BEFORE_FINETUNING) for name in series}):
         colour = COLOURS.get(model) or next(others)
         found |= {model: colour, model + BEFORE_FINETUNING: colour}
     return found

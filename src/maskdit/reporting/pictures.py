@@ -19,7 +19,8 @@ from maskdit.config.base import UserError, printable
 from maskdit.config.paths import OUTPUTS
 from maskdit.config.reporting import Grid, Strip
 from maskdit.images.dataset import Images
-from maskdit.reporting.figures import COLOURS, fitted, literal, save
+from maskdit.reporting.curve_plot import coloured
+from maskdit.reporting.figures import fitted, literal, save
 from maskdit.reporting.records import model_of, read, steps_of
 
 DPI = 120
@@ -172,6 +173,7 @@ def strip(config: Strip, *, results: Path, out: Path) -> None:
         raise UserError(f"{out.name}: none of its samples exist; run the sampling steps first")
     runs = {name: (model_of(records[name]), pretrained(records[name])) for name in drawn}
     several = Counter(model for model, _ in set(runs.values()))
+    colours = coloured(several)
     places = {name: (steps_of(records[name]), records[name]["checkpoint"]["phase"]) for name in drawn}
     columns = sorted(set(places.values()))
     heads = [f"{steps:,}" + "\nfinetuned" * (phase == "finetune") for steps, phase in columns]
@@ -186,7 +188,7 @@ def strip(config: Strip, *, results: Path, out: Path) -> None:
         panel = lay(figure, (0, down), images, drawn[any_name][0].shape[1], 96)
         panel.set_yticklabels([model if several[model] == 1 else f"{model} {run}" for model, run in rows])
         for text, (model, _) in zip(panel.get_yticklabels(), rows, strict=True):
-            text.set(color=COLOURS.get(model), weight="bold")
+            text.set(color=colours[model], weight="bold")
         label = labels[number]
         told = classes[label] if label < len(classes) else f"class {label}"
         panel.set_ylabel(f"{fitted(told, 1.6)}\nnoise {number}", rotation="horizontal", ha="right", va="center", labelpad=12)

@@ -52,6 +52,8 @@ def score(
     for out in filter(None, (save_features, save_statistics)):
         if len(mine) > 1 or (out == save_features and mine[0].pixels is None):
             raise UserError(f"{out}: is made of the images of one set; name one folder or npz of images as SAMPLES")
+        if out.is_dir():
+            raise UserError(f"{out}: is a folder; name a file, as {out / 'features.npz'}")
         demand_place(out.parent)
 
     # 2. Features, and what is computed of them: neither needs a network where features have been saved
@@ -114,6 +116,8 @@ def features(
     drawn = {each.state: each for each in every if each.pixels is not None}
     if not drawn and made:
         return made.facts, {}
+    if made and made.facts["family"] != family:
+        raise UserError(f"{made.path}: made with other weights, of {made.facts['family']}; set --extractor to that, not {family}")
     with leased(1):
         from maskdit.evaluation.extractors import Extractor
         from maskdit.runtime.process_group import together
@@ -186,7 +190,9 @@ def weights_of(family: str) -> Path:
     try:
         download(protocol.WEIGHTS, path, protocol.OFFICIAL)
     except UserError as error:
-        raise UserError(f"{error}; or put that file there: {path}, or name it by --weights") from None
+        raise UserError(
+            f"{error}; or put that file there: {path}, or name it by --weights; --extractor mobilenet-v2 needs none"
+        ) from None
     return path
 
 
