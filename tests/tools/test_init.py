@@ -165,4 +165,4 @@ def test_a_toy_study_runs_in_a_project_by_both_engines(here: Path) -> None:
     says(where, *SNAKEMAKE)
     assert (where / "results" / "report_demo.html").exists()
     says(where, "maskdit", "handoff", "--to", "dvc", "demo")
-    assert "is up to date" in run(where, "dvc", "repro", "report@demo")[1]
+    assert "are up to date" in run(where, "dvc", "repro", "report@demo")[1]
