@@ -514,8 +514,18 @@ def test_an_interval_is_a_cell_of_a_table() -> None:
     }
 
 
+def test_rows_that_a_sweep_chose_are_compared_whatever_it_chose() -> None:
+    rows = [("a-best", 2.0, "EMA of relative width 0.05", 2.0), ("b-best", 1.5, "EMA", 1.0), ("c", 1.5, "EMA", 3.0)]
+    frame = pd.DataFrame([dict(zip(("eval", "guidance", "weights", "fd_x"), row, strict=True), sampler="EDM Heun") for row in rows])
+    assert best(frame, ["fd_x"], {"a-best": ["sweep"], "b-best": ["sweep"]}) == {(1, "fd_x")}
+    assert best(frame, ["fd_x"]) == {(1, "fd_x")}
+    frame.loc[2, "fd_x"] = 0.5
+    assert best(frame, ["fd_x"], ["a-best", "b-best"]) == {(1, "fd_x")}, "the other row is not compared with them"
+    assert best(frame, ["fd_x"]) == {(2, "fd_x")}
+
+
 def test_a_share_of_copies_is_a_column_of_which_none_is_the_best_beside_that_of_real_images():
-    row = {"sampler": "EDM Heun", "guidance": 1.0}
+    row = {"eval": "a", "sampler": "EDM Heun", "guidance": 1.0}
     frame = pd.DataFrame([{**row, "fd_mobilenet": each, "memorised_mobilenet": each / 10} for each in (1.0, 2.0)])
     assert scores(frame) == ["fd_mobilenet", "memorised_mobilenet"]
     assert best(frame, scores(frame)) == {(0, "fd_mobilenet")}

@@ -1,7 +1,7 @@
 """Tables of evaluations and of reconstructions."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ METRICS = (*LOWER, "is", "precision", "recall", "memorised", "probe")
 FIRST = ("eval", "model", "phase", "guidance")
 SAMPLED = {field: "sampling_precision" if field == "precision" else field for field in SAMPLING}  # field -> column
 LAST = ("sampler", "nfe", *SAMPLED.values(), "images")
+SWEPT = ("guidance", "weights")  # columns of what a sweep chooses
 LABELS = {"guidance": "Guidance", "fid": "FID", "sfid": "sFID", "kid": "KID", "mind": "MIND", "is": "IS"}
 LABELS |= {"precision": "Precision", "recall": "Recall"}
 UNITS = {  # column -> its label and unit in Markdown and LaTeX
@@ -148,7 +149,7 @@ def table(config: Table, *, metrics: Path, out: Path) -> None:
         real = {name: record["real"]["heldout"][name] for name in ("images", "probe_accuracy")}  # distances depend on their number
         rows.append({"eval": "real, held out", **real})
     frame = ordered([rounded(row) for row in rows] + reported).drop(columns=[*equal, "batch"], errors="ignore")
-    shown, marks, kinds = laid_out(frame, [*config.numbers, *SAMPLED.values()])
+    shown, marks, kinds = laid_out(frame, [*config.numbers, *SAMPLED.values()], config.chosen)
     below = [*setting(records), *origins(config.chosen), *notes(records), *notes(more)]
     tex, table = latex(shown, config.title, marks, kinds, below), markdown(shown.join(frame.filter(["source"])), marks)
     write(frame, config.title, out, tex, table, below)
@@ -164,11 +165,16 @@ def ordered(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return frame[[*frame.filter(wanted), *frame.columns.difference(wanted, sort=False)]]
 
 
-def best(frame: pd.DataFrame, columns: list[str]) -> set[tuple[int, str]]:
-    """The best cells (row, column) of each metric among two or more of our rows that were sampled alike; all of a tie."""
+def best(frame: pd.DataFrame, columns: list[str], chosen: Collection[str] = ()) -> set[tuple[int, str]]:
+    """The best cells (row, column) of each metric among two or more of our rows that were sampled alike; all of a tie.
+
+    Rows of `chosen` count as alike whatever guidance and weights a sweep chose for them.
+    """
     ours = frame[frame["sampler"].notna()] if "sampler" in frame else frame[:0]
+    alike = ours.filter(["guidance", *LAST]).astype(object)
+    alike.loc[ours["eval"].str.split().str[0].isin(chosen), alike.columns.intersection(SWEPT)] = "chosen"
     found = set()
-    for _, rows in ours.groupby(list(frame.filter(["guidance", *LAST])), dropna=False):
+    for _, rows in ours.groupby([alike[name] for name in alike], dropna=False):
         for name in columns if len(rows) > 1 else []:
             if name.startswith("memorised"):  # to be compared with that of real images: neither higher nor lower is better
                 continue
@@ -178,11 +184,13 @@ def best(frame: pd.DataFrame, columns: list[str]) -> set[tuple[int, str]]:
     return found
 
 
-def laid_out(frame: pd.DataFrame, more: list[str]) -> tuple[pd.DataFrame, set[tuple[int, int]], "pd.Series[bool]"]:
+def laid_out(
+    frame: pd.DataFrame, more: list[str], chosen: Collection[str] = ()
+) -> tuple[pd.DataFrame, set[tuple[int, int]], "pd.Series[bool]"]:
     """A table in the papers' layout, its best cells, and for each row whether others have published it.
 
     Columns: method, guidance, metrics, deviation of the first metric from the reproduced row, size and cost, and those of `more`
-    that exist.
+    that exist. `chosen`: the rows whose guidance and weights a sweep chose.
     """
     columns, rows = scores(frame), frame.to_dict("records")
     first = columns[0] if columns else ""
@@ -201,7 +209,7 @@ def laid_out(frame: pd.DataFrame, more: list[str]) -> tuple[pd.DataFrame, set[tu
     if "model" in frame and columns:
         shown.loc[frame["model"] == "not run", LABELS.get(first, first)] = "not run"
     kinds = frame.get("phase", pd.Series("", frame.index)).isin(["published", "reported"])
-    return shown, {(row, shown.columns.get_loc(LABELS.get(name, name))) for row, name in best(frame, columns)}, kinds
+    return shown, {(row, shown.columns.get_loc(LABELS.get(name, name))) for row, name in best(frame, columns, chosen)}, kinds
 
 
 def method(row: dict[str, Any]) -> str:
