@@ -116,7 +116,7 @@ def test_images_without_classes_become_a_study_without_labels_and_guidance(home:
     runs = [params.pretrain["mine-dit"], params.pretrain["mine-maskdit"], params.finetune["mine-maskdit"]]
     assert {run.label_dropout for run in runs} == {0.0}
     assert params.pretrain["demo-dit"].label_dropout == 0.1
-    assert {entry.guidance for key, entry in params.sample.items() if key.startswith("demo-")} == {1.0, 3.0}
+    assert {entry.guidance for key, entry in params.sample.items() if key.startswith("demo-")} == {1.0, 3.5}
 
 
 @pytest.mark.parametrize(("side", "factor", "tokens"), [(32, 2, 64), (64, 2, 256), (128, 4, 256), (512, 16, 256)])
