@@ -18,7 +18,7 @@ of an entry with balanced labels."""
 EXAMPLES = """examples:
   maskdit draw demo-maskdit                                          # the key of a run: its last phase and milestone
   maskdit draw artifacts/runs/demo-dit/pretrain --step 300           # an earlier milestone
-  maskdit draw demo-maskdit --class face food --count 8 --guidance 2.5 --seed 1
+  maskdit draw demo-maskdit --class face food --count 8 --guidance 3.5 --seed 1
   maskdit draw demo-maskdit --class face --count 100 --out faces     # single files
   maskdit draw demo-maskdit --class face --to-class food             # a strip between two classes
   maskdit draw my-model                                              # a folder of maskdit export --format diffusers
