@@ -74,7 +74,7 @@ def test_a_part_that_is_not_what_it_says_is_named(line, project):
 
 def test_a_method_without_a_fault_is_described(project, capsys):
     trial(params_of(project, EXAMPLE, "Mixture"), "demo-dit")
-    told = r"MoD: [\d.]+ million weights, all of which learn; (\d+) of \1 tokens; [\d.]+ GFLOP for a forward .*\n"
+    told = r"MoD: [\d.]+ million weights that learn; (\d+) of \1 tokens; [\d.]+ GFLOP for a forward .*\n"
     assert re.fullmatch(told, capsys.readouterr().out)
 
 
@@ -85,3 +85,9 @@ def test_the_methods_of_params_yaml_are_tried_by_the_command(monkeypatch, capsys
         assert told in capsys.readouterr().out
     assert main(["check", "demo-dti"]) == 2
     assert "pretrain.demo-dti: no such entry; did you mean 'demo-dit'?" in capsys.readouterr().err
+
+
+def test_weights_that_do_not_learn_are_not_counted(project, capsys):
+    frozen = MORE.replace("WHEN", "True").replace("zeros(1)", "zeros(10**7), requires_grad=False")
+    trial(params_of(project, HEAD + frozen), "demo-dit")
+    assert float(capsys.readouterr().out.split()[1]) < 10

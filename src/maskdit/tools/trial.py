@@ -25,13 +25,13 @@ def trial(params: Params, key: str) -> None:
 
     torch.manual_seed(config.seed)
     net, batch = method.network(config), batch_of(config, method)
-    numbers = sum(weight.numel() for weight in net.parameters())
+    numbers = sum(weight.numel() for weight in net.parameters() if weight.requires_grad)
     if wrong := [*faults(config, method, net, batch)]:
         raise UserError(f"pretrain.{key}: {'; '.join(wrong)}; correct the class, or see docs/add-a-method.md")
     keeps = {method.kept(config, step) for step in {*range(0, config.milestones[-1], 1 + config.milestones[-1] // 1000)}}
     tokens = " to ".join(f"{keep}" for keep in sorted({min(keeps), max(keeps)}))
     cost = f"{method.flops(config, max(keeps)) / 1e9:.4g} GFLOP for a forward pass of an image, as torch counts"
-    print(f"{method.name}: {numbers / 1e6:.4g} million weights, all of which learn; {tokens} of {method.tokens} tokens; {cost}")
+    print(f"{method.name}: {numbers / 1e6:.4g} million weights that learn; {tokens} of {method.tokens} tokens; {cost}")
 
 
 def batch_of(config: Training, method: Method) -> "Batch":
