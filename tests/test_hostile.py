@@ -175,7 +175,9 @@ def test_of_500_hostile_configs_each_is_refused_by_its_key_or_keeps_out_of_every
             assert len(line) <= LONGEST
             words = [str(part) for part in place if part is not None]
             named = words[: min(2, len(words) - (place[-1] is None))]
-            assert str(UserError(payload[:99])) in line or (named and all(word in line for word in named)), (place, line)
+            renamed = place[-1] is None and repr(place[-2]) in line  # what pointed at the old name says so
+            names = str(UserError(payload[:99])) in line or (named and all(word in line for word in named))
+            assert names or renamed, (place, line)
         else:
             taken += 1
             bad = [line for line in commands(tree) if not re.fullmatch(r"maskdit [a-z]+[a-z0-9_./ -]*", line)]
