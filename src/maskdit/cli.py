@@ -262,6 +262,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             line = f"interrupted; run the command again{' to continue' * goes_on}"
         print(f"maskdit: {line}", file=sys.stderr)
         return code_of(error)
+    except Exception as error:
+        from maskdit.methods.plugins import fault_of
+
+        if not (found := fault_of(error)):
+            raise
+        print(f"maskdit: {found}", file=sys.stderr)
+        return code_of(error)
     finally:
         if argv is None:  # the log also takes a traceback
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Python gives up its handlers on exit, and the default one kills

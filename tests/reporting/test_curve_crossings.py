@@ -79,11 +79,24 @@ def test_the_interval_over_seeds_holds_the_truth_and_narrows_with_less_noise():
     assert widths[1] < widths[0] / 5
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_interval_of_few_seeds_holds_the_truth_nineteen_times_of_twenty(seeds):
+    chance, inside = np.random.default_rng(2), 0
+    for _ in range(400):
+        pair = []
+        for factor in (1.0, 2.0):
+            apart = 0.05 * chance.standard_normal((seeds, 1))  # of a seed's distances, relative, at all of its milestones
+            pair.append((np.tile(SPENT * factor, (seeds, 1)), 30 * SPENT**-0.5 * np.exp(apart)))
+        low, high = interval(pair[1], pair[0], 1)
+        inside += low < 2 < high
+    assert 0.92 < inside / 400 < 0.98, "a bootstrap of two seeds: 0.64"
+
+
 def test_an_interval_says_whether_trainings_were_repeated_or_samplings_only():
     rows = frame(3, noise=0.1)
     for seeds, kind in ((rows["seed"].astype(str) + "/0", "training"), ("0/" + rows["seed"].astype(str), "sampling only")):
         row = next(crossings(rows.assign(seed=seeds), ["hours"], "fid"))
-        assert row["interval"] == f"95 % of 1000 bootstrap samples over seeds of {kind}"
+        assert row["interval"] == f"95 % by Student's t over seeds of {kind}"
 
 
 def test_an_interval_may_be_open_and_needs_two_seeds_of_both():

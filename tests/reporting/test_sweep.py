@@ -18,6 +18,8 @@ from project import TOY, with_sweep
 
 PROTOCOL = {"images": 400, "labels": "balanced", "sampler": "EDM Heun", "nfe": 19}
 
+SINGLE = "Each point has one seed"
+
 
 def record(
     folder: Path,
@@ -61,7 +63,8 @@ def test_each_arm_has_its_own_optimum(tmp_path: Path) -> None:
     rows = swept(tmp_path, {f"{arm}-{at}": arm for arm in ("dit", "maskdit") for at in range(4)})
     assert {name: row["verdict"] for name, row in rows.items() if row["verdict"]} == {"dit-1": "optimum", "maskdit-2": "optimum"}
     assert {path.name for path in tmp_path.glob("s.*")} == {"s.csv", "s.md", "s.tex", "s.png", "s.svg"}
-    assert "| dit | dit-1 | DiT | 0.001 | 1.5 |" in (tmp_path / "s.md").read_text()
+    assert "| dit | dit-1 | DiT | 0.001 | 1.5 |" in (text := (tmp_path / "s.md").read_text())
+    assert SINGLE in text
 
 
 @pytest.mark.parametrize(
@@ -112,6 +115,7 @@ def test_seeds_of_one_point_count_as_their_mean(tmp_path: Path) -> None:
     rows = swept(tmp_path, dict.fromkeys("abcdef", "dit"))
     assert rows["c d"]["verdict"] == "optimum", "the luckiest seed is not the best point"
     assert (rows["a b"]["fd_mobilenet"], rows["a b"]["seeds"]) == ("5", "2")
+    assert SINGLE not in (tmp_path / "s.md").read_text()
 
 
 def test_a_rate_is_chosen_for_each_arm_on_a_logarithmic_axis(tmp_path: Path) -> None:

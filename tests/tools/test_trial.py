@@ -1,5 +1,6 @@
 """`maskdit check KEY`: what a method says of itself is compared with what one of its steps does."""
 
+import json
 import re
 
 import pytest
@@ -85,6 +86,25 @@ def test_the_methods_of_params_yaml_are_tried_by_the_command(monkeypatch, capsys
         assert told in capsys.readouterr().out
     assert main(["check", "demo-dti"]) == 2
     assert "pretrain.demo-dti: no such entry; did you mean 'demo-dit'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "faulty", "told"),
+    [
+        (LOSS + "        return one + batch, other", "one + batch", "in loss: NameError: name 'batch' is not defined"),
+        (MORE.replace("WHEN", "net.moer"), "net.moer", "in network: AttributeError: "),
+        ("\n    def misfits(self, config):\n        yield 1 / 0", "1 / 0", "in misfits: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_an_error_in_a_class_of_ones_own_is_one_line_with_its_place(project, capsys, text, faulty, told):
+    (project / "mine.py").write_text(HEAD + text)
+    entry = {**TREE["pretrain"]["demo-dit"], "method": "mine.py:Mine"}
+    (project / "params.yaml").write_text(json.dumps({**TREE, "pretrain": {**TREE["pretrain"], "demo-dit": entry}}))
+    assert main(["check", "demo-dit"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    [number] = [number for number, line in enumerate((HEAD + text).splitlines(), 1) if faulty in line]
+    assert line.startswith(f"maskdit: mine.py:{number}: {told}")
+    assert line.endswith("; correct that, then run the command again")
 
 
 def test_weights_that_do_not_learn_are_not_counted(project, capsys):

@@ -54,7 +54,7 @@ class Shards:
         `make` is given a number and a path whose name ends as the shard's does; what it writes there is renamed when it is done.
         """
         mine = share(len(self.names))
-        for number in progress(mine, self.name, len(mine)):
+        for number in progress(mine, self.name, len(mine), unit="parts"):
             kept = self.home / self.names[number]
             if self.whole(kept):
                 continue

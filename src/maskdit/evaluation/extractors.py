@@ -136,7 +136,7 @@ class Extractor:
 
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(read, 0)
-            for start in progress(starts, "features", len(starts)):
+            for start in progress(starts, "features", len(starts), unit=f"batches of {batch}"):
                 here = coming.result()
                 if start + batch < len(rows):
                     coming = pool.submit(read, start + batch)

@@ -58,7 +58,7 @@ def reconstruct(config: Reconstruct, *, images: Path, vae: Path, extractor: Path
         quality = np.empty((2, len(mine)))  # PSNR, SSIM
         starts = range(0, len(mine), config.batch)
         with torch.inference_mode():
-            for at in progress(starts, "reconstruct", len(starts)):
+            for at in progress(starts, "reconstruct", len(starts), unit="batches"):
                 here = slice(at, min(at + config.batch, len(mine)))
                 pair = [pixels[: here.stop - at] for pixels in again(np.resize(mine[here], config.batch))]
                 made[here], quality[0, here], quality[1, here] = pair[1].numpy(), psnr(*pair), ssim(*pair)

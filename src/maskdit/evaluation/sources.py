@@ -108,7 +108,7 @@ def folder(path: Path) -> Source:
     files = sorted((file for file in listed(path) if file.name.lower().endswith(IMAGES)), key=str)
     if not files:
         raise UserError(f"{path}: holds no images; name a folder of PNG files, or an npz with arr_0")
-    first, *_ = found = [head(files[number]) for number in progress(range(len(files)), "images", len(files))]
+    first, *_ = found = [head(files[number]) for number in progress(range(len(files)), "read", len(files), unit="images")]
     if other := next((number for number, (size, _) in enumerate(found) if size != first[0]), None):
         sizes = " and ".join(f"{files[at].relative_to(path)} {found[at][0][1]} x {found[at][0][0]}" for at in (0, other))
         raise UserError(f"{path}: images of several sizes ({sizes} pixels); resize all to one, as the images of the reference were")

@@ -124,7 +124,7 @@ def encoded(config: Encode, images: Path, vae: Path) -> tuple[Array, Shape, Make
 
         with ThreadPoolExecutor(1) as pool, torch.inference_mode():
             coming = pool.submit(read, 0)
-            for number in progress(range(len(batches)), "encode", len(batches)):
+            for number in progress(range(len(batches)), "encode", len(batches), unit="batches"):
                 pixels = coming.result()
                 if number + 1 < len(batches):
                     coming = pool.submit(read, number + 1)

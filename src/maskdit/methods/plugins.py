@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import sys
+import traceback
 from collections.abc import Collection, Iterator
 from functools import cache
 from importlib import import_module
@@ -26,6 +27,7 @@ OURS = {
     "sit": "maskdit.methods.sit:Sit",
     "mask-sit": "maskdit.methods.mask_sit:MaskSit",
 }
+FILES = set[Path]()  # of the user's methods that have been imported
 VP = {"dit": "maskdit.methods.dit_vp:DitVp", "tread": "maskdit.methods.dit_vp:TreadVp"}  # of published weights that predict noise
 
 
@@ -56,7 +58,7 @@ def _module(place: str) -> ModuleType:
         return module
     except Exception as error:  # whatever the user's code raises
         sys.modules.pop(name, None)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = shortened(f"{type(error).__name__}: {error}")
         raise UserError(f"{place}: cannot be imported: {reason}; correct that, then run the command again") from None
 
 
@@ -76,7 +78,25 @@ def found(name: str) -> type[Method]:
     taken: Collection[str] = () if name in (*OURS, *VP.values()) else {found(ours).name for ours in OURS}
     if lacking := next(_lacking(method, taken), ""):
         raise UserError(f"{name}: {lacking}; see src/maskdit/methods/contract.py")
+    if name not in (*OURS, *VP.values()) and (file := inspect.getsourcefile(method)):
+        FILES.add(Path(file).resolve())
     return method
+
+
+def fault_of(error: Exception) -> str | None:
+    """An error that has passed through the file of a user's method, in one line with its place there; None for any other."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((frame for frame in reversed(frames) if Path(frame.filename).resolve() in FILES), None)
+    if place is None:
+        return None
+    reason = shortened(f"{type(error).__name__}: {error}")
+    return f"{place.filename}:{place.lineno}: in {place.name}: {reason}; correct that, then run the command again"
+
+
+def shortened(text: str) -> str:
+    """A message of one or more lines as one line of at most 300 letters."""
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else f"{line[:299]}…"
 
 
 def _lacking(method: type[Method], taken: Collection[str]) -> Iterator[str]:

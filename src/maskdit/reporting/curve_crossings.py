@@ -12,7 +12,8 @@ from maskdit.methods.dit import Dit
 
 Sheet = tuple[NDArray[Any], NDArray[Any]]  # cost and quality, each (seeds, milestones)
 
-DRAWS, SHARE = 1000, 0.95  # bootstrap samples, and the share of them inside an interval
+DRAWS, SHARE = 10_000, 0.95  # random draws of both curves, and the share of them inside an interval
+LEAST, FAR = 1e-12, 100.0  # the least quality, and the greatest change of a logarithm, in a draw
 BEFORE, NEVER = 0.0, math.inf
 COLUMNS: tuple[str, ...] = (
     "baseline",
@@ -32,20 +33,24 @@ COLUMNS += ("flops_ratio", "mfu", "baseline_mfu", "reads")  # the first three of
 TIMES = ("seconds", "device_hours", "cost")
 
 
-def reach(spent: NDArray[Any], quality: NDArray[Any], wanted: float) -> float:
-    """The cost at which a curve is first as good as `wanted` (lower is better).
+def reach(spent: NDArray[Any], quality: NDArray[Any], wanted: NDArray[Any] | float) -> NDArray[Any]:
+    """The cost at which a curve is first as good as `wanted` (lower is better). Curves are (..., milestones), `wanted` is (...).
 
     Between two milestones, the logarithm of the cost is linear in quality. NEVER if no milestone is good enough; BEFORE if the
     first one is already better, because the curve before it is unknown.
     """
-    good = np.flatnonzero(quality <= wanted)
-    if not len(good):
-        return NEVER
-    place = int(good[0])
-    if place == 0:
-        return float(spent[0]) if quality[0] == wanted else BEFORE
-    share = (quality[place - 1] - wanted) / (quality[place - 1] - quality[place])
-    return float(np.exp((1 - share) * np.log(spent[place - 1]) + share * np.log(spent[place])))
+    wanted = np.asarray(wanted)
+    good = quality <= wanted[..., None]
+    place = good.argmax(-1)
+
+    def at(values: NDArray[Any], where: NDArray[Any]) -> NDArray[Any]:
+        return np.take_along_axis(values, np.maximum(where, 0)[..., None], -1)[..., 0]
+
+    with np.errstate(divide="ignore", invalid="ignore"):  # of curves that begin or end on one side of it
+        share = (at(quality, place - 1) - wanted) / (at(quality, place - 1) - at(quality, place))
+        crossed = np.exp((1 - share) * np.log(at(spent, place - 1)) + share * np.log(at(spent, place)))
+    first = np.where(quality[..., 0] == wanted, spent[..., 0], BEFORE)
+    return np.where(good.any(-1), np.where(place == 0, first, crossed), NEVER)
 
 
 def sheet(rows: pd.DataFrame, axis: str, quality: str) -> Sheet:
@@ -59,20 +64,37 @@ def sheet(rows: pd.DataFrame, axis: str, quality: str) -> Sheet:
 def ratio(ours: Sheet, theirs: Sheet, place: int) -> float:
     """Our mean cost at the quality that theirs has at a milestone, divided by their mean cost at that milestone."""
     (spent, good), (other, wanted) = ours, theirs
-    return reach(spent.mean(0), good.mean(0), wanted[:, place].mean()) / other[:, place].mean()
+    return float(reach(spent.mean(0), good.mean(0), wanted[:, place].mean()) / other[:, place].mean())
 
 
 def interval(ours: Sheet, theirs: Sheet, place: int) -> tuple[float, float] | None:
-    """The bootstrap interval of the ratio, resampling the seeds of both curves; None if either has only one seed."""
+    """The 95 % interval of the ratio by Student's t over the seeds of both curves; None if either has only one seed.
+
+    Each draw moves the mean cost and quality of a curve, in logarithms, along the differences between its seeds, as far as the
+    means of so few seeds may be from the truth. The relative spread is taken to be the same on both sides. A bootstrap in its
+    place holds the truth in 64 % of cases with two seeds.
+    """
     counts = [len(spent) for spent, _ in (ours, theirs)]
     if min(counts) < 2:
         return None
-    chance, found = np.random.default_rng(0), []
-    for _ in range(DRAWS):
-        mine, other = (chance.integers(count, size=count) for count in counts)
-        found.append(ratio((ours[0][mine], ours[1][mine]), (theirs[0][other], theirs[1][other]), place))
+    chance, free = np.random.default_rng(0), sum(counts) - 2
+    scale = np.sqrt(free / chance.chisquare(free, (DRAWS, 1)))
+    (spent, good), (other, wanted) = (drawn(curve, chance, scale) for curve in (ours, theirs))
+    found = reach(spent, good, wanted[:, place]) / other[:, place]
     low, high = np.quantile(found, [(1 - SHARE) / 2, (1 + SHARE) / 2], method="inverted_cdf")
     return float(low), float(high)
+
+
+def drawn(curve: Sheet, chance: np.random.Generator, scale: NDArray[Any]) -> list[NDArray[Any]]:
+    """Means of cost and quality over seeds, as they might have been: (DRAWS, milestones) each. `scale` makes normal numbers t's."""
+    count = len(curve[0])
+    along = scale * chance.standard_normal((DRAWS, count)) / math.sqrt(count * (count - 1))
+
+    def moved(values: NDArray[Any]) -> NDArray[Any]:
+        logs = np.log(np.maximum(values, LEAST))
+        return np.exp(np.log(values.mean(0)) + np.clip(along @ (logs - logs.mean(0)), -FAR, FAR))
+
+    return [moved(values) for values in curve]
 
 
 def crossings(frame: pd.DataFrame, axes: Iterable[str], quality: str) -> Iterator[dict[str, Any]]:
@@ -126,10 +148,17 @@ def row_of(theirs: str, ours: str, axis: str, other: Sheet, mine: Sheet, place: 
         status, low, high = "before the first milestone", BEFORE, max(share, high or share)
         reads = f"{ours} is better than {theirs} after {at:.4g} {name} already at its first milestone, {share:.3g} times as far"
     else:
-        status, range_ = "reached", f" (95 % interval over seeds: {low:.3g} to {high:.3g})" if bounds else ""
+        status, range_ = "reached", f" (95 % interval over seeds: {spoken(*bounds)})" if bounds else ""
         reads = f"For a {quality} of {wanted:.4g} {ours} needs {share * at:.4g} {name}: {share:.3g} times {theirs}'s{range_}"
     reached = None if share is None else share * at
     seeds = f"{len(mine[0])} and {len(other[0])}"
-    sure = f"95 % of {DRAWS} bootstrap samples over seeds of {kind}" if bounds else "one seed, no interval"
+    sure = f"95 % by Student's t over seeds of {kind}" if bounds else "one seed, no interval"
     row = (theirs, ours, axis, at, wanted, status, reached, share, low, high, seeds, sure, None, None, None, reads)
     return dict(zip(COLUMNS, row, strict=True))
+
+
+def spoken(low: float, high: float) -> str:
+    """An interval in words; an end that no seed bounds is open."""
+    if high < NEVER:
+        return f"{low:.3g} to {high:.3g}"
+    return f"{low:.3g} or more" if low else "open at both ends"

@@ -142,5 +142,7 @@ def sweep(config: Sweep, *, metrics: Path, out: Path) -> None:
     frame = frame[[*frame.columns.difference(["verdict"], sort=False), "verdict"]]
     shown = frame[[*list(LABELS)[:-1], quality, "verdict"]].rename(columns=LABELS)
     below = [*setting(records), *notes(records)]
+    if not any("seeds" in row for row in rows):
+        below.append("Each point has one seed: which of two close points is better is not decided.")
     kinds = frame["verdict"].fillna("").str.startswith(REPORTED)
     write(frame, config.title, out, latex(shown, config.title, (), kinds, below), notes=below)

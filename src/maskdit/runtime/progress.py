@@ -29,14 +29,17 @@ def say(line: str) -> None:
         print(printable(f"{KEY} {line}".lstrip()), file=sys.stderr, flush=True)
 
 
-def progress(steps: Iterable[int], name: str, total: int, start: int = 0, note: Callable[[], str] = lambda: "") -> Iterator[int]:
+def progress(
+    steps: Iterable[int], name: str, total: int, start: int = 0, note: Callable[[], str] = lambda: "", unit: str = ""
+) -> Iterator[int]:
     """Iterate over `steps` with a bar on a terminal, and a log line every ten seconds: steps done, rate, time left, note.
 
-    With MASKDIT_BARS=0 there are lines on a terminal, too: several steps may share it.
+    unit: what is counted, in the plural, if it is no steps. With MASKDIT_BARS=0 there are lines on a terminal, too: several steps
+    may share it.
     """
     shown = sys.stderr.isatty() and first_rank() and os.environ.get("MASKDIT_BARS") != "0"
     began = last = time.monotonic()
-    with tqdm(desc=f"{KEY} {name}", total=total, initial=start, disable=not shown) as bar:
+    with tqdm(desc=f"{KEY} {name}", total=total, initial=start, disable=not shown, unit=f" {unit}" if unit else "it") as bar:
         for done, step in enumerate(steps, start + 1):
             yield step
             bar.update()
@@ -44,6 +47,7 @@ def progress(steps: Iterable[int], name: str, total: int, start: int = 0, note: 
             if now - last >= LOG_SECONDS or done == total:
                 rate, last = (done - start) / (now - began), now
                 left = tqdm.format_interval((total - done) / rate)
-                line = f"{name}: {done}/{total}, {rate:.1f}/s, {left} left{', ' * bool(note())}{note()}"
+                done_of, speed = f"{done}/{total} {unit}".rstrip(), f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
+                line = f"{name}: {done_of}, {speed}/s, {left} left{', ' * bool(note())}{note()}"
                 bar.set_postfix_str(note(), refresh=False)
                 (note_in_log if shown else say)(line)
