@@ -53,6 +53,7 @@ def crate(params: Params, bench: str, out: Path | None = None) -> None:
         raise UserError(f"crate: {bad.node}: {bad.told}; maskdit verify {bench} lists all that has changed")
     out.parent.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    old = place.with_name(f"{place.name}.old")  # of this name until the new one is in its place
     try:
         study = Study(params, bench, fresh, nodes)
         study.write(place)
@@ -60,8 +61,9 @@ def crate(params: Params, bench: str, out: Path | None = None) -> None:
             as_new(path)
         place.chmod(0o755)
         if out.exists():
-            shutil.rmtree(out)
+            out.replace(old)
         place.replace(out)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     gone = f"; deleted since, so named by digest alone: {', '.join(study.gone)}" if study.gone else ""
