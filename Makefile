@@ -16,7 +16,7 @@ demo: setup
 	snakemake
 	@maskdit show demo
 
-# DiT, MaskDiT and TREAD on Fashion-MNIST, two seeds each: about 90 minutes on two cores with bf16. The sweeps of learning
+# DiT, MaskDiT and TREAD on Fashion-MNIST, three seeds each: about two hours on two cores with bf16. The sweeps of learning
 # rate, guidance and EMA width, and the ablations, go on from what the study has made. All three can be interrupted.
 study: setup
 	snakemake fashion
