@@ -98,13 +98,13 @@ def test_finetuning_published_weights_costs_what_finetuning_a_run_of_the_paper_s
 
 def test_trainings_on_a_cpu_cost_what_the_records_of_fashion_say():
     costs, found = Costs(PARAMS), []
-    for key in (f"fashion-{end}" for arm in ENDS for end in (arm, arm.replace("-", "-seed1-"))):
+    for key in (f"fashion-{end}" for arm in ENDS for end in (arm, arm.replace("-", "-seed1-"), arm.replace("-", "-seed2-"))):
         spent = json.loads((ROOT / "docs" / "fashion" / "metrics" / "fashion" / f"{key}.json").read_text())["checkpoint"]
         assert (spent["speed"]["device"], spent["precision"]) == ("cpu", "bf16")
         branch = PARAMS.sample[key].run
         hours = sum(CPU.hours(costs.of(node)) for node in (f"pretrain/{PARAMS.finetune[branch].run}", f"finetune/{branch}"))
         found.append((hours * 3600, spent["device_seconds"]))
-    assert len(found) == 6
+    assert len(found) == 9
     assert all(1 / 1.3 < computed / measured < 1.3 for computed, measured in found)
     assert sum(computed for computed, _ in found) == pytest.approx(sum(measured for _, measured in found), rel=0.2)
 
