@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stop:
         say(str(stop))
         return stopped()
-    except (UserError, OSError, UnicodeEncodeError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         line = str(error)
         if isinstance(error, OSError):
             line = (f"{error.filename}: " if error.filename else "") + fault(error)
@@ -260,14 +260,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             line = f"{ascii(error.object)[:120]}: has letters that {error.encoding} lacks; set LC_ALL=C.UTF-8"
         elif isinstance(error, KeyboardInterrupt):
             line = f"interrupted; run the command again{' to continue' * goes_on}"
-        print(f"maskdit: {line}", file=sys.stderr)
-        return code_of(error)
-    except Exception as error:
-        from maskdit.methods.plugins import fault_of
+        elif not isinstance(error, UserError):
+            from maskdit.methods.plugins import fault_of
 
-        if not (found := fault_of(error)):
-            raise
-        print(f"maskdit: {found}", file=sys.stderr)
+            if not (fault_there := fault_of(error)):
+                raise
+            line = str(fault_there)
+        print(f"maskdit: {line}", file=sys.stderr)
         return code_of(error)
     finally:
         if argv is None:  # the log also takes a traceback

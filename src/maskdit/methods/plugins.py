@@ -58,8 +58,7 @@ def _module(place: str) -> ModuleType:
         return module
     except Exception as error:  # whatever the user's code raises
         sys.modules.pop(name, None)
-        reason = shortened(f"{type(error).__name__}: {error}")
-        raise UserError(f"{place}: cannot be imported: {reason}; correct that, then run the command again") from None
+        raise UserError(f"{place}: cannot be imported: {_told(error)}; correct that, then run the command again") from None
 
 
 @cache
@@ -83,20 +82,19 @@ def found(name: str) -> type[Method]:
     return method
 
 
-def fault_of(error: Exception) -> str | None:
-    """An error that has passed through the file of a user's method, in one line with its place there; None for any other."""
+def fault_of(error: BaseException) -> UserError | None:
+    """The place in the file of a user's method that an error has come from, in one line; None if it has come from elsewhere."""
     frames = traceback.extract_tb(error.__traceback__)
     place = next((frame for frame in reversed(frames) if Path(frame.filename).resolve() in FILES), None)
     if place is None:
         return None
-    reason = shortened(f"{type(error).__name__}: {error}")
-    return f"{place.filename}:{place.lineno}: in {place.name}: {reason}; correct that, then run the command again"
+    where = f"{place.filename}:{place.lineno}: in {place.name}"
+    return UserError(f"{where}: {_told(error)}; correct that, then run the command again")
 
 
-def shortened(text: str) -> str:
-    """A message of one or more lines as one line of at most 300 letters."""
-    line = " ".join(text.split())
-    return line if len(line) <= 300 else f"{line[:299]}…"
+def _told(error: BaseException) -> str:
+    """The kind and the message of an error, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _lacking(method: type[Method], taken: Collection[str]) -> Iterator[str]:

@@ -71,8 +71,8 @@ def interval(ours: Sheet, theirs: Sheet, place: int) -> tuple[float, float] | No
     """The 95 % interval of the ratio by Student's t over the seeds of both curves; None if either has only one seed.
 
     Each draw moves the mean cost and quality of a curve, in logarithms, along the differences between its seeds, as far as the
-    means of so few seeds may be from the truth. The relative spread is taken to be the same on both sides. A bootstrap in its
-    place holds the truth in 64 % of cases with two seeds.
+    means of so few seeds may be from the truth. The relative spread is taken to be the same on both sides. A bootstrap
+    of two or three seeds would be far too narrow.
     """
     counts = [len(spent) for spent, _ in (ours, theirs)]
     if min(counts) < 2:
@@ -91,7 +91,8 @@ def drawn(curve: Sheet, chance: np.random.Generator, scale: NDArray[Any]) -> lis
     along = scale * chance.standard_normal((DRAWS, count)) / math.sqrt(count * (count - 1))
 
     def moved(values: NDArray[Any]) -> NDArray[Any]:
-        logs = np.log(np.maximum(values, LEAST))
+        values = np.maximum(values, LEAST)
+        logs = np.log(values)
         return np.exp(np.log(values.mean(0)) + np.clip(along @ (logs - logs.mean(0)), -FAR, FAR))
 
     return [moved(values) for values in curve]

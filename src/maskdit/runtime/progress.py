@@ -34,7 +34,7 @@ def progress(
 ) -> Iterator[int]:
     """Iterate over `steps` with a bar on a terminal, and a log line every ten seconds: steps done, rate, time left, note.
 
-    unit: what is counted, in the plural, if it is no steps. With MASKDIT_BARS=0 there are lines on a terminal, too: several steps
+    unit: what is counted, in the plural, unless it is steps. With MASKDIT_BARS=0 there are lines on a terminal, too: several steps
     may share it.
     """
     shown = sys.stderr.isatty() and first_rank() and os.environ.get("MASKDIT_BARS") != "0"
