@@ -191,20 +191,20 @@ def test_numbers_follow_the_size_of_the_folder_and_so_do_the_keys_that_name_them
     params = made(home, lay(home / "root", **dict.fromkeys("abcdefghijkl", 3)))
     fetch, dit = params.fetch["mine"].model_dump(), params.pretrain["mine-dit"]
     assert (fetch["images"], fetch["heldout"], fetch["orientation"]) == (36, 0.2, "apply"), "one of each class"
-    assert (dit.batch, dit.milestones, dit.warmup) == (16, (62, 120, 250), 12)
+    assert (dit.batch, dit.milestones, dit.warmup) == (16, (12, 75, 250), 12)
     assert (params.vae["mine"].batch, params.vae["mine"].steps) == (8, 150)
     refined = rounded(params.finetune["demo-maskdit"].milestones[-1] / 4)
     assert params.finetune["mine-maskdit"].milestones == (refined,)
     assert {key: entry.step for key, entry in params.sample.items() if key.startswith("mine-dit")} == {
-        "mine-dit-0062": 8,
-        "mine-dit-0120": 15,
+        "mine-dit-0012": 2,
+        "mine-dit-0075": 9,
         "mine-dit-plain": "final",
         "mine-dit-guided": "final",
         "mine-dit-before-0250": 250,
     }
     branches = {key: (entry.start, entry.milestones) for key, entry in params.finetune.items() if key.startswith("mine-dit-")}
-    assert branches == {"mine-dit-0062": (62, (8,)), "mine-dit-0120": (120, (15,))}
-    assert params.sample["mine-maskdit-0120"].run == "mine-maskdit-0120"
+    assert branches == {"mine-dit-0012": (12, (2,)), "mine-dit-0075": (75, (9,))}
+    assert params.sample["mine-maskdit-0075"].run == "mine-maskdit-0075"
     assert {entry.images for key, entry in params.sample.items() if key.startswith("mine")} == {64}
     assert "mine-maskdit-before-0250" in params.table["mine"].evals
     assert params.claims["mine-claims"].claims["unmasking"].scaled.over == ("mine-maskdit-before-0250",)
@@ -218,7 +218,7 @@ def test_the_command_line_sets_the_numbers(home: Path, capsys: pytest.CaptureFix
     words = ["--steps", "40", "--batch", "4", "--samples", "20", "--heldout", "0.02"]
     assert main(["study", "mine", str(root), "--resolution", "16", *words]) == 0
     params = load()
-    assert params.pretrain["mine-maskdit"].milestones == (10, 20, 40)
+    assert params.pretrain["mine-maskdit"].milestones == (2, 12, 40)
     assert {params.pretrain["mine-dit"].batch, params.finetune["mine-dit"].batch, params.vae["mine"].batch} == {4}
     assert params.sample["mine-dit-plain"].images == 20
     said = capsys.readouterr().out
