@@ -88,7 +88,7 @@ def test_uv_installs_where_it_is_there_and_makes_the_environment(home: Path) -> 
     code, said, marks = setup(home, uv="uv")
     assert code == 0
     assert said[0] == "system/uv venv --quiet --clear --python python3 .venv"
-    assert said[1] == f"system/uv pip install --quiet --python .venv/bin/python {LOCKED}"
+    assert said[1] == f"system/uv pip install --quiet --compile-bytecode --python .venv/bin/python {LOCKED}"
     assert len(marks) == 1
 
 
