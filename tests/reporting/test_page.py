@@ -32,7 +32,7 @@ from maskdit.reporting.report.dag import draw, heights, spread
 from maskdit.reporting.report.nearest import nearest
 from maskdit.reporting.report.page import rows_of, short, table
 from maskdit.reporting.report.report import ahead, at, claims, drawn, report
-from maskdit.reporting.report.summary import answer, best, untested, verdicts
+from maskdit.reporting.report.summary import answer, best, cards, untested, verdicts
 from project import ROOT, TOY, edit, restated
 
 HOSTILE = "</title><script>document.title = 'mine'</script><img src=x onerror=alert(1)> <!--data--> & \\\"quotes\\\""
@@ -167,6 +167,16 @@ def test_the_first_screen_says_whether_masking_pays_with_four_numbers(html):
     between = 300.123456789 - 149.623456789 * math.log(40 / 36) / math.log(72.5 / 36)
     best = "the curve of MaskDiT has the best fd_mobilenet"
     assert f"After 40 seconds of training {best}: MaskDiT 200.06, DiT {between:.5g}." in text
+
+
+def test_the_final_quality_is_the_method_s_and_not_that_before_its_finetuning():
+    ends = {"DiT": 150, "DiT before finetuning": 170, "MaskDiT": 200, "MaskDiT before finetuning": 250}
+    points = [{"series": series, "seed": "0/0", "y": y, "ours": True} for series, y in ends.items()]
+    text = str(cards([], [], {"quality": "fd_mobilenet", "points": points}))
+    assert re.search(r"Final fd_mobilenet</span><strong>(.*?)</strong><span>(.*?)</span>", text).groups() == (
+        "150 / 200",
+        "DiT / MaskDiT",
+    )
 
 
 HELD = {"heldout": {"images": 20, "fd_mobilenet": 233.66}}

@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from maskdit.reporting.figures import COLOURS, fitted, scaled, wide
+from maskdit.reporting.records import BEFORE_FINETUNING
 
 OTHERS = ("#2471a3", "#1e8449", "#af601a", "#7d3c98", "#117a65")
 MARKS = "s^Dv<>pP*X"
-BEFORE_FINETUNING = " before finetuning"  # the end of the name of a series, which is then drawn thin
 PANEL = 3.6  # inches across
 UNITS = {  # column -> its label, and its units, the largest first: how many of them are one of the column
     "tflop": ("training compute ({})", {"EFLOP": 1e-6, "PFLOP": 1e-3, "TFLOP": 1.0, "GFLOP": 1e3, "MFLOP": 1e6}),

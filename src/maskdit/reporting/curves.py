@@ -12,9 +12,20 @@ from maskdit.artifacts.manifest import config_of
 from maskdit.config.base import UserError
 from maskdit.config.reporting import Curves
 from maskdit.reporting.curve_crossings import COLUMNS, crossings
-from maskdit.reporting.curve_plot import BEFORE_FINETUNING, plot
+from maskdit.reporting.curve_plot import plot
 from maskdit.reporting.figures import save
-from maskdit.reporting.records import COMPARABLE, SAMPLING, demand_alike, distance_of, hours_of, model_of, published, read, steps_of
+from maskdit.reporting.records import (
+    BEFORE_FINETUNING,
+    COMPARABLE,
+    SAMPLING,
+    demand_alike,
+    distance_of,
+    hours_of,
+    model_of,
+    published,
+    read,
+    steps_of,
+)
 from maskdit.reporting.report.report import AXES
 
 

@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from maskdit.config.training import HELDOUT_LOSS
-from maskdit.reporting.curve_plot import BEFORE_FINETUNING, coloured
+from maskdit.reporting.curve_plot import coloured
 from maskdit.reporting.figures import scaled
+from maskdit.reporting.records import BEFORE_FINETUNING
 
 ACROSS = 3  # panels in a row
 

@@ -14,6 +14,7 @@ from maskdit.methods.tread import Tread
 
 COMPARABLE: tuple[str, ...] = ("family", "extractor_sha256", "reference_sha256", "images", "labels", "quantisation", "neighbours")
 COMPARABLE += ("statistics", "is_split", "is_order", "kid_subsets", "near", "resize", "resolution")
+BEFORE_FINETUNING = " before finetuning"  # the end of the name of a series that branches continue; it is drawn thin
 Records = dict[str, dict[str, Any]]  # evaluation -> its record
 SAMPLING = ("weights", "precision", "vae_precision", "guidance_channels", "guidance_interval")  # shown if rows differ in it
 
