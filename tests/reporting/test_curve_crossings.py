@@ -35,7 +35,18 @@ def test_a_curve_that_is_straight_in_the_logarithm_is_crossed_where_it_says():
     assert (rows[1]["low"], rows[1]["high"]) == (None, None)
     assert rows[0]["ratio"] == 1, "no more is known than that the first milestone is better already"
     assert (rows[0]["low"], rows[0]["high"]) == (0, 1)
+    assert rows[0]["reads"] == "For a fid of 30 MaskDiT needs at most 1 hours, its first milestone: at most 1 times DiT's"
     assert rows[2]["reads"] == "For a fid of 10 MaskDiT needs 50 hours: 0.5 times DiT's"
+
+
+@pytest.mark.parametrize(
+    ("axis", "scale", "told"),
+    [("steps", 1000, "50,000 steps"), ("tflop", 1, "50 TFLOP"), ("device_hours", 0.01, "0.5 device-hours")],
+)
+def test_a_sentence_has_the_cost_in_whole_numbers_or_four_digits_and_its_unit(axis, scale, told):
+    costs = frame(1).rename(columns={"hours": axis})
+    costs[axis] *= scale
+    assert list(crossings(costs, [axis], "fid"))[-1]["reads"] == f"For a fid of 10 MaskDiT needs {told}: 0.5 times DiT's"
 
 
 def test_beside_a_ratio_of_times_stand_that_of_the_flops_and_both_mfu():

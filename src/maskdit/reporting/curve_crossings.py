@@ -136,26 +136,35 @@ def row_of(theirs: str, ours: str, axis: str, other: Sheet, mine: Sheet, place: 
 
     The bounds of what is not reached begin at all that was spent, those of what the first milestone has already end at its cost.
     """
-    at, wanted, name = other[0][:, place].mean(), other[1][:, place].mean(), axis.replace("_", "-")
+    at, wanted = other[0][:, place].mean(), other[1][:, place].mean()
+    unit = {"tflop": "TFLOP", "device_hours": "device-hours"}.get(axis, axis)
     share: float | None = ratio(mine, other, place)
     bounds = interval(mine, other, place)
     low, high = bounds or (None, None)
     if share == NEVER:
         spent = mine[0][:, -1].mean()
         status, share, low, high = "not reached", None, min(spent / at, NEVER if low is None else low), NEVER
-        reads = f"{ours} did not reach the {quality} of {wanted:.4g} that {theirs} has after {at:.4g} {name}, within {spent:.4g}"
+        had = f"{quality} of {wanted:.4g} that {theirs} has after {amount(at)} {unit}"
+        reads = f"{ours} did not reach the {had}, within {amount(spent)}"
     elif share == BEFORE:
-        share = mine[0][:, 0].mean() / at
+        first = mine[0][:, 0].mean()
+        share = first / at
         status, low, high = "before the first milestone", BEFORE, max(share, high or share)
-        reads = f"{ours} is better than {theirs} after {at:.4g} {name} already at its first milestone, {share:.3g} times as far"
+        most = f"at most {amount(first)} {unit}, its first milestone: at most {share:.3g} times {theirs}'s"
+        reads = f"For a {quality} of {wanted:.4g} {ours} needs {most}"
     else:
         status, range_ = "reached", f" (95 % interval over seeds: {spoken(*bounds)})" if bounds else ""
-        reads = f"For a {quality} of {wanted:.4g} {ours} needs {share * at:.4g} {name}: {share:.3g} times {theirs}'s{range_}"
+        reads = f"For a {quality} of {wanted:.4g} {ours} needs {amount(share * at)} {unit}: {share:.3g} times {theirs}'s{range_}"
     reached = None if share is None else share * at
     seeds = f"{len(mine[0])} and {len(other[0])}"
     sure = f"95 % by Student's t over seeds of {kind}" if bounds else "one seed, no interval"
     row = (theirs, ours, axis, at, wanted, status, reached, share, low, high, seeds, sure, None, None, None, reads)
     return dict(zip(COLUMNS, row, strict=True))
+
+
+def amount(cost: float) -> str:
+    """A cost in four digits, or as a whole number."""
+    return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.4g}"
 
 
 def spoken(low: float, high: float) -> str:
