@@ -22,12 +22,12 @@ def frame(seeds, shift=0.5, noise=0.0):
         for seed in range(seeds):
             for point, hours in enumerate(SPENT):
                 quality = 30 - 10 * math.log10(hours * factor) + noise * chance.normal()
-                rows.append({"series": model, "model": model, "seed": seed, "point": point, "hours": hours, "fid": quality})
+                rows.append({"series": model, "model": model, "seed": seed, "point": point, "device_hours": hours, "fid": quality})
     return pd.DataFrame(rows)
 
 
 def test_a_curve_that_is_straight_in_the_logarithm_is_crossed_where_it_says():
-    rows = list(crossings(frame(1), ["hours"], "fid"))
+    rows = list(crossings(frame(1), ["device_hours"], "fid"))
     assert [row["status"] for row in rows] == ["before the first milestone", "reached", "reached"]
     assert [row["ratio"] for row in rows[1:]] == pytest.approx([0.5, 0.5])
     assert [row["reached"] for row in rows[1:]] == pytest.approx([5, 50])
@@ -35,22 +35,22 @@ def test_a_curve_that_is_straight_in_the_logarithm_is_crossed_where_it_says():
     assert (rows[1]["low"], rows[1]["high"]) == (None, None)
     assert rows[0]["ratio"] == 1, "no more is known than that the first milestone is better already"
     assert (rows[0]["low"], rows[0]["high"]) == (0, 1)
-    assert rows[0]["reads"] == "For a fid of 30 MaskDiT needs at most 1 hours, its first milestone: at most 1 times DiT's"
-    assert rows[2]["reads"] == "For a fid of 10 MaskDiT needs 50 hours: 0.5 times DiT's"
+    assert rows[0]["reads"] == "For a fid of 30 MaskDiT needs at most 1 device-hours, its first milestone: at most 1 times DiT's"
+    assert rows[2]["reads"] == "For a fid of 10 MaskDiT needs 50 device-hours: 0.5 times DiT's"
 
 
 @pytest.mark.parametrize(
     ("axis", "scale", "told"),
-    [("steps", 1000, "50,000 steps"), ("tflop", 1, "50 TFLOP"), ("device_hours", 0.01, "0.5 device-hours")],
+    [("steps", 1000, "50,000 training steps"), ("tflop", 1, "50 TFLOP of training"), ("device_hours", 0.01, "0.5 device-hours")],
 )
 def test_a_sentence_has_the_cost_in_whole_numbers_or_four_digits_and_its_unit(axis, scale, told):
-    costs = frame(1).rename(columns={"hours": axis})
+    costs = frame(1).rename(columns={"device_hours": axis})
     costs[axis] *= scale
     assert list(crossings(costs, [axis], "fid"))[-1]["reads"] == f"For a fid of 10 MaskDiT needs {told}: 0.5 times DiT's"
 
 
 def test_beside_a_ratio_of_times_stand_that_of_the_flops_and_both_mfu():
-    hours = frame(1).rename(columns={"hours": "seconds"})
+    hours = frame(1).rename(columns={"device_hours": "seconds"})
     hours["tflop"] = hours["seconds"] * hours["model"].map({"DiT": 2.0, "MaskDiT": 1.5})
     hours["mfu"] = hours["model"].map({"DiT": 0.5, "MaskDiT": 0.4})
     timed, computed = list(crossings(hours, ["seconds", "tflop"], "fid"))[2::3]
@@ -62,14 +62,14 @@ def test_beside_a_ratio_of_times_stand_that_of_the_flops_and_both_mfu():
 
 
 def test_what_is_never_reached_is_not_extrapolated():
-    rows = list(crossings(frame(1, shift=2.0), ["hours"], "fid"))
+    rows = list(crossings(frame(1, shift=2.0), ["device_hours"], "fid"))
     assert [row["status"] for row in rows] == ["reached", "reached", "not reached"]
     assert (rows[2]["ratio"], rows[2]["reached"]) == (None, None)
     assert (rows[2]["low"], rows[2]["high"]) == (1, math.inf), "no more is known than that all of its training was not enough"
-    assert rows[2]["reads"].endswith("has after 100 hours, within 100")
+    assert rows[2]["reads"].endswith("has after 100 device-hours, within 100")
     short = frame(3, shift=2.0)
-    short = short[(short["model"] == "DiT") | (short["hours"] < 100)]
-    assert [row["low"] for row in crossings(short, ["hours"], "fid") if row["status"] == "not reached"] == [1, 0.1]
+    short = short[(short["model"] == "DiT") | (short["device_hours"] < 100)]
+    assert [row["low"] for row in crossings(short, ["device_hours"], "fid") if row["status"] == "not reached"] == [1, 0.1]
 
 
 def test_the_first_crossing_counts_and_a_milestone_itself_is_exact():
@@ -82,7 +82,7 @@ def test_the_first_crossing_counts_and_a_milestone_itself_is_exact():
 def test_the_interval_over_seeds_holds_the_truth_and_narrows_with_less_noise():
     widths = []
     for noise in (0.6, 0.06):
-        row = list(crossings(frame(5, noise=noise), ["hours"], "fid"))[1]
+        row = list(crossings(frame(5, noise=noise), ["device_hours"], "fid"))[1]
         assert row["low"] < 0.5 < row["high"]
         assert row["low"] <= row["ratio"] <= row["high"]
         assert row["seeds"] == "5 and 5"
@@ -106,7 +106,7 @@ def test_the_interval_of_few_seeds_holds_the_truth_nineteen_times_of_twenty(seed
 def test_an_interval_says_whether_trainings_were_repeated_or_samplings_only():
     rows = frame(3, noise=0.1)
     for seeds, kind in ((rows["seed"].astype(str) + "/0", "training"), ("0/" + rows["seed"].astype(str), "sampling only")):
-        row = next(crossings(rows.assign(seed=seeds), ["hours"], "fid"))
+        row = next(crossings(rows.assign(seed=seeds), ["device_hours"], "fid"))
         assert row["interval"] == f"95 % by Student's t over seeds of {kind}"
 
 

@@ -170,12 +170,15 @@ def test_the_first_screen_says_whether_masking_pays_with_four_numbers(html):
 
 
 def test_the_final_quality_is_the_method_s_and_not_that_before_its_finetuning():
-    ends = {"DiT": 150, "DiT before finetuning": 170, "MaskDiT": 200, "MaskDiT before finetuning": 250}
-    points = [{"series": series, "seed": "0/0", "y": y, "ours": True} for series, y in ends.items()]
-    text = str(cards([], [], {"quality": "fd_mobilenet", "points": points}))
-    assert re.search(r"Final fd_mobilenet</span><strong>(.*?)</strong><span>(.*?)</span>", text).groups() == (
-        "150 / 200",
-        "DiT / MaskDiT",
+    text = "eval,series,model,phase,seed,device_hours,fid\n"
+    text += "a,DiT before finetuning,DiT,pretrain,0/0,1,17\na2,DiT,DiT,finetune,0/0,4,15\n"
+    text += "b,MaskDiT before finetuning,MaskDiT,pretrain,0/0,2,25\nb2,MaskDiT,MaskDiT,finetune,0/0,4,20\n"
+    points = drawn(list(csv.DictReader(io.StringIO(text))))
+    last = re.search(r"Final fid</span><strong>(.*?)</strong><span>(.*?)</span>", str(cards([], [], points)))
+    assert last.groups() == ("15 / 20", "DiT / MaskDiT")
+    assert (
+        ahead(points["points"], "device_hours", "hours", "fid")
+        == "After 4 hours the curve of DiT has the best fid: DiT 15, MaskDiT 20."
     )
 
 
@@ -562,6 +565,12 @@ def test_of_several_seeds_the_budget_takes_the_mean(page):
     told = "DiT wins: fd_mobilenet 175.5 (demo-dit-4, after 1.21 device-minutes; mean of 2 seeds)"
     assert slide(page, 200) == ["demo-dit-4", told]
     assert slide(page, 190)[0] == "demo-maskdit-4", "a seed without a milestone has no place in a mean"
+
+
+def test_points_before_a_finetuning_win_no_budget(page):
+    point = "{...data.points.find((point) => point.eval === 'demo-dit-4'), eval: 'early', y: '1'"
+    page.ask(f"data.points.push({point}, compared: false}})")
+    assert slide(page, 200)[0] == "demo-dit-4"
 
 
 def test_everything_is_reached_by_keys_in_the_order_of_the_page(page):

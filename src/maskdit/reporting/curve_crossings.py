@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from maskdit.methods.dit import Dit
+from maskdit.reporting.report.report import AXES
 
 Sheet = tuple[NDArray[Any], NDArray[Any]]  # cost and quality, each (seeds, milestones)
 
@@ -137,7 +138,7 @@ def row_of(theirs: str, ours: str, axis: str, other: Sheet, mine: Sheet, place: 
     The bounds of what is not reached begin at all that was spent, those of what the first milestone has already end at its cost.
     """
     at, wanted = other[0][:, place].mean(), other[1][:, place].mean()
-    unit = {"tflop": "TFLOP", "device_hours": "device-hours"}.get(axis, axis)
+    unit = AXES[axis][1]
     share: float | None = ratio(mine, other, place)
     bounds = interval(mine, other, place)
     low, high = bounds or (None, None)

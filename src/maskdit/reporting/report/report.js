@@ -41,7 +41,6 @@ function sortable(table) {
 // The chart: points are the rows of a file, and lines join the milestones of one seed of one run.
 
 const names = [...new Set(data.points.map((point) => point.series))];
-const ours = names.filter((name) => data.points.some((point) => point.series === name && point.ours));
 const colour = (name) => `c${(name === "MaskDiT" ? 0 : name === "DiT" ? 1 : 2 + names.indexOf(name)) % 6}`;
 const SHAPES = ["M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0", "M-4-4h8v8h-8z", "M0-5.5l5 9h-10z", "M0-5.5l5.5 5.5l-5.5 5.5l-5.5-5.5z", "M0 5.5l5-9h-10z"];
 const DASHES = ["", "7 4", "2 3", "9 3 2 3"];
@@ -192,10 +191,10 @@ function standing(line, hours) {
 }
 
 function winners(hours) {
-  const found = ours.map((name) => {
-    const lines = {};
-    for (const point of data.points)
-      if (point.series === name && data.hours[0] in point.x) (lines[`seed ${point.seed}`] ??= []).push(point);
+  const curves = {};
+  for (const point of data.points)
+    if (point.compared && data.hours[0] in point.x) ((curves[point.series] ??= {})[`seed ${point.seed}`] ??= []).push(point);
+  const found = Object.entries(curves).map(([name, lines]) => {
     const seeds = Object.values(lines).map((line) => standing(line.sort((one, other) => spent(one) - spent(other)), hours));
     return { ...seeds[0], name, seeds, y: seeds.reduce((sum, each) => sum + each?.y, 0) / seeds.length };
   });
@@ -208,7 +207,7 @@ function inWords(hours) {
 }
 
 function budget(place, mark) {
-  const all = data.points.filter((point) => point.ours && data.hours[0] in point.x).map(spent);
+  const all = data.points.filter((point) => point.compared && data.hours[0] in point.x).map(spent);
   if (!all.length) return;
   const [low, high] = [Math.min(...all) * 0.8, Math.max(...all)];
   const slider = html("input", { type: "range", id: "slider", min: 0, max: 200, step: 1, value: 200 });

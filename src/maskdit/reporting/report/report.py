@@ -16,7 +16,7 @@ from maskdit.config.load import load
 from maskdit.config.params import Params
 from maskdit.config.reporting import Report
 from maskdit.config.training import HELDOUT_LOSS
-from maskdit.reporting.records import Records, distance_of, read
+from maskdit.reporting.records import BEFORE_FINETUNING, Records, distance_of, read
 from maskdit.reporting.report.dag import draw
 from maskdit.reporting.report.nearest import nearest
 from maskdit.reporting.report.page import PIECES, page, picture, rows_of, short, table
@@ -107,7 +107,7 @@ def ahead(points: list[dict[str, Any]], axis: str, unit: str, quality: str) -> s
     """Which series is best at the total cost of the cheapest one, as a sentence; '' for fewer than two series."""
     series: dict[str, dict[str, list[Spot]]] = {}
     for point in points:
-        if point["ours"] and axis in point["x"]:
+        if point["compared"] and axis in point["x"]:
             seeds = series.setdefault(point["series"], {})
             seeds.setdefault(point["seed"], []).append((float(point["x"][axis]), float(point["y"])))
     if len(series) < 2:
@@ -169,15 +169,19 @@ def tables(params: Params, bench: str, records: Records, results: Path) -> Marku
 
 
 def drawn(curves: list[dict[str, str]]) -> dict[str, Any]:
-    """The data of the chart: points with their costs and quality, each number as in its file."""
+    """The data of the chart: points with their costs and quality, each number as in its file.
+
+    Published points, and those before the finetuning that ends a curve, are drawn but not compared.
+    """
     columns = list(curves[0]) if curves else []
     quality = distance_of(columns)
     hours = "device_hours" if "device_hours" in columns else "seconds"
     points = []
     for row in curves:
         if row.get(quality):
-            point = {"series": row.get("series") or row["model"], "ours": bool(row.get("model")), "eval": row["eval"]}
-            point |= {"phase": row.get("phase", ""), "seed": row.get("seed", "")}
+            series, ours = row.get("series") or row["model"], bool(row.get("model"))
+            point = {"series": series, "ours": ours, "compared": ours and not series.endswith(BEFORE_FINETUNING)}
+            point |= {"eval": row["eval"], "phase": row.get("phase", ""), "seed": row.get("seed", "")}
             points.append({**point, "x": {name: row[name] for name in AXES if row.get(name)}, "y": row[quality]})
     axes = [[name, *words] for name, words in AXES.items() if any(row.get(name) for row in curves)]
     return {"quality": quality, "axes": axes, "hours": [hours, 1.0 if hours == "device_hours" else 3600.0], "points": points}

@@ -12,7 +12,7 @@ from maskdit.config.params import Params
 from maskdit.config.reporting import Report
 from maskdit.methods.dit import Dit
 from maskdit.methods.maskdit import MaskDit
-from maskdit.reporting.records import BEFORE_FINETUNING, COMPARABLE, Records, counted, distance_of, independent, seeds, twins
+from maskdit.reporting.records import COMPARABLE, Records, counted, distance_of, independent, seeds, twins
 from maskdit.reporting.report.page import PIECES, picture, rows_of
 
 SHOWN = {"as claimed": "supports", "opposite": "contradicts", "tie": "shows no difference for"}  # direction -> in words
@@ -135,7 +135,7 @@ def cards(trainings: list[dict[str, str]], timed: list[dict[str, str]], points: 
         equal = (f"{float(reached['ratio']):.2f}x", f"of DiT's, at a {points['quality']} of {float(reached['quality']):.4g}")
     ends: dict[str, dict[str, float]] = {}  # series -> seed -> quality of its last point
     for point in points["points"]:
-        if point["ours"] and not point["series"].endswith(BEFORE_FINETUNING):
+        if point["compared"]:
             ends.setdefault(point["series"], {})[point["seed"]] = float(point["y"])
     last = {series: f"{mean(seeds.values()):.4g}" for series, seeds in ends.items()}
     shown = (
