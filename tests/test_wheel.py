@@ -39,8 +39,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the source distribution, as an installer builds it."""
     home = tmp_path_factory.mktemp("unpacked")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(home, filter="data")
+    says(home, "tar", "-xf", str(sdist))  # tarfile has no safe filter before Python 3.11.4
     [inside] = home.iterdir()
     return build(inside, "build_wheel", tmp_path_factory.mktemp("wheel"))
 
